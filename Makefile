@@ -1,0 +1,68 @@
+# Every target makes what it needs: a virtual environment with torch, the compiled extension, the tools.
+# A torch without CUDA: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+TORCH  ?= torch==2.13.0
+PYTHON ?= python3
+VENV   ?= .venv
+
+# More options for the scripts and for pytest, e.g. make test TEST_ARGS="-k gru -x"
+DEMO_ARGS  ?=
+TEST_ARGS  ?=
+BENCH_ARGS ?=
+
+PY     := $(VENV)/bin/python
+CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h')
+# The stamp of the compiled extension; without a compiled file beside the package the stamp means nothing.
+EXT    := $(VENV)/.extension
+FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
+
+.PHONY: demo test bench bench-pytest lint format build clean force
+.DEFAULT_GOAL := build
+
+build: $(EXT)
+
+demo: $(EXT)
+	$(PY) -m examples.classify --demo --out results/demo $(DEMO_ARGS)
+
+test: $(EXT)
+	$(PY) -m pytest $(TEST_ARGS)
+
+bench: $(EXT)
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
+
+bench-pytest: $(EXT)
+	$(PY) -m pytest benchmarks $(TEST_ARGS)
+
+lint: $(VENV)/.package
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
+
+format: $(VENV)/.package
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CSRC)
+
+# Removes what was compiled; the virtual environment stays.
+clean:
+	rm -rf build rnnfast.egg-info rnnfast/_C.*.so $(EXT)
+
+# Python, its headers and a compiler are looked for before anything is downloaded.
+$(VENV)/.torch:
+	@$(PYTHON) -B -c 'import setup; setup.check_python(); setup.check_compiler()'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "rnnfast: $(PYTHON) cannot make virtual \
+	environments; install its venv package (Debian/Ubuntu: sudo apt install python3-venv) and run make again." >&2; \
+	exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install $(TORCH)
+	$(PY) -m pip install numpy 'setuptools>=77' wheel ninja
+	touch $@
+
+$(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py
+	$(PY) -m pip install --no-build-isolation -e '.[demo,test,bench,dev]'
+	touch $@
+
+# Only what has changed is compiled again.
+$(EXT): $(VENV)/.package $(CSRC) $(FORCED)
+	$(PY) setup.py build_ext --inplace
+	touch $@

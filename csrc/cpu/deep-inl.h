@@ -1,0 +1,206 @@
+// The time loop of the deep-transition RNN, forward and backward: a step is a multi-layer perceptron over [x, h], so it
+// is `depth` products, one after the other, with a meeting of the members after each.
+// Compiled once per instruction set, inside its namespace. No guard on purpose.
+
+template <class A>
+struct DeepForward {
+  typedef typename Vec<A>::type V;
+  static constexpr int L = Vec<A>::kLanes;
+
+  const DeepParams<A>& p;
+  const Plan plan;
+  const int64_t Hp, B;
+  const int last;
+  int64_t chunk;
+  Packed<A> w_x, w[kMaxDepth];  // layer 0 is cut in its x and its h columns: w_x and w[0]
+  A* bias[kMaxDepth];           // [padded(width)]
+  A* h[2];                      // [B, Hp]: read one, write the other
+  A* buffer;                    // [chunk, B, padded(width[0])], when the activations are not saved
+  A* inner[kMaxDepth];          // [B, padded(width)], when they are not saved
+
+  DeepForward(const DeepParams<A>& params, Plan how, Arena& arena)
+      : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
+    const int64_t W0 = padded(p.width[0]);
+    const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
+    chunk = chunk_steps<A>(p.walk, W0, plan.parts);
+    w_x = Packed<A>::make(arena, p.I, p.width[0], 1, chunk * rows);
+    for (int l = 0; l <= last; ++l) {
+      w[l] = Packed<A>::make(arena, l ? p.width[l - 1] : p.H, p.width[l], 1, rows);
+      bias[l] = arena.take<A>(padded(p.width[l]));
+      inner[l] = l && l < last && !p.acts[l] ? arena.take<A>(B * padded(p.width[l])) : nullptr;
+    }
+    h[0] = arena.take<A>(B * Hp);
+    h[1] = arena.take<A>(B * Hp);
+    buffer = arena.take<A>(p.acts[0] ? 0 : chunk * B * W0);
+  }
+
+  void run(Team::Member& member) const {
+    const Share share{plan, B, member};
+    prepare(share);
+    member.barrier();
+    for (int64_t begin = 0; begin < p.walk.steps; begin += chunk) {
+      const int64_t end = least(begin + chunk, p.walk.steps);
+      share.for_parts([&](const Part& part) { input_product(part, begin, end); });
+      for (int64_t t = begin; t < end; ++t)
+        for (int l = 0; l <= last; ++l) {
+          share.for_parts([&](const Part& part) { layer(part, l, t, t - begin); });
+          share.meet();
+        }
+    }
+  }
+
+  void prepare(const Share& share) const {
+    const int64_t ld = p.I + p.H;
+    share.pack(w_x, [&](Range part, Range turn) { w_x.pack_transposed(part, turn, p.w[0], ld); });
+    for (int l = 0; l <= last; ++l)
+      share.pack(w[l], [&](Range part, Range turn) {
+        w[l].pack_transposed(part, turn, l ? p.w[l] : p.w[0] + p.I, l ? p.width[l - 1] : ld);
+      });
+    for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, share.batch_share());
+    if (share.member.rank == 0)
+      for (int l = 0; l <= last; ++l) copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], {0, 1});
+  }
+
+  // what layer l leaves for (t, b), [padded(width[l])]
+  A* output(int l, int64_t t, int64_t b, int64_t local) const {
+    const int64_t W = padded(p.width[l]);
+    if (p.acts[l]) return p.acts[l] + p.walk.row(t, b) * W;
+    if (l == 0) return buffer + (local * B + b) * W;
+    return l == last ? h[(t + 1) & 1] + b * Hp : inner[l] + b * W;
+  }
+
+  // the x part of layer 0 for the steps of a chunk
+  void input_product(const Part& part, int64_t begin, int64_t end) const {
+    const int64_t slot = 0, rows = part.rows.size();
+    product(
+        w_x, part.vectors_of(w_x), rows * (end - begin), &slot,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          const int64_t local = i / rows, b = part.rows.begin + i % rows;
+          a = p.x + p.walk.row(begin + local, b) * p.I;
+          in = bias[0];
+          out = output(0, begin + local, b, local);
+        },
+        [](int64_t, Range) {});
+  }
+
+  void layer(const Part& part, int l, int64_t t, int64_t local) const {
+    const int64_t slot = 0, first = part.rows.begin;
+    product(
+        w[l], part.vectors_of(w[l]), part.rows.size(), &slot,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          const int64_t b = first + i;
+          a = l ? output(l - 1, t, b, local) : h[t & 1] + b * Hp;
+          out = output(l, t, b, local);
+          in = l ? bias[l] : out;
+        },
+        [&](int64_t i, Range vectors) {
+          const int64_t b = first + i;
+          A* value = output(l, t, b, local);
+          for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+            const V sum = load(value + v * L);
+            if (l < last) {
+              store(value + v * L, leaky_relu(sum, p.slope));
+              continue;
+            }
+            store(h[(t + 1) & 1] + b * Hp + v * L, sum);
+            store_part(p.y + p.walk.row(t, b) * p.H + v * L, sum, p.H - v * L);
+            if (t + 1 == p.walk.steps) store_part(p.hn + b * p.H + v * L, sum, p.H - v * L);
+          }
+        });
+  }
+};
+
+template <class A>
+struct DeepBackward {
+  typedef typename Vec<A>::type V;
+  static constexpr int L = Vec<A>::kLanes;
+
+  const DeepParams<A>& p;
+  const Plan plan;
+  const int64_t Hp, B;
+  const int last;
+  Packed<A> w[kMaxDepth];  // what layer l's gradient passes on its way to layer l - 1, or to h
+  A* zeros;                // as wide as the widest row of C
+  A* dh;                   // [B, Hp]
+  A* scratch;              // [B, widest]
+
+  DeepBackward(const DeepParams<A>& params, Plan how, Arena& arena)
+      : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
+    const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
+    for (int l = 0; l <= last; ++l) w[l] = Packed<A>::make(arena, p.width[l], l ? p.width[l - 1] : p.H, 1, rows);
+    zeros = arena.take<A>(widest());
+    dh = arena.take<A>(B * Hp);
+    scratch = arena.take<A>(B * widest());
+  }
+
+  int64_t widest() const {
+    int64_t n = Hp;
+    for (int l = 0; l < last; ++l) n = most(n, padded(p.width[l]));
+    return n;
+  }
+
+  void run(Team::Member& member) const {
+    const Share share{plan, B, member};
+    prepare(share);
+    member.barrier();
+    for (int64_t t = p.walk.steps - 1; t >= 0; --t) {
+      share.for_parts([&](const Part& part) { collect(part, t); });
+      for (int l = last; l >= 0; --l) {
+        share.meet();
+        share.for_parts([&](const Part& part) { layer(part, l, t); });
+      }
+    }
+    member.barrier();
+    const Range rows = share.batch_share();
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      for (int64_t i = 0; i < p.H; i += L) store_part(p.dh0 + b * p.H + i, load(dh + b * Hp + i), p.H - i);
+  }
+
+  void prepare(const Share& share) const {
+    for (int l = 0; l <= last; ++l)
+      share.pack(w[l], [&](Range part, Range turn) {
+        w[l].pack_straight(part, turn, l ? p.w[l] : p.w[0] + p.I, l ? p.width[l - 1] : p.I + p.H);
+      });
+    copy_padded(dh, Hp, p.dhn, p.H, share.batch_share());
+    if (share.member.rank == 0)
+      for (int64_t i = 0; i < widest(); ++i) zeros[i] = 0;
+  }
+
+  // dL/dh of step t, which is dL/d(pre-activation) of the last layer; and the state the step started from
+  void collect(const Part& part, int64_t t) const {
+    const Range vectors = part.vectors_of(w[0]);
+    for (int64_t b = part.rows.begin; b < part.rows.end; ++b) {
+      const int64_t row = p.walk.row(t, b) * p.H;
+      const A* before = t ? p.y + p.walk.row(t - 1, b) * p.H : p.h0 + b * p.H;
+      for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+        const int64_t left = p.H - v * L;
+        V total = load(dh + b * Hp + v * L);
+        if (p.dy) total = total + load_part(p.dy + row + v * L, left);
+        store_part(p.da[last] + row + v * L, total, left);
+        store_part(p.h_previous + row + v * L, load_part(before + v * L, left), left);
+      }
+    }
+  }
+
+  // da of layer l passes w[l]: to dL/dh under layer 0, else through LeakyReLU to da of layer l - 1
+  void layer(const Part& part, int l, int64_t t) const {
+    const int64_t slot = 0, first = part.rows.begin;
+    const int64_t W = l ? padded(p.width[l - 1]) : Hp;
+    A* result = l ? scratch : dh;
+    product(
+        w[l], part.vectors_of(w[l]), part.rows.size(), &slot,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          a = p.da[l] + p.walk.row(t, first + i) * p.width[l];
+          in = zeros;
+          out = result + (first + i) * W;
+        },
+        [&](int64_t i, Range vectors) {
+          if (l == 0) return;
+          const int64_t row = p.walk.row(t, first + i), n = p.width[l - 1];
+          for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+            const V act = load(p.acts[l - 1] + row * W + v * L), da = load(result + (first + i) * W + v * L);
+            store_part(p.da[l - 1] + row * n + v * L, leaky_relu_backward(act, da, p.slope), n - v * L);
+          }
+        });
+  }
+};

@@ -1,0 +1,79 @@
+// The choice among instruction sets; see dispatch.h.
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace rnnfast {
+
+namespace generic {
+extern const Kernels kKernels;
+}
+#ifdef RNNFAST_X86
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#endif
+
+namespace {
+
+struct Candidate {
+  const Kernels* kernels;
+  bool usable;
+};
+
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> all = {
+      {&generic::kKernels, true},
+#ifdef RNNFAST_X86
+      {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {&avx512::kKernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+#endif
+  };
+  return all;
+}
+
+const Kernels* find(const std::string& name) {
+  std::string built, usable;
+  for (const Candidate& c : candidates()) {
+    if (name == c.kernels->name && c.usable) return c.kernels;
+    built += std::string(built.empty() ? "" : ", ") + c.kernels->name;
+    if (c.usable) usable += std::string(usable.empty() ? "" : ", ") + c.kernels->name;
+  }
+  throw std::runtime_error("instruction set '" + name + "' cannot run here: built are " + built +
+                           ", this processor has " + usable);
+}
+
+const Kernels* choose() {
+  if (const char* forced = std::getenv("RNNFAST_ISA"); forced && *forced) return find(forced);
+  const Kernels* best = nullptr;
+  for (const Candidate& c : candidates())
+    if (c.usable) best = c.kernels;
+  return best;
+}
+
+std::atomic<const Kernels*> current{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* now = current.load(std::memory_order_acquire);
+  if (!now) current.store(now = choose(), std::memory_order_release);
+  return *now;
+}
+
+void set_isa(const std::string& name) { current.store(name.empty() ? choose() : find(name)); }
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates())
+    if (c.usable) names.push_back(c.kernels->name);
+  return names;
+}
+
+}  // namespace rnnfast

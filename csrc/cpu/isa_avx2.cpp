@@ -1,0 +1,17 @@
+// x86-64 with AVX2 and FMA: 256-bit vectors.
+// Standard headers first: nothing of theirs may be compiled inside the target region.
+#include <immintrin.h>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+
+RNNFAST_TARGET_BEGIN("avx2,fma")
+namespace rnnfast::avx2 {
+constexpr int kVectorBytes = 32;
+#define RNNFAST_ISA_NAME "avx2"
+#define RNNFAST_FMA_F32(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define RNNFAST_FMA_F64(a, b, c) _mm256_fmadd_pd(a, b, c)
+#include "cpu/isa-inl.h"
+}  // namespace rnnfast::avx2
+RNNFAST_TARGET_END

@@ -1,0 +1,17 @@
+// x86-64 with AVX-512: 512-bit vectors.
+// Standard headers first: nothing of theirs may be compiled inside the target region.
+#include <immintrin.h>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+
+RNNFAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+namespace rnnfast::avx512 {
+constexpr int kVectorBytes = 64;
+#define RNNFAST_ISA_NAME "avx512"
+#define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
+#include "cpu/isa-inl.h"
+}  // namespace rnnfast::avx512
+RNNFAST_TARGET_END

@@ -1,0 +1,118 @@
+// What a torch caller and the kernels of every instruction set agree on: plain structs, no torch, no vector types.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/target.h"
+
+namespace rnnfast {
+
+enum class Mode { kLstm, kGru, kRnnTanh, kRnnRelu };
+enum class Split { kSerial, kUnits, kRows };
+
+// The rows of x and y. Row (t, b) is offsets[t] + b * row_stride; time step t has the rows 0 .. sizes[t] - 1.
+// Dense time-major, batch-first, packed and reversed input differ in nothing else.
+struct Walk {
+  int64_t steps;           // T
+  int64_t batch;           // B, the rows of the fullest step
+  int64_t total;           // N, the rows of all steps together
+  int64_t row_stride;      // 1 (time-major, packed) or T (batch-first)
+  const int64_t* offsets;  // [T]
+  const int64_t* sizes;    // [T], non-increasing
+  bool reverse;            // walk from T - 1 to 0
+
+  RNNFAST_INLINE int64_t row(int64_t t, int64_t b) const { return offsets[t] + b * row_stride; }
+  RNNFAST_INLINE int64_t time(int64_t step) const { return reverse ? steps - 1 - step : step; }
+  // the rows of t that begin here (from h0) or end here (into hn), counted in walking order: b >= the result
+  RNNFAST_INLINE int64_t first_without(int64_t t, bool neighbour_after) const {
+    const int64_t other = neighbour_after ? t + 1 : t - 1;
+    return other < 0 || other >= steps ? 0 : (sizes[other] < sizes[t] ? sizes[other] : sizes[t]);
+  }
+  RNNFAST_INLINE int64_t begins(int64_t t) const { return first_without(t, reverse); }
+  RNNFAST_INLINE int64_t ends(int64_t t) const { return first_without(t, !reverse); }
+  // the row that holds the previous state of (t, b), for a b that does not begin here
+  RNNFAST_INLINE int64_t previous(int64_t t, int64_t b) const { return row(reverse ? t + 1 : t - 1, b); }
+};
+
+// How one call is shared out: `parts` slices of hidden units or of rows; a team smaller than that takes several each.
+struct Plan {
+  Split split;
+  int parts;
+};
+
+// Hidden widths are padded to whole vectors of every instruction set, so that what is saved suits them all.
+constexpr int64_t kPad = 16;
+RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
+template <class A>
+struct ForwardParams {
+  Walk walk;
+  int64_t I, H, P;    // input, hidden and output width; P = H without a projection
+  const A* x;         // [N, I]
+  const A* w_ih;      // [G H, I]
+  const A* w_hh;      // [G H, P]
+  const A* b_ih;      // [G H] or null
+  const A* b_hh;      // [G H] or null
+  const A* w_hr;      // [P, H] or null
+  const A* h0;        // [B, P]
+  const A* c0;        // [B, H] or null
+  A* y;               // [N, P], leading dimension ldy
+  int64_t ldy;
+  A* hn;              // [B, P]
+  A* cn;              // [B, H] or null
+  A* gates;           // [N, S, Hp] or null: inference saves nothing
+  A* cells;           // [N, Hp] or null
+};
+
+// One direction of one layer, backward through time. The caller makes the weight gradients from what this leaves.
+template <class A>
+struct BackwardParams {
+  Walk walk;
+  int64_t H, P;
+  const A* w_hh;      // [G H, P]
+  const A* w_hr;      // [P, H] or null
+  const A* h0;        // [B, P]
+  const A* c0;        // [B, H] or null
+  const A* y;         // [N, P], leading dimension ldy
+  const A* dy;        // the same, or null
+  int64_t ldy;
+  const A* dhn;       // [B, P] or null
+  const A* dcn;       // [B, H] or null
+  const A* gates;     // [N, S, Hp]
+  const A* cells;     // [N, Hp] or null
+  A* da;              // [N, G H]: dL/d(W_hh h + b_hh)
+  A* dx;              // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
+  A* h_previous;      // [N, P] or null: the state each row started from
+  A* dprojected;      // [N, P] or null: dL/dh before the projection
+  A* hidden;          // [N, H] or null: o tanh(c), what the projection multiplies
+  A* dh0;             // [B, P]
+  A* dc0;             // [B, H] or null
+};
+
+constexpr int kMaxDepth = 64;
+
+// The deep-transition RNN: layer 0 reads [x_t, h], layer l reads what layer l - 1 gave, the last one gives h.
+template <class A>
+struct DeepParams {
+  Walk walk;
+  int64_t I, H;
+  int depth;
+  int64_t width[kMaxDepth];  // output width of each layer; the last one is H
+  const A* w[kMaxDepth];     // [width[0], I + H], then [width[l], width[l - 1]]
+  const A* b[kMaxDepth];     // [width[l]] or null
+  A slope;                   // of LeakyReLU, which stands between the layers
+  const A* x;                // [N, I]
+  const A* h0;               // [B, H]
+  A* y;                      // [N, H]  (read by backward)
+  A* hn;                     // [B, H]
+  A* acts[kMaxDepth];        // [N, padded(width[l])] for the inner layers, or null in inference
+  // backward
+  const A* dy;               // [N, H] or null
+  const A* dhn;              // [B, H] or null
+  A* da[kMaxDepth];          // [N, width[l]]: dL/d(pre-activation) of each layer
+  A* h_previous;             // [N, H]
+  A* dh0;                    // [B, H]
+};
+
+}  // namespace rnnfast

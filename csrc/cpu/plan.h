@@ -1,0 +1,26 @@
+// Which way a call is shared among threads: one pure function of its shape, and the two ways to force it.
+#pragma once
+#include <string>
+
+#include "cpu/params.h"
+
+namespace rnnfast {
+
+struct Shape {
+  int64_t steps, batch, total;  // T, B, N
+  int64_t inputs;               // I (for the input product)
+  int64_t units;                // H, what the unit split shares out
+  int64_t reads;                // P: what one step's product sums over
+  int gates;                    // rows of W per unit
+  int stages;                   // barriers a step when units are shared: 1, or one per layer of a deep transition
+  int lanes;                    // of one vector
+  bool packed;                  // steps have different row counts
+};
+
+// The cheapest of the three by a model of measured costs; threads = how many can really run.
+Plan make_plan(const Shape& shape, int threads);
+
+const char* name_of(Split split);
+bool parse_split(const std::string& name, Split& split);
+
+}  // namespace rnnfast

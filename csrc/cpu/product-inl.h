@@ -1,0 +1,165 @@
+// C[M, N] += A[M, K] . B[K, N] with B packed: the one matrix product of every recurrence, forward and backward.
+// A tile of C (some rows, some vectors) stays in registers while it walks K; each element is one chain of
+// multiply-adds in the order of k, so tiles of any size round alike.
+// Compiled once per instruction set, inside its namespace. No guard on purpose.
+
+constexpr int kMaxRows = 8;
+constexpr int kMaxVectors = 8;
+
+// Rows of a tile, by its vectors: as many accumulators as the registers hold beside a row of B.
+constexpr int tile_rows(int vectors) {
+  constexpr int wide[] = {0, 8, 8, 8, 6, 5, 4, 3, 3};
+  constexpr int narrow[] = {0, 8, 6, 4, 3, 2, 2, 1, 1};
+  return kVectorBytes == 64 ? wide[vectors] : narrow[vectors];
+}
+
+template <class A>
+struct Tile {
+  const A* a[kMaxRows];         // [K] each
+  const A* in[kMaxRows];        // what C starts from, and
+  A* out[kMaxRows];             // where it goes: rows of C
+  int64_t offset[kMaxVectors];  // of each vector within a row of C
+  const A* b;                   // [K, vectors, lanes]
+  int64_t K;
+};
+
+template <class A, int kRows, int kVectors>
+__attribute__((noinline)) void multiply_tile(const Tile<A>& tile) {
+  typedef typename Vec<A>::type V;
+  constexpr int L = Vec<A>::kLanes;
+  V acc[kRows][kVectors];
+  const A* a[kRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+    a[m] = tile.a[m];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = load(tile.in[m] + tile.offset[v]);
+  }
+  const A* b = tile.b;
+  const int64_t K = tile.K;
+  for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
+    V row[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      const V x = a[m][k] - V{};
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(tile.out[m] + tile.offset[v], acc[m][v]);
+}
+
+// multiply_tile by [vectors][rows], filled for all sizes that a tile may have
+template <class A>
+struct TileTable {
+  void (*entry[kMaxVectors + 1][kMaxRows + 1])(const Tile<A>&) = {};
+
+  constexpr TileTable() { fill_vectors<1>(); }
+
+  template <int kVectors>
+  constexpr void fill_vectors() {
+    fill_rows<kVectors, 1>();
+    if constexpr (kVectors < kMaxVectors) fill_vectors<kVectors + 1>();
+  }
+  template <int kVectors, int kRows>
+  constexpr void fill_rows() {
+    entry[kVectors][kRows] = multiply_tile<A, kRows, kVectors>;
+    if constexpr (kRows < tile_rows(kVectors)) fill_rows<kVectors, kRows + 1>();
+  }
+};
+
+template <class A>
+inline constexpr TileTable<A> kTiles;
+
+// A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into panels of
+// at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
+template <class A>
+struct Packed {
+  A* data = nullptr;
+  int64_t K = 0;
+  int64_t units = 0;
+  int gates = 1;
+  int width = 1;
+
+  static constexpr int L = Vec<A>::kLanes;
+
+  int64_t vectors() const { return divide_up(units, L); }
+  A* panel(int64_t vector) const { return data + vector * K * gates * L; }
+  Range vectors_of(int64_t parts, int64_t i) const { return share(vectors(), parts, i); }
+
+  // few rows: wider panels, so that enough chains are in flight to hide the latency of one
+  static Packed make(Arena& arena, int64_t K, int64_t units, int gates, int64_t rows) {
+    Packed w;
+    w.K = K;
+    w.units = units;
+    w.gates = gates;
+    w.width = (rows < 4 ? kMaxVectors : 4) / gates;
+    w.data = arena.take<A>(w.vectors() * K * gates * L);
+    return w;
+  }
+
+  // every panel of a range of unit vectors; with turn {i, n} only each n-th one, from the i-th on
+  template <class F>
+  RNNFAST_INLINE void for_panels(Range vectors, Range turn, F f) const {
+    const int64_t panels = divide_up(vectors.size(), width);
+    for (int64_t j = turn.begin; j < panels; j += turn.end) f(share(vectors, panels, j));
+  }
+
+  // B[k, unit] of gate g = W[g units + unit, k]: forward; lines of 16 k of 16 units are turned in registers
+  void pack_transposed(Range part, Range turn, const A* W, int64_t ldw) const {
+    typedef typename Vec<A>::type V;
+    for_panels(part, turn, [&](Range p) {
+      const int64_t stride = gates * p.size() * L;
+      for (int64_t g = 0; g < gates; ++g)
+        for (int64_t v = p.begin; v < p.end; ++v) {
+          A* to = panel(p.begin) + (g * p.size() + v - p.begin) * L;
+          for (int64_t k = 0; k < K; k += L) {
+            V r[L];
+            for (int i = 0; i < L; ++i) {
+              const int64_t unit = v * L + i;
+              r[i] = unit < units ? load_part(W + (g * units + unit) * ldw + k, K - k) : V{};
+            }
+            transpose<A>(r);
+            const int64_t n = least<int64_t>(L, K - k);
+            for (int64_t i = 0; i < n; ++i) store(to + (k + i) * stride, r[i]);
+          }
+        }
+    });
+  }
+
+  // B[k, unit] = W[k, unit]: backward
+  void pack_straight(Range part, Range turn, const A* W, int64_t ldw) const {
+    for_panels(part, turn, [&](Range p) {
+      A* to = panel(p.begin);
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t v = p.begin; v < p.end; ++v, to += L) store(to, load_part(W + k * ldw + v * L, units - v * L));
+    });
+  }
+};
+
+// C += A . w over n rows and a range of unit vectors. rows(m, a, in, out) gives the pointers of row m; the gates of a
+// unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they are done.
+template <class A, class Rows, class Then>
+RNNFAST_INLINE void product(const Packed<A>& w, Range vectors, int64_t n, const int64_t* slot, Rows rows, Then then) {
+  constexpr int L = Vec<A>::kLanes;
+  w.for_panels(vectors, {0, 1}, [&](Range p) {
+    Tile<A> tile;
+    tile.b = w.panel(p.begin);
+    tile.K = w.K;
+    for (int64_t g = 0; g < w.gates; ++g)
+      for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;
+    const int64_t width = w.gates * p.size();
+    const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range r = share(n, tiles, i);
+      for (int64_t m = r.begin; m < r.end; ++m) rows(m, tile.a[m - r.begin], tile.in[m - r.begin], tile.out[m - r.begin]);
+      kTiles<A>.entry[width][r.size()](tile);
+      for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
+    }
+  });
+}

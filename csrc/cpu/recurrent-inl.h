@@ -1,0 +1,314 @@
+// The time loop of one direction of one layer, forward and backward, over any gated cell.
+// Forward: the input products of a chunk of steps go to the rows that hold the gates; then each step adds W_hh h to
+// them, tile by tile, and the cell finishes a tile while it is in the nearest cache. With shared units the members
+// meet once a step, because each reads all of h; with shared rows never.
+// Backward: the cell gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh to its dL/dh.
+// Compiled once per instruction set, inside its namespace. No guard on purpose.
+
+template <class Cell, class A>
+struct Forward {
+  typedef typename Vec<A>::type V;
+  static constexpr int L = Vec<A>::kLanes, G = Cell::kGates, S = Cell::kSlots;
+
+  const ForwardParams<A>& p;
+  const Plan plan;
+  const bool projected;
+  const int64_t Hp, Pp, B;
+  int64_t chunk;
+  Packed<A> w_ih, w_hh, w_hr;
+  A* bias;     // [S, Hp]
+  A* zeros;    // [Pp]
+  A* h[2];     // [B, Pp]: read one, write the other
+  A* c;        // [B, Hp]
+  A* m;        // [B, Hp]: what the projection multiplies
+  A* buffer;   // [chunk, B, S, Hp], when the gates are not saved
+  int64_t slot_x[G], slot_h[G];
+
+  Forward(const ForwardParams<A>& params, Plan how, Arena& arena)
+      : p(params), plan(how), projected(params.w_hr), Hp(padded(params.H)), Pp(padded(params.P)), B(params.walk.batch) {
+    chunk = chunk_steps<A>(p.walk, S * Hp, plan.parts);
+    const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
+    w_ih = Packed<A>::make(arena, p.I, p.H, G, chunk * rows);
+    w_hh = Packed<A>::make(arena, p.P, p.H, G, rows);
+    if (projected) w_hr = Packed<A>::make(arena, p.H, p.P, 1, rows);
+    bias = arena.take<A>(S * Hp);
+    zeros = arena.take<A>(Pp);
+    h[0] = arena.take<A>(B * Pp);
+    h[1] = arena.take<A>(B * Pp);
+    c = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
+    m = arena.take<A>(projected ? B * Hp : 0);
+    buffer = arena.take<A>(p.gates ? 0 : chunk * B * S * Hp);
+    for (int g = 0; g < G; ++g) slot_x[g] = g * Hp, slot_h[g] = Cell::kHiddenSlot[g] * Hp;
+  }
+
+  void run(Team::Member& member) const {
+    const Share share{plan, B, member};
+    prepare(share);
+    member.barrier();
+    for (int64_t begin = 0; begin < p.walk.steps; begin += chunk) {
+      const int64_t end = least(begin + chunk, p.walk.steps);
+      share.for_parts([&](const Part& part) { input_product(part, begin, end); });
+      for (int64_t s = begin; s < end; ++s) {
+        share.for_parts([&](const Part& part) { step(part, s, s - begin); });
+        share.meet();
+        if (!projected) continue;
+        share.for_parts([&](const Part& part) { project(part, s); });
+        share.meet();
+      }
+    }
+  }
+
+  void prepare(const Share& share) const {
+    share.pack(w_ih, [&](Range part, Range turn) { w_ih.pack_transposed(part, turn, p.w_ih, p.I); });
+    share.pack(w_hh, [&](Range part, Range turn) { w_hh.pack_transposed(part, turn, p.w_hh, p.P); });
+    if (projected) share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_transposed(part, turn, p.w_hr, p.H); });
+    const Range rows = share.batch_share();
+    for (A* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
+    if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
+    if (share.member.rank != 0) return;
+    for (int64_t i = 0; i < S * Hp; ++i) bias[i] = 0;
+    for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
+    for (int64_t g = 0; g < G; ++g)
+      for (int64_t i = 0; i < p.H; ++i) {
+        if (p.b_ih) bias[slot_x[g] + i] += p.b_ih[g * p.H + i];
+        if (p.b_hh) bias[slot_h[g] + i] += p.b_hh[g * p.H + i];
+      }
+  }
+
+  // the gates of (t, b), [S, Hp]; `local` counts the steps of this chunk
+  A* gates(int64_t t, int64_t b, int64_t local) const {
+    return (p.gates ? p.gates + p.walk.row(t, b) * S * Hp : buffer + (local * B + b) * S * Hp);
+  }
+
+  // gates = b + W_ih x for the steps of a chunk
+  void input_product(const Part& part, int64_t begin, int64_t end) const {
+    const Range vectors = part.vectors_of(w_ih);
+    int64_t n = 0;
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t t = p.walk.time(s);
+      const Range rows = part.active(p.walk, t);
+      n += rows.size();
+      if constexpr (S > G)  // a slot that only the hidden product adds to
+        for (int64_t b = rows.begin; b < rows.end; ++b)
+          for (int64_t v = vectors.begin; v < vectors.end; ++v)
+            store(gates(t, b, s - begin) + slot_h[G - 1] + v * L, load(bias + slot_h[G - 1] + v * L));
+    }
+    int64_t s = 0, b = 0, t = 0;
+    product(
+        w_ih, vectors, n, slot_x,
+        [&](int64_t row, const A*& a, const A*& in, A*& out) {
+          if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
+          while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
+          a = p.x + p.walk.row(t, b) * p.I;
+          in = bias;
+          out = gates(t, b, s - begin);
+          ++b;
+        },
+        [](int64_t, Range) {});
+  }
+
+  void emit(int64_t s, int64_t t, int64_t b, int64_t v, V value, bool ends) const {
+    store(h[(s + 1) & 1] + b * Pp + v * L, value);
+    store_part(p.y + p.walk.row(t, b) * p.ldy + v * L, value, p.P - v * L);
+    if (ends) store_part(p.hn + b * p.P + v * L, value, p.P - v * L);
+  }
+
+  // gates += W_hh h, then the cell
+  void step(const Part& part, int64_t s, int64_t local) const {
+    const int64_t t = p.walk.time(s), ends = p.walk.ends(t);
+    const Range rows = part.active(p.walk, t);
+    const A* before = h[s & 1];
+    product(
+        w_hh, part.vectors_of(w_hh), rows.size(), slot_h,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          a = before + (rows.begin + i) * Pp;
+          in = out = gates(t, rows.begin + i, local);
+        },
+        [&](int64_t i, Range vectors) {
+          const int64_t b = rows.begin + i;
+          A* saved = gates(t, b, local);
+          for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+            V state[S], cell{};
+            for (int j = 0; j < S; ++j) state[j] = load(saved + j * Hp + v * L);
+            if constexpr (Cell::kHasCell) cell = load(c + b * Hp + v * L);
+            const V value = Cell::forward(state, cell, projected ? V{} : load(before + b * Pp + v * L));
+            if (p.gates)
+              for (int j = 0; j < S; ++j) store(saved + j * Hp + v * L, state[j]);
+            if constexpr (Cell::kHasCell) {
+              store(c + b * Hp + v * L, cell);
+              if (p.cells) store(p.cells + p.walk.row(t, b) * Hp + v * L, cell);
+              if (b >= ends) store_part(p.cn + b * p.H + v * L, cell, p.H - v * L);
+            }
+            if (projected)
+              store(m + b * Hp + v * L, value);
+            else
+              emit(s, t, b, v, value, b >= ends);
+          }
+        });
+  }
+
+  // h' = W_hr (o tanh(c'))
+  void project(const Part& part, int64_t s) const {
+    const int64_t t = p.walk.time(s), ends = p.walk.ends(t), slot = 0;
+    const Range rows = part.active(p.walk, t);
+    A* after = h[(s + 1) & 1];
+    product(
+        w_hr, part.vectors_of(w_hr), rows.size(), &slot,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          a = m + (rows.begin + i) * Hp;
+          in = zeros;
+          out = after + (rows.begin + i) * Pp;
+        },
+        [&](int64_t i, Range vectors) {
+          const int64_t b = rows.begin + i;
+          for (int64_t v = vectors.begin; v < vectors.end; ++v)
+            emit(s, t, b, v, load(after + b * Pp + v * L), b >= ends);
+        });
+  }
+};
+
+template <class Cell, class A>
+struct Backward {
+  typedef typename Vec<A>::type V;
+  static constexpr int L = Vec<A>::kLanes, G = Cell::kGates, S = Cell::kSlots;
+
+  const BackwardParams<A>& p;
+  const Plan plan;
+  const bool projected;
+  const int64_t Hp, Pp, B;
+  Packed<A> w_hh, w_hr;
+  A* zeros;  // [Hp]
+  A* dh;     // [B, Pp]: dL/dh that comes from the step after
+  A* dc;     // [B, Hp]
+  A* dm;     // [B, Hp]: dL/d(o tanh(c)), with a projection
+
+  Backward(const BackwardParams<A>& params, Plan how, Arena& arena)
+      : p(params), plan(how), projected(params.w_hr), Hp(padded(params.H)), Pp(padded(params.P)), B(params.walk.batch) {
+    const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
+    w_hh = Packed<A>::make(arena, G * p.H, p.P, 1, rows);
+    if (projected) w_hr = Packed<A>::make(arena, p.P, p.H, 1, rows);
+    zeros = arena.take<A>(Hp);
+    dh = arena.take<A>(B * Pp);
+    dc = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
+    dm = arena.take<A>(projected ? B * Hp : 0);
+  }
+
+  void run(Team::Member& member) const {
+    const Share share{plan, B, member};
+    prepare(share);
+    member.barrier();
+    for (int64_t s = p.walk.steps - 1; s >= 0; --s) {
+      const int64_t t = p.walk.time(s);
+      if (projected) {
+        share.for_parts([&](const Part& part) { collect(part, t); });
+        share.meet();
+        share.for_parts([&](const Part& part) { unproject(part, t); });
+      }
+      share.for_parts([&](const Part& part) { cell(part, t); });
+      share.meet();
+      share.for_parts([&](const Part& part) { carry(part, t); });
+    }
+    member.barrier();
+    const Range rows = share.batch_share();
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t i = 0; i < p.P; i += L) store_part(p.dh0 + b * p.P + i, load(dh + b * Pp + i), p.P - i);
+      if constexpr (Cell::kHasCell)
+        for (int64_t i = 0; i < p.H; i += L) store_part(p.dc0 + b * p.H + i, load(dc + b * Hp + i), p.H - i);
+    }
+  }
+
+  void prepare(const Share& share) const {
+    share.pack(w_hh, [&](Range part, Range turn) { w_hh.pack_straight(part, turn, p.w_hh, p.P); });
+    if (projected) share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_straight(part, turn, p.w_hr, p.H); });
+    const Range rows = share.batch_share();
+    copy_padded(dh, Pp, p.dhn, p.P, rows);
+    if (Cell::kHasCell) copy_padded(dc, Hp, p.dcn, p.H, rows);
+    if (share.member.rank == 0)
+      for (int64_t i = 0; i < Hp; ++i) zeros[i] = 0;
+  }
+
+  // The state that row (t, b) started from, lanes v; and kept for dW_hh
+  V previous_state(int64_t t, int64_t b, int64_t v, bool begins) const {
+    const int64_t left = p.P - v * L;
+    const V h = begins ? load_part(p.h0 + b * p.P + v * L, left)
+                       : load_part(p.y + p.walk.previous(t, b) * p.ldy + v * L, left);
+    if (p.h_previous) store_part(p.h_previous + p.walk.row(t, b) * p.P + v * L, h, left);
+    return h;
+  }
+
+  V output_gradient(int64_t t, int64_t b, int64_t v) const {
+    const V carried = load(dh + b * Pp + v * L);
+    return p.dy ? carried + load_part(p.dy + p.walk.row(t, b) * p.ldy + v * L, p.P - v * L) : carried;
+  }
+
+  // With a projection: dL/dh of step t as rows that the product can read
+  void collect(const Part& part, int64_t t) const {
+    const int64_t begins = p.walk.begins(t);
+    const Range rows = part.active(p.walk, t), vectors = part.vectors_of(w_hh);
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+        store_part(p.dprojected + p.walk.row(t, b) * p.P + v * L, output_gradient(t, b, v), p.P - v * L);
+        store(dh + b * Pp + v * L, V{});
+        previous_state(t, b, v, b >= begins);
+      }
+  }
+
+  // dL/d(o tanh(c)) = dh W_hr
+  void unproject(const Part& part, int64_t t) const {
+    const int64_t slot = 0;
+    const Range rows = part.active(p.walk, t);
+    product(
+        w_hr, part.vectors_of(w_hr), rows.size(), &slot,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          a = p.dprojected + p.walk.row(t, rows.begin + i) * p.P;
+          in = zeros;
+          out = dm + (rows.begin + i) * Hp;
+        },
+        [](int64_t, Range) {});
+  }
+
+  void cell(const Part& part, int64_t t) const {
+    const int64_t begins = p.walk.begins(t);
+    const Range rows = part.active(p.walk, t), vectors = part.vectors_of(projected ? w_hr : w_hh);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const int64_t row = p.walk.row(t, b);
+      for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+        const int64_t left = p.H - v * L;
+        V state[S], da[G], dx[G], c{}, c_before{}, dcell{}, before{}, dvalue;
+        for (int j = 0; j < S; ++j) state[j] = load(p.gates + (row * S + j) * Hp + v * L);
+        if constexpr (Cell::kHasCell) {
+          c = load(p.cells + row * Hp + v * L);
+          c_before = b >= begins ? load_part(p.c0 + b * p.H + v * L, left)
+                                 : load(p.cells + p.walk.previous(t, b) * Hp + v * L);
+          dcell = load(dc + b * Hp + v * L);
+        }
+        if (projected) {
+          dvalue = load(dm + b * Hp + v * L);
+          if (p.hidden) store_part(p.hidden + row * p.H + v * L, Cell::output(state, c), left);
+        } else {
+          dvalue = output_gradient(t, b, v);
+          before = previous_state(t, b, v, b >= begins);
+        }
+        const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
+        if constexpr (Cell::kHasCell) store(dc + b * Hp + v * L, dcell);
+        if (!projected) store(dh + b * Pp + v * L, direct);
+        for (int g = 0; g < G; ++g) store_part(p.da + (row * G + g) * p.H + v * L, da[g], left);
+        if constexpr (S > G)
+          for (int g = 0; g < G; ++g) store_part(p.dx + (row * G + g) * p.H + v * L, dx[g], left);
+      }
+    }
+  }
+
+  // dL/dh of the step before += da W_hh
+  void carry(const Part& part, int64_t t) const {
+    const int64_t slot = 0;
+    const Range rows = part.active(p.walk, t);
+    product(
+        w_hh, part.vectors_of(w_hh), rows.size(), &slot,
+        [&](int64_t i, const A*& a, const A*& in, A*& out) {
+          a = p.da + p.walk.row(t, rows.begin + i) * G * p.H;
+          in = out = dh + (rows.begin + i) * Pp;
+        },
+        [](int64_t, Range) {});
+  }
+};

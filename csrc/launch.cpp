@@ -1,0 +1,102 @@
+// Plan, workspace and team of a kernel call; see launch.h.
+#include "launch.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+
+namespace rnnfast {
+namespace {
+
+std::mutex record_mutex;
+LastRun record;
+
+constexpr int kFree = -1;
+
+int parse_forced(const char* name) {
+  if (!name || !*name) return kFree;
+  Split split;
+  if (!parse_split(name, split))
+    throw std::runtime_error(std::string("split '") + name + "' is unknown, expected serial, units or rows");
+  return static_cast<int>(split);
+}
+
+std::atomic<int>& forced() {
+  static std::atomic<int> value{parse_forced(std::getenv("RNNFAST_SPLIT"))};
+  return value;
+}
+
+}  // namespace
+
+LastRun last_run() {
+  const std::lock_guard<std::mutex> lock(record_mutex);
+  return record;
+}
+
+void set_split(const std::string& name) { forced().store(parse_forced(name.c_str())); }
+
+std::string forced_split() {
+  const int now = forced().load();
+  return now == kFree ? "" : name_of(static_cast<Split>(now));
+}
+
+Plan choose_plan(const Shape& shape) {
+  const int threads = Team::usable_threads(), now = forced().load();
+  if (now == kFree) return make_plan(shape, threads);
+  const Split split = static_cast<Split>(now);
+  return {split, split == Split::kSerial ? 1 : std::max(2, threads)};
+}
+
+void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context) {
+  struct Bound {
+    Plan plan;
+    Call call;
+    const void* context;
+    void* workspace;
+  };
+  const int64_t bytes = static_cast<int64_t>(call(context, plan, nullptr, nullptr));
+  const at::Tensor workspace = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
+  Bound bound{plan, call, context, workspace.mutable_data_ptr()};
+  const int wanted = std::min(plan.parts, Team::usable_threads());
+  const int members = Team::run(
+      wanted, flush,
+      [](void* self, Team::Member& member) noexcept {
+        const Bound& b = *static_cast<const Bound*>(self);
+        b.call(b.context, b.plan, b.workspace, &member);
+      },
+      &bound);
+  const std::lock_guard<std::mutex> lock(record_mutex);
+  record.op = op;
+  record.isa = kernels().name;
+  record.split = name_of(plan.split);
+  record.parts = plan.parts;
+  record.wanted = wanted;
+  record.members = members;
+}
+
+WalkStorage WalkStorage::dense(int64_t T, int64_t B, bool batch_first) {
+  WalkStorage w;
+  w.offsets.resize(T);
+  w.sizes.assign(T, B);
+  for (int64_t t = 0; t < T; ++t) w.offsets[t] = batch_first ? t : t * B;
+  w.walk = {T, B, T * B, batch_first ? T : 1, w.offsets.data(), w.sizes.data(), false};
+  return w;
+}
+
+WalkStorage WalkStorage::packed(const at::Tensor& batch_sizes) {
+  WalkStorage w;
+  const at::Tensor dense = batch_sizes.contiguous();
+  const int64_t* n = dense.const_data_ptr<int64_t>();
+  w.sizes.assign(n, n + dense.numel());
+  w.offsets.reserve(w.sizes.size());
+  int64_t total = 0;
+  for (const int64_t size : w.sizes) w.offsets.push_back(total), total += size;
+  w.walk = {dense.numel(), w.sizes.empty() ? 0 : w.sizes[0], total, 1, w.offsets.data(), w.sizes.data(), false};
+  return w;
+}
+
+}  // namespace rnnfast

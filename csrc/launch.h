@@ -1,0 +1,56 @@
+// One kernel call from the torch side: plan, workspace, team; and the record of what ran last.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/plan.h"
+
+namespace rnnfast {
+
+// What the last call in this process did: for tests and rnnfast.info
+struct LastRun {
+  std::string op;  // "recurrent", "recurrent_backward", ...
+  std::string isa, split;
+  int parts = 0, wanted = 0, members = 0;
+};
+LastRun last_run();
+
+// "" lets the plan choose. RNNFAST_SPLIT forces from the start. Throws std::runtime_error for another name.
+void set_split(const std::string& name);
+std::string forced_split();
+
+// The plan of a call: make_plan's, or the forced one.
+Plan choose_plan(const Shape& shape);
+
+using Call = size_t (*)(const void* context, Plan plan, void* workspace, Team::Member* member);
+void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context);
+
+// call(plan, workspace, member) is a row of KernelsOf with its parameters bound
+template <class F>
+void launch(const char* op, const Shape& shape, bool flush, const F& call) {
+  launch_raw(
+      op, choose_plan(shape), flush,
+      [](const void* context, Plan plan, void* workspace, Team::Member* member) {
+        return (*static_cast<const F*>(context))(plan, workspace, member);
+      },
+      &call);
+}
+
+// Where the rows of each step stand; owns the arrays that a Walk points to.
+struct WalkStorage {
+  std::vector<int64_t> offsets, sizes;
+  Walk walk{};
+
+  static WalkStorage dense(int64_t T, int64_t B, bool batch_first);
+  static WalkStorage packed(const at::Tensor& batch_sizes);
+  Walk reversed(bool reverse) const {
+    Walk w = walk;
+    w.reverse = reverse;
+    return w;
+  }
+};
+
+}  // namespace rnnfast

@@ -1,0 +1,234 @@
+// The recurrent layer's ops on the CPU: forward and backward of LSTM, GRU and RNN over one layer, one or both
+// directions. The recurrence is a kernel of csrc/cpu; the weight gradients are big products through ATen.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+#include "check.h"
+#include "launch.h"
+
+namespace rnnfast {
+namespace {
+
+struct Weights {
+  Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
+};
+
+// dense and in the accumulation dtype: half and bfloat16 stop here
+Tensor dense(const Tensor& t, at::ScalarType type) { return t.to(type).contiguous(); }
+Tensor dense(const OptTensor& t, at::ScalarType type) { return t ? dense(*t, type) : Tensor(); }
+
+template <class A>
+const A* in(const Tensor& t, int64_t offset = 0) {
+  return t.defined() ? t.const_data_ptr<A>() + offset : nullptr;
+}
+
+template <class A>
+A* out(const Tensor& t, int64_t offset = 0) {
+  return t.defined() && t.numel() ? t.mutable_data_ptr<A>() + offset : nullptr;
+}
+
+Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
+  return {s.T, s.B, s.N, s.I, s.H, s.P, s.gates, s.P == s.H ? 1 : 2, k.vector_bytes / (wide ? 8 : 4), s.packed};
+}
+
+// Vectors narrower than the padding leave some of it unwritten.
+Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
+  const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
+  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? at::empty(sizes, options) : at::zeros(sizes, options);
+}
+
+WalkStorage walk_of(const LayerSizes& s, const OptTensor& batch_sizes) {
+  return s.packed ? WalkStorage::packed(*batch_sizes) : WalkStorage::dense(s.T, s.B, s.batch_first);
+}
+
+std::vector<int64_t> output_shape(const LayerSizes& s) {
+  if (s.packed) return {s.N, s.D * s.P};
+  return s.batch_first ? std::vector<int64_t>{s.B, s.T, s.D * s.P} : std::vector<int64_t>{s.T, s.B, s.D * s.P};
+}
+
+std::array<Weights, 2> all_weights(at::ScalarType type, const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
+                                   const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
+                                   const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                                   const OptTensor& w_hr_r) {
+  return {Weights{dense(w_ih, type), dense(w_hh, type), dense(b_ih, type), dense(b_hh, type), dense(w_hr, type)},
+          Weights{dense(w_ih_r, type), dense(w_hh_r, type), dense(b_ih_r, type), dense(b_hh_r, type),
+                  dense(w_hr_r, type)}};
+}
+
+template <class A>
+void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0, const Tensor& c0,
+                        const std::array<Weights, 2>& weights, const Tensor& y, const Tensor& hn, const Tensor& cn,
+                        const Tensor& gates, const Tensor& cells) {
+  const Kernels& k = kernels();
+  const int64_t Hp = padded(s.H);
+  for (int64_t d = 0; d < s.D; ++d) {
+    const Weights& w = weights[d];
+    ForwardParams<A> p{};
+    p.walk = walk;
+    p.walk.reverse = d == 1;
+    p.I = s.I, p.H = s.H, p.P = s.P;
+    p.x = in<A>(x);
+    p.w_ih = in<A>(w.w_ih), p.w_hh = in<A>(w.w_hh), p.w_hr = in<A>(w.w_hr);
+    p.b_ih = in<A>(w.b_ih), p.b_hh = in<A>(w.b_hh);
+    p.h0 = in<A>(h0, d * s.B * s.P);
+    p.c0 = in<A>(c0, d * s.B * s.H);
+    p.y = out<A>(y, d * s.P);
+    p.ldy = s.D * s.P;
+    p.hn = out<A>(hn, d * s.B * s.P);
+    p.cn = out<A>(cn, d * s.B * s.H);
+    p.gates = out<A>(gates, d * s.N * s.slots * Hp);
+    p.cells = out<A>(cells, d * s.N * Hp);
+    launch("recurrent", shape_of(s, k, sizeof(A) == 8), sizeof(A) == 4,
+           [&](Plan plan, void* workspace, Team::Member* member) {
+             return k.of(A()).forward(s.mode, p, plan, workspace, member);
+           });
+  }
+}
+
+struct Directions {
+  Tensor da, dx, h_previous, dprojected, hidden;  // of one direction; see BackwardParams
+};
+
+template <class A>
+Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w, const Tensor& h0,
+                              const Tensor& c0, const Tensor& y, const Tensor& dy, const Tensor& dhn,
+                              const Tensor& dcn, const Tensor& gates, const Tensor& cells, const Tensor& dh0,
+                              const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
+  const Kernels& k = kernels();
+  const int64_t Hp = padded(s.H), GH = s.gates * s.H;
+  Directions r;
+  r.da = at::empty({s.N, GH}, gates.options());
+  r.dx = s.slots > s.gates ? at::empty({s.N, GH}, gates.options()) : r.da;
+  if (need_w_hh) r.h_previous = at::empty({s.N, s.P}, gates.options());
+  if (w.w_hr.defined()) r.dprojected = at::empty({s.N, s.P}, gates.options());
+  if (w.w_hr.defined() && need_w_hr) r.hidden = at::empty({s.N, s.H}, gates.options());
+  BackwardParams<A> p{};
+  p.walk = walk;
+  p.walk.reverse = d == 1;
+  p.H = s.H, p.P = s.P;
+  p.w_hh = in<A>(w.w_hh), p.w_hr = in<A>(w.w_hr);
+  p.h0 = in<A>(h0, d * s.B * s.P);
+  p.c0 = in<A>(c0, d * s.B * s.H);
+  p.y = in<A>(y, d * s.P);
+  p.dy = in<A>(dy, d * s.P);
+  p.ldy = s.D * s.P;
+  p.dhn = in<A>(dhn, d * s.B * s.P);
+  p.dcn = in<A>(dcn, d * s.B * s.H);
+  p.gates = in<A>(gates, d * s.N * s.slots * Hp);
+  p.cells = s.has_cell ? in<A>(cells, d * s.N * Hp) : nullptr;
+  p.da = out<A>(r.da);
+  p.dx = r.dx.is_same(r.da) ? nullptr : out<A>(r.dx);
+  p.h_previous = out<A>(r.h_previous);
+  p.dprojected = out<A>(r.dprojected);
+  p.hidden = out<A>(r.hidden);
+  p.dh0 = out<A>(dh0, d * s.B * s.P);
+  p.dc0 = out<A>(dc0, d * s.B * s.H);
+  // what the input product costs in forward is ATen's here
+  Shape shape = shape_of(s, k, sizeof(A) == 8);
+  shape.inputs = 0;
+  launch("recurrent_backward", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
+    return k.of(A()).backward(s.mode, p, plan, workspace, member);
+  });
+  return r;
+}
+
+}  // namespace
+
+RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
+                          const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih, const OptTensor& b_hh,
+                          const OptTensor& w_hr, const OptTensor& w_ih_r, const OptTensor& w_hh_r,
+                          const OptTensor& b_ih_r, const OptTensor& b_hh_r, const OptTensor& w_hr_r,
+                          const OptTensor& batch_sizes, bool batch_first, bool save, const OptTensor& lengths,
+                          const OptTensor& resets, const OptTensor& h_mask, const OptTensor& zoneout_mask) {
+  constexpr const char* op = "rnnfast::recurrent";
+  const std::pair<const char*, const OptTensor*> reserved[] = {
+      {"lengths", &lengths}, {"resets", &resets}, {"h_mask", &h_mask}, {"zoneout_mask", &zoneout_mask}};
+  for (const auto& [name, value] : reserved)
+    TORCH_CHECK(!*value, op, ": ", name, " has shape ", (*value)->sizes(), ", expected None: not supported yet");
+  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r,
+                                   w_hr_r, batch_sizes, batch_first);
+  const at::ScalarType type = accumulation_type(x);
+  const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
+  const Kernels& k = kernels();
+  const Tensor y = at::empty(output_shape(s), options);
+  const Tensor hn = at::empty({s.D, s.B, s.P}, options);
+  const Tensor cn = at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
+  const Tensor gates =
+      save ? padded_empty(s, k, {s.D, s.N, s.slots, padded(s.H)}, options) : at::empty({0}, options);
+  const Tensor cells =
+      save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : at::empty({0}, options);
+  if (s.N > 0) {
+    const auto weights = all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+    const WalkStorage storage = walk_of(s, batch_sizes);
+    const auto run = type == at::kDouble ? forward_directions<double> : forward_directions<float>;
+    run(s, storage.walk, dense(x, type), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates, cells);
+  }
+  return {y.to(x.scalar_type()), hn.to(x.scalar_type()), cn.to(x.scalar_type()), gates, cells};
+}
+
+RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn, const OptTensor& dcn,
+                                      std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
+                                      const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
+                                      const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
+                                      const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                                      const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first,
+                                      const Tensor& y, const Tensor& gates, const Tensor& cells,
+                                      std::array<bool, kGradients> needs) {
+  constexpr const char* op = "rnnfast::recurrent_backward";
+  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r,
+                                   w_hr_r, batch_sizes, batch_first);
+  check_shape(op, "y", y, x, output_shape(s));
+  check_gradient(op, "dy", dy, x, output_shape(s));
+  check_gradient(op, "dhn", dhn, x, {s.D, s.B, s.P});
+  if (s.has_cell) check_gradient(op, "dcn", dcn, x, {s.D, s.B, s.H});
+  check_saved(op, "gates", gates, x, {s.D, s.N, s.slots, padded(s.H)});
+  if (s.has_cell) check_saved(op, "cells", cells, x, {s.D, s.N, padded(s.H)});
+
+  const at::ScalarType type = accumulation_type(x);
+  const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
+  const auto weights = all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+  const Tensor x_rows = dense(x, type).view({s.N, s.I}), y_dense = dense(y, type);
+  const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
+  const Tensor dy_dense = dense(dy, type), dhn_dense = dense(dhn, type);
+  const Tensor dcn_dense = s.has_cell ? dense(dcn, type) : Tensor();
+  const Tensor gates_dense = gates.contiguous(), cells_dense = cells.contiguous();
+  const Tensor dh0 = at::zeros({s.D, s.B, s.P}, options);
+  const Tensor dc0 = s.has_cell ? at::zeros({s.D, s.B, s.H}, options) : Tensor();
+  const WalkStorage storage = walk_of(s, batch_sizes);
+  const bool given[kGradients] = {true,           true,           c0.has_value(),     true,
+                                  true,           b_ih.has_value(), b_hh.has_value(), w_hr.has_value(),
+                                  s.D == 2,       s.D == 2,       b_ih_r.has_value(), b_hh_r.has_value(),
+                                  w_hr_r.has_value()};
+  const auto wanted = [&](int i) { return needs[i] && given[i]; };
+
+  std::array<Tensor, kGradients> grads;
+  grads[1] = dh0;
+  grads[2] = dc0;
+  for (int64_t d = 0; d < s.D; ++d) {
+    const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
+    Directions r;
+    if (s.N > 0) {
+      const auto run = type == at::kDouble ? backward_direction<double> : backward_direction<float>;
+      r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense, gates_dense,
+              cells_dense, dh0, dc0, wanted(first + 1), wanted(first + 4));
+    } else {
+      r.da = r.dx = at::zeros({0, s.gates * s.H}, options);
+      r.h_previous = r.dprojected = at::zeros({0, s.P}, options);
+      r.hidden = at::zeros({0, s.H}, options);
+    }
+    if (wanted(0)) grads[0] = d ? grads[0].addmm_(r.dx, weights[d].w_ih) : at::mm(r.dx, weights[d].w_ih);
+    if (wanted(first)) grads[first] = at::mm(r.dx.t(), x_rows);
+    if (wanted(first + 1)) grads[first + 1] = at::mm(r.da.t(), r.h_previous);
+    if (wanted(first + 2)) grads[first + 2] = r.dx.sum(0);
+    if (wanted(first + 3))
+      grads[first + 3] = r.dx.is_same(r.da) && wanted(first + 2) ? grads[first + 2].clone() : r.da.sum(0);
+    if (wanted(first + 4)) grads[first + 4] = at::mm(r.dprojected.t(), r.hidden);
+  }
+  if (wanted(0)) grads[0] = grads[0].view(x.sizes());
+  for (int i = 0; i < kGradients; ++i)
+    grads[i] = wanted(i) ? grads[i].to(x.scalar_type()) : at::empty({0}, x.options());
+  return std::tuple_cat(grads);
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,29 @@
+"""rnnfast: recurrent layers for PyTorch on fused kernels; drop-in for torch.nn.RNN, LSTM, GRU and their cells."""
+
+import importlib
+
+from . import functional, reference
+from .nn import GRU, LSTM, RNN, DeepTransitionRNN, GRUCell, LSTMCell, RNNCell
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "DeepTransitionRNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "functional",
+    "info",
+    "reference",
+    "testing",
+]
+
+
+def __getattr__(name):
+    # Loaded on first use: `python -m rnnfast.info` must be the first to load info, and few need testing.
+    if name in ("info", "testing"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

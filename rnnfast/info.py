@@ -1,0 +1,85 @@
+"""What was built, what this machine will use, and why: `python -m rnnfast.info`.
+
+The instruction set and the way work is split between threads are chosen at run time. Either can be forced, by
+RNNFAST_ISA and RNNFAST_SPLIT before import or by `set_isa` and `set_split` at any time; forcing what cannot run is an
+error.
+"""
+
+import os
+
+import torch
+
+from .ops import _C
+
+__all__ = ["describe", "isa", "isas", "last_run", "set_isa", "set_split", "split"]
+
+_forced: dict[str, str] = {}  # what set_isa and set_split asked for; "" is automatic
+
+
+def isas() -> list[str]:
+    """Instruction sets that were built and that this machine has."""
+    return list(_C.isas())
+
+
+def isa() -> str:
+    """The instruction set the next call will use."""
+    return _C.isa()
+
+
+def set_isa(name: str | None) -> None:
+    """Force an instruction set, or with None choose by the machine again.
+
+    Raises:
+        RuntimeError: it was not built, or this machine has not got it.
+    """
+    _C.set_isa(name or "")
+    _forced["RNNFAST_ISA"] = name or ""
+
+
+def split() -> str:
+    """How work is split between threads: "serial", "units" or "rows" if forced, "" if chosen call by call."""
+    return _C.split()
+
+
+def set_split(name: str | None) -> None:
+    """Force how work is split: "serial", "units" (hidden units) or "rows" (batch); None chooses call by call.
+
+    Raises:
+        RuntimeError: there is no such way.
+    """
+    _C.set_split(name or "")
+    _forced["RNNFAST_SPLIT"] = name or ""
+
+
+def last_run() -> dict:
+    """The last kernel call of this process: isa, split, members (threads that took part), wanted (threads asked for)."""
+    return dict(_C.last_run())
+
+
+def _why(variable, automatic):
+    if variable in _forced:
+        return "forced by a call" if _forced[variable] else automatic
+    return f"forced by {variable}" if os.environ.get(variable) else automatic
+
+
+def describe() -> str:
+    """A few lines: what was built, what this machine will use, and why."""
+    from . import __version__
+
+    built = ", ".join(f"{k} {v}" for k, v in _C.build_info().items())
+    rows = {
+        "rnnfast": f"{__version__}, torch {torch.__version__}",
+        "built": built,
+        "usable here": ", ".join(isas()),
+        "will use": f"{isa()} ({_why('RNNFAST_ISA', 'the widest that was built and that this machine has')})",
+        "split": f"{split() or 'automatic'} ({_why('RNNFAST_SPLIT', 'by the shape of each call')})",
+        "threads": f"up to {torch.get_num_threads()} (torch.get_num_threads())",
+    }
+    run = last_run()
+    if run:
+        rows["last run"] = ", ".join(f"{k} {v}" for k, v in run.items())
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    print(describe())

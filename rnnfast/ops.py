@@ -1,0 +1,174 @@
+"""What torch must know of the ops beside their C++ kernels: shapes without data, and double backward.
+
+The forward ops have their autograd in C++. Here the two backward ops get a fake kernel and a derivative:
+the vector-Jacobian product is taken again through ``reference`` and differentiated there.
+"""
+
+import torch
+
+from . import reference
+
+try:
+    from . import _C  # registers torch.ops.rnnfast.*
+except ImportError as error:
+    raise ImportError(
+        f"rnnfast's compiled extension did not load ({error}): build it against the torch that is installed with "
+        "`pip install --no-build-isolation .` (or `make build`) in rnnfast's source folder."
+    ) from error
+
+
+recurrent = torch.ops.rnnfast.recurrent.default
+recurrent_backward = torch.ops.rnnfast.recurrent_backward.default
+deep_transition = torch.ops.rnnfast.deep_transition.default
+deep_transition_backward = torch.ops.rnnfast.deep_transition_backward.default
+
+SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}  # values saved for each unit and step
+LANES = 16  # saved buffers are padded to whole vectors
+
+
+def _padded(n):
+    return (n + LANES - 1) // LANES * LANES
+
+
+def _check_devices(x, *tensors):
+    for t in tensors:
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"rnnfast: all tensors must be on one device, got {x.device} and {t.device}")
+
+
+@torch.library.register_fake("rnnfast::recurrent")
+def _(
+    mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r, batch_sizes,
+    batch_first, save, lengths=None, resets=None, h_mask=None, zoneout_mask=None,
+):  # fmt: skip
+    _check_devices(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
+    D, B, P = h0.shape
+    H = P if w_hr is None else w_hr.size(1)
+    N = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
+    saved = x.new_empty(0, dtype=reference.compute_dtype(x.dtype))
+    y = x.new_empty((*x.shape[:-1], D * P))
+    hn = x.new_empty((D, B, P))
+    cn = x.new_empty((D, B, H) if mode == "lstm" else 0)
+    gates = saved.new_empty((D, N, SLOTS[mode], _padded(H)) if save else 0)
+    cells = saved.new_empty((D, N, _padded(H)) if save and mode == "lstm" else 0)
+    return y, hn, cn, gates, cells
+
+
+@torch.library.register_fake("rnnfast::recurrent_backward")
+def _(
+    dy, dhn, dcn, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r,
+    batch_sizes, batch_first, y, gates, cells, needs,
+):  # fmt: skip
+    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
+    _check_devices(x, dy, dhn, dcn, y, gates, cells, *inputs)
+    return tuple(
+        x.new_empty(t.shape if need and t is not None else 0) for t, need in zip(inputs, needs, strict=True)
+    )
+
+
+@torch.library.register_fake("rnnfast::deep_transition")
+def _(x, h0, weights, biases, negative_slope, save):
+    _check_devices(x, h0, *weights, *biases)
+    B, T, _ = x.shape
+    H = h0.size(1)
+    inner = sum(_padded(w.size(0)) for w in weights[:-1]) if save else 0
+    acts = x.new_empty(B * T * inner, dtype=reference.compute_dtype(x.dtype))
+    return x.new_empty((B, T, H)), x.new_empty((B, H)), acts
+
+
+@torch.library.register_fake("rnnfast::deep_transition_backward")
+def _(dy, dhn, x, h0, weights, biases, negative_slope, y, acts, need_dx, need_dh0):
+    _check_devices(x, dy, dhn, h0, y, acts, *weights, *biases)
+    return (
+        x.new_empty(x.shape if need_dx else 0),
+        x.new_empty(h0.shape if need_dh0 else 0),
+        [x.new_empty(w.shape) for w in weights],
+        [x.new_empty(b.shape) for b in biases],
+    )
+
+
+def _double_backward(forward, cotangents, inputs, wanted, grads):
+    """Derivative of the vector-Jacobian product of `forward`, in the order [*cotangents, *inputs].
+
+    forward(*inputs) -> outputs; a cotangent or an input may be None. `wanted` says, for each of
+    [*cotangents, *inputs], whether its gradient is asked for; `grads` are those of the product's results, one for each
+    of `inputs`, None where nothing flows. What was saved for the first backward gets no gradient: here it
+    is recomputed from the inputs, so everything flows through these.
+    """
+    slots = [*cotangents, *inputs]
+    n = len(cotangents)
+    free = [i for i, t in enumerate(slots) if t is not None and wanted[i]]
+    used = [i for i, g in enumerate(grads) if g is not None and inputs[i] is not None]
+    result = [None] * len(slots)
+    if not free or not used or all(d is None for d in cotangents):
+        return result
+
+    def product(*values):
+        v = list(slots)
+        for i, value in zip(free, values, strict=True):
+            v[i] = value
+
+        def outputs(*some):
+            args = list(v[n:])
+            for i, value in zip(used, some, strict=True):
+                args[i] = value
+            return tuple(o for o, d in zip(forward(*args), cotangents, strict=True) if d is not None)
+
+        _, pull = torch.func.vjp(outputs, *(v[n + i] for i in used))
+        return pull(tuple(d for d in v[:n] if d is not None))
+
+    _, pull = torch.func.vjp(product, *(slots[i] for i in free))
+    for i, g in zip(free, pull(tuple(grads[i] for i in used)), strict=True):
+        result[i] = g
+    return result
+
+
+def _save_recurrent(ctx, inputs, output):
+    *cotangents, mode, x, h0, c0 = inputs[:7]
+    weights, (batch_sizes, batch_first), needs = inputs[7:17], inputs[17:19], inputs[22]
+    ctx.save_for_backward(*cotangents, x, h0, c0, *weights, batch_sizes)
+    ctx.set_materialize_grads(False)
+    ctx.mode, ctx.batch_first, ctx.needs = mode, batch_first, needs
+
+
+def _differentiate_recurrent(ctx, *grads):
+    *slots, batch_sizes = ctx.saved_tensors
+    cotangents, inputs = slots[:3], slots[3:]
+
+    def forward(*inputs):
+        return reference.recurrent(ctx.mode, *inputs, batch_sizes, ctx.batch_first)
+
+    wanted = [*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:17]]
+    grads = [g if need else None for g, need in zip(grads, ctx.needs, strict=True)]
+    found = _double_backward(forward, cotangents, inputs, wanted, grads)
+    return (*found[:3], None, *found[3:], *[None] * 6)
+
+
+def _save_deep_transition(ctx, inputs, output):
+    dy, dhn, x, h0, weights, biases, ctx.negative_slope, _, _, *ctx.needs = inputs
+    ctx.save_for_backward(dy, dhn, x, h0, *weights, *biases)
+    ctx.set_materialize_grads(False)
+    ctx.depth, ctx.n_biases = len(weights), len(biases)
+
+
+def _differentiate_deep_transition(ctx, *grads):
+    slots = ctx.saved_tensors
+    cotangents, inputs = slots[:2], slots[2:]
+    depth = ctx.depth
+
+    def forward(x, h0, *w):
+        return reference.deep_transition(x, h0, list(w[:depth]), list(w[depth:]), ctx.negative_slope)
+
+    need = ctx.needs_input_grad
+    wanted = [*need[:4], *need[4], *need[5]]
+    state = [g if n else None for g, n in zip(grads[:2], ctx.needs, strict=True)]
+    found = _double_backward(forward, cotangents, inputs, wanted, [*state, *grads[2], *grads[3]])
+    return (*found[:4], found[4 : 4 + depth], found[4 + depth :], *[None] * 5)
+
+
+torch.library.register_autograd(
+    "rnnfast::recurrent_backward", _differentiate_recurrent, setup_context=_save_recurrent
+)
+torch.library.register_autograd(
+    "rnnfast::deep_transition_backward", _differentiate_deep_transition, setup_context=_save_deep_transition
+)

@@ -1,0 +1,181 @@
+"""The cells and the time loop in plain torch, in the letters of the papers.
+
+This is the oracle of the tests, the path under functorch and forward-mode AD, and what double backward
+differentiates. Nothing here is done in place and no data-dependent value is read back, so vmap, jvp, grad
+and tracing pass through. Half types compute in float: h is rounded once a step, c stays in float.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["deep_transition", "gru_cell", "lstm_cell", "recurrent", "rnn_relu_cell", "rnn_tanh_cell"]
+
+
+# A cell takes u = W_i x + b_i [B, G·H], v = W_h h + b_h [B, G·H], h [B, H] and c [B, H], and returns (h', c').
+# Only the LSTM has a c; the others hand it through.
+
+
+def lstm_cell(u, v, h, c):
+    i, f, g, o = (u + v).chunk(4, -1)
+    # i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
+    # g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    # c' = f ⊙ c + i ⊙ g                        h' = o ⊙ tanh(c')
+    c = f * c + i * g
+    return o * c.tanh(), c
+
+
+def gru_cell(u, v, h, c):
+    u_r, u_z, u_n = u.chunk(3, -1)
+    v_r, v_z, v_n = v.chunk(3, -1)
+    # r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
+    r, z = (u_r + v_r).sigmoid(), (u_z + v_z).sigmoid()
+    # n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+    n = (u_n + r * v_n).tanh()
+    # h' = (1 − z) ⊙ n + z ⊙ h
+    return (1 - z) * n + z * h, c
+
+
+def rnn_tanh_cell(u, v, h, c):
+    # h' = tanh(W_i x + b_i + W_h h + b_h)
+    return (u + v).tanh(), c
+
+
+def rnn_relu_cell(u, v, h, c):
+    # h' = relu(W_i x + b_i + W_h h + b_h)
+    return (u + v).relu(), c
+
+
+CELLS = {"lstm": lstm_cell, "gru": gru_cell, "rnn_tanh": rnn_tanh_cell, "rnn_relu": rnn_relu_cell}
+
+
+def compute_dtype(dtype):
+    """The type that half precision is computed in: float; any other type is its own."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def recurrent(
+    mode: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    w_ih_r: Tensor | None = None,
+    w_hh_r: Tensor | None = None,
+    b_ih_r: Tensor | None = None,
+    b_hh_r: Tensor | None = None,
+    w_hr_r: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    batch_first: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One recurrent layer over a whole sequence, one or both directions: what the op of this name computes.
+
+    Args:
+        mode: "lstm", "gru", "rnn_tanh" or "rnn_relu".
+        x: [T, B, I], or [B, T, I] if batch_first, or packed [N, I] with batch_sizes.
+        h0, c0: [D, B, P] and [D, B, H] (LSTM only), D directions, P = proj_size or H.
+        w_ih .. w_hr: [G·H, I], [G·H, P], [G·H], [G·H], [P, H]; those in ``_r`` are the reverse direction's.
+        batch_sizes: int64 [T], how many rows take part in each step; never grows.
+
+    Returns:
+        y of x's layout with D·P features, h_n [D, B, P], c_n [D, B, H] (size [0] unless LSTM).
+    """
+    dtype, acc = x.dtype, compute_dtype(x.dtype)
+    weights = [(w_ih, w_hh, b_ih, b_hh, w_hr)]
+    if w_ih_r is not None:
+        weights.append((w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r))
+    weights = [[w if w is None else w.to(acc) for w in direction] for direction in weights]
+
+    active = None
+    if batch_sizes is not None:
+        x, active, places = _unpack(x, batch_sizes, h0.size(1))
+    elif batch_first:
+        x = x.transpose(0, 1)
+
+    ys, hs, cs = [], [], []
+    for d, direction in enumerate(weights):
+        c = None if c0 is None else c0[d].to(acc)
+        y, h, c = _direction(CELLS[mode], x.to(acc), h0[d].to(acc), c, direction, active, d == 1, dtype)
+        ys.append(y)
+        hs.append(h)
+        cs.append(c)
+
+    y = torch.cat(ys, -1).to(dtype)
+    if batch_sizes is not None:
+        y = y.flatten(0, 1).index_select(0, places)
+    elif batch_first:
+        y = y.transpose(0, 1).contiguous()
+    cn = h0.new_empty(0) if c0 is None else torch.stack(cs).to(dtype)
+    return y, torch.stack(hs).to(dtype), cn
+
+
+def _direction(cell, x, h, c, weights, active, reverse, dtype):
+    """One direction: x [T, B, I], h [B, P], c [B, H] or None -> y [T, B, P], h, c."""
+    W_ih, W_hh, b_ih, b_hh, W_hr = weights
+    u = F.linear(x, W_ih, b_ih)  # [T, B, G·H]
+    ys = []
+    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
+        h_new, c_new = cell(u[t], F.linear(h, W_hh, b_hh), h, c)
+        if W_hr is not None:
+            h_new = F.linear(h_new, W_hr)
+        h_new = h_new.to(dtype).to(h.dtype)
+        if active is not None:  # a row that takes no part in this step keeps its state
+            h_new = torch.where(active[t], h_new, h)
+            c_new = c if c is None else torch.where(active[t], c_new, c)
+        h, c = h_new, c_new
+        ys.append(h)
+    return torch.stack(ys[::-1] if reverse else ys), h, c
+
+
+def _unpack(x, batch_sizes, B):
+    """Packed x [N, I] -> padded [T, B, I], active [T, B, 1], and each packed row's place in [T·B].
+
+    Shapes depend on shapes only (batch_sizes is never read back), so this also traces. Padding reads a row
+    of zeros: a NaN in one sequence never reaches another.
+    """
+    N = x.size(0)
+    batch_sizes = batch_sizes.to(x.device)
+    ends = batch_sizes.cumsum(0)  # [T]
+    starts = (ends - batch_sizes).unsqueeze(1)  # [T, 1]
+    b = torch.arange(B, device=x.device)
+    active = b < batch_sizes.unsqueeze(1)  # [T, B]
+    rows = torch.where(active, starts + b, N)
+    x = torch.cat([x, torch.zeros_like(x[:1])])
+    x = x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    n = torch.arange(N, device=x.device)
+    t = torch.searchsorted(ends, n, right=True)
+    places = t * B + n - starts.squeeze(1).index_select(0, t)
+    return x, active.unsqueeze(-1), places
+
+
+def deep_transition(
+    x: Tensor, h0: Tensor, weights: list[Tensor], biases: list[Tensor], negative_slope: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """The deep-transition RNN (Pascanu et al. 2013): each step is a perceptron over [x, h].
+
+    Args:
+        x: [B, T, I].
+        h0: [B, H].
+        weights: [W_0, I + H], [W_1, W_0], ..., [H, W]; LeakyReLU between them, nothing after the last.
+        biases: one for each weight, or an empty list.
+
+    Returns:
+        all states y [B, T, H], the last state h [B, H].
+    """
+    dtype, acc = x.dtype, compute_dtype(x.dtype)
+    weights = [W.to(acc) for W in weights]
+    biases = [b.to(acc) for b in biases] or [None] * len(weights)
+    x, h, ys = x.to(acc), h0.to(acc), []
+    for t in range(x.size(1)):
+        # a = [x, h];  a = leaky_relu(W_l a + b_l) for every layer but the last;  h' = W a + b
+        a = torch.cat([x[:, t], h], -1)
+        for W, b in zip(weights[:-1], biases[:-1], strict=True):
+            a = F.leaky_relu(F.linear(a, W, b), negative_slope)
+        h = F.linear(a, weights[-1], biases[-1]).to(dtype).to(acc)
+        ys.append(h)
+    return torch.stack(ys, 1).to(dtype), h.to(dtype)
