@@ -1,5 +1,5 @@
 # Every target makes what it needs: a virtual environment with torch, the compiled extension, the tools.
-# A torch without CUDA: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# Another torch, a wheel file say: make demo TORCH=path/to/torch.whl
 
 TORCH  ?= torch==2.13.0
 PYTHON ?= python3

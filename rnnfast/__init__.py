@@ -1,4 +1,4 @@
-"""rnnfast: recurrent layers for PyTorch on fused kernels; drop-in for torch.nn.RNN, LSTM, GRU and their cells."""
+"""rnnfast: recurrent layers for PyTorch on fused kernels; drop-in for torch.nn's RNN, LSTM, GRU and cells."""
 
 import importlib
 

@@ -44,8 +44,9 @@ def lstm(
     Args:
         x: [T, B, I], or [B, T, I] if batch_first, or packed [N, I] with batch_sizes.
         hx: h_0 [L·D, B, P] and c_0 [L·D, B, H]; None is zeros.
-        weights: for each layer and direction in turn ``[w_ih [4H, I], w_hh [4H, P], b_ih [4H], b_hh [4H], w_hr [P, H]]``,
-            without the two biases or without w_hr where there are none: ``torch.nn.LSTM(...).all_weights``.
+        weights: for each layer and direction in turn a list of w_ih [4H, I], w_hh [4H, P], b_ih [4H],
+            b_hh [4H], w_hr [P, H], without the biases or w_hr where there are none:
+            ``torch.nn.LSTM(...).all_weights``.
         batch_sizes: int64 [T] on the CPU, as in PackedSequence.
         dropout: probability of an element of every layer's output but the last to be zeroed, while training.
 
@@ -115,7 +116,8 @@ def rnn(
     >>> y.shape, h.shape
     (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]))
 
-    Args, Returns, Raises: as `lstm`, with H for 4H, no c and no projection; ValueError for another nonlinearity.
+    Args, Returns, Raises: as `lstm`, with H for 4H, no c and no projection; ValueError for a nonlinearity
+    that is neither "tanh" nor "relu".
 
     Source: Elman 1990.
     """
@@ -180,7 +182,7 @@ def deep_transition(
     if _transformed():
         y, h = reference.deep_transition(x, h0, weights, biases, negative_slope)
     else:
-        save = _needs_grad(x, h0, *weights, *biases)
+        save = torch.is_grad_enabled() and _any_needs_grad(x, h0, *weights, *biases)
         y, h, _ = ops.deep_transition(x, h0, weights, biases, negative_slope, save)
     return (y, h) if batched else (y.squeeze(0), h.squeeze(0))
 
@@ -229,6 +231,7 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
     # torch draws dropout over [T, B, D·H] in memory order: inner layers then run time first, so that a seed
     # gives torch's masks. The layout is turned by views; the last layer writes the caller's.
     drop = training and dropout > 0 and L > 1
+    plain = _transformed()
     turned = drop and batch_first
     if turned:
         x = x.transpose(0, 1)
@@ -238,7 +241,8 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
         if last and turned:
             x = x.transpose(0, 1)
         w, w_r = weights[k * D], weights[k * D + 1] if bidirectional else NO_WEIGHTS
-        x, h, c = _layer(mode, x, hs[k], cs[k], w, w_r, batch_sizes, batch_first and (last or not turned))
+        first = batch_first and (last or not turned)
+        x, h, c = _layer(mode, x, hs[k], cs[k], w, w_r, batch_sizes, first, plain)
         if drop and not last:
             x = F.dropout(x, dropout, True)
         hn.append(h)
@@ -264,7 +268,9 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
     if c is not None:
         c = c.unsqueeze(0)
     w = (w_ih, w_hh, b_ih, b_hh, None)
-    _, h, c = _layer(mode, x.unsqueeze(0), h.unsqueeze(0), c, w, NO_WEIGHTS, None, False)
+    # torch allows a cell without inputs or without units: nothing is multiplied, so there is nothing to fuse.
+    plain = _transformed() or 0 in w_ih.shape
+    _, h, c = _layer(mode, x.unsqueeze(0), h.unsqueeze(0), c, w, NO_WEIGHTS, None, False, plain)
     h = h.squeeze(0)
     if mode == "lstm":
         c = c.squeeze(0)
@@ -274,14 +280,12 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
     return h, c
 
 
-def _layer(mode, x, h0, c0, w, w_r, batch_sizes, batch_first):
-    """One layer by the path that can run it -> y, h_n, c_n."""
-    # A cell may have no inputs or no units (torch allows it): nothing is multiplied, so there is nothing to fuse.
-    if _transformed() or 0 in w[0].shape:
+def _layer(mode, x, h0, c0, w, w_r, batch_sizes, batch_first, plain):
+    """One layer, by the op or in plain torch -> y, h_n, c_n."""
+    if plain:
         return reference.recurrent(mode, x, h0, c0, *w, *w_r, batch_sizes, batch_first)
-    save = _needs_grad(x, h0, c0, *w, *w_r)
-    y, hn, cn, _, _ = ops.recurrent(mode, x, h0, c0, *w, *w_r, batch_sizes, batch_first, save)
-    return y, hn, cn
+    save = torch.is_grad_enabled() and _any_needs_grad(x, h0, c0, *w, *w_r)
+    return ops.recurrent(mode, x, h0, c0, *w, *w_r, batch_sizes, batch_first, save)[:3]
 
 
 def _five(w):
@@ -298,12 +302,10 @@ def _five(w):
     raise RuntimeError(f"a layer and direction has 2 to 5 weights (w_ih, w_hh, b_ih, b_hh, w_hr), got {n}")
 
 
-def _needs_grad(*tensors):
-    """Whether the op must save for backward: the one place where this is decided."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
+def _any_needs_grad(*tensors):
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
     return False
 
 
@@ -324,21 +326,23 @@ def _autocast_dtype(x):
 def _cast(dtype, *tensors):
     """As autocast casts: floating point but not float64."""
     return [
-        t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors
+        t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype)
+        for t in tensors
     ]
 
 
 def _state_dtype(state, amp):
-    """torch runs these cells step by step on the CPU; only its products are cast there, and the state stays."""
+    """On the CPU torch runs these cells step by step: only products are cast, the state keeps its dtype."""
     return torch.promote_types(state.dtype, amp) if state.device.type == "cpu" else amp
 
 
-def explain(layer: str, x: Tensor, tensors: list[Tensor | None]) -> str:
+def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None]) -> str:
     """One sentence: which path `layer` takes for x, with these states and weights, and why."""
+    plain = "plain torch (rnnfast.reference)"
     if _transformed():
-        return f"{layer}: plain torch (rnnfast.reference), because a torch.func transform or forward-mode AD is active."
-    if any(t is not None and t.dim() == 2 and 0 in t.shape for t in tensors):
-        return f"{layer}: plain torch (rnnfast.reference), because it has no inputs or no units."
+        return f"{layer}: {plain}, because a torch.func transform or forward-mode AD is active."
+    if 0 in weights[0].shape:
+        return f"{layer}: {plain}, because it has no inputs or no units."
     device = x.device.type
     if device == "meta":
         return f"{layer}: no kernel, because tensors on the meta device have shapes only."
@@ -346,7 +350,7 @@ def explain(layer: str, x: Tensor, tensors: list[Tensor | None]) -> str:
         return f"{layer}: cannot run, because this build has no kernel for {device} tensors."
     dtype = _autocast_dtype(x)
     dtype = f"{x.dtype}" if dtype is None else f"{dtype} (autocast)"
-    needed = _needs_grad(x, *tensors)
+    needed = torch.is_grad_enabled() and _any_needs_grad(x, *states, *weights)
     why = "some input needs a gradient" if needed else "no input needs a gradient or grad mode is off"
     return (
         f"{layer}: fused CPU kernel, {dtype}, instruction set {ops._C.isa()}, "

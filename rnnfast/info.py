@@ -1,8 +1,8 @@
 """What was built, what this machine will use, and why: `python -m rnnfast.info`.
 
-The instruction set and the way work is split between threads are chosen at run time. Either can be forced, by
-RNNFAST_ISA and RNNFAST_SPLIT before import or by `set_isa` and `set_split` at any time; forcing what cannot run is an
-error.
+The instruction set and the way work is split between threads are chosen at run time. Either can be
+forced, by RNNFAST_ISA and RNNFAST_SPLIT before import or by `set_isa` and `set_split` at any time;
+forcing what cannot run is an error.
 """
 
 import os
@@ -52,7 +52,7 @@ def set_split(name: str | None) -> None:
 
 
 def last_run() -> dict:
-    """The last kernel call of this process: isa, split, members (threads that took part), wanted (threads asked for)."""
+    """The last kernel call of this process: op, isa, split, members (threads that ran), wanted, and so on."""
     return dict(_C.last_run())
 
 
@@ -76,7 +76,7 @@ def describe() -> str:
         "threads": f"up to {torch.get_num_threads()} (torch.get_num_threads())",
     }
     run = last_run()
-    if run:
+    if run["op"]:
         rows["last run"] = ", ".join(f"{k} {v}" for k, v in run.items())
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 

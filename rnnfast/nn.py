@@ -1,7 +1,8 @@
-"""Drop-in recurrent modules: torch.nn's constructors, parameters, errors and outputs; the work is in `functional`.
+"""Drop-in recurrent modules: torch.nn's constructors, parameters, errors and outputs over `functional`.
 
-They subclass RNNBase and RNNCellBase, not torch.nn.LSTM and its like, at which torch.compile breaks the graph.
-Parameters are looked up in `_parameters` first: attribute access costs 0.6 µs each, and a stream pays it every step.
+They subclass RNNBase and RNNCellBase, not torch.nn.LSTM and its like, at which torch.compile breaks the
+graph. Parameters are looked up in `_parameters` first: attribute access costs 0.6 µs each, and a stream pays
+it every step.
 """
 
 import torch
@@ -101,7 +102,8 @@ class _Layers(RNNBase):
                 f"For {batched} {D}-D input, hx should also be {D}-D but got {h.dim()}-D tensor"
             )
         raise RuntimeError(
-            f"For {batched} {D}-D input, hx and cx should also be {D}-D but got ({h.dim()}-D, {c.dim()}-D) tensors"
+            f"For {batched} {D}-D input, hx and cx should "
+            f"also be {D}-D but got ({h.dim()}-D, {c.dim()}-D) tensors"
         )
 
     def _check_state_size(self, B, h, c):
@@ -119,14 +121,14 @@ class _Layers(RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         weights = [w for direction in self._weights() for w in direction]
-        return functional.explain(type(self).__name__, x, [*states, *weights])
+        return functional.explain(type(self).__name__, x, states, weights)
 
 
 class RNN(_Layers):
     """Elman network: h' = tanh or relu (W_i x + b_i + W_h h + b_h). Drop-in for `torch.nn.RNN`.
 
-    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and h_0 [L·D, B, H] ->
-    output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
+    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and
+    h_0 [L·D, B, H] -> output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
 
     >>> import torch, rnnfast
     >>> output, h_n = rnnfast.RNN(10, 20, num_layers=2, nonlinearity="relu")(torch.randn(5, 3, 10))
@@ -168,16 +170,17 @@ class LSTM(_Layers):
         g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
         c' = f ⊙ c + i ⊙ g                        h' = o ⊙ tanh(c')      (with proj_size: h' = W_hr h')
 
-    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence), h_0 [L·D, B, P],
-    c_0 [L·D, B, H] -> output [T, B, D·P], (h_n [L·D, B, P], c_n [L·D, B, H]); L layers, D directions, P = proj_size or H.
+    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence),
+    h_0 [L·D, B, P], c_0 [L·D, B, H] -> output [T, B, D·P], (h_n [L·D, B, P], c_n [L·D, B, H]); L layers,
+    D directions, P = proj_size or H.
 
     >>> import torch, rnnfast
     >>> output, (h_n, c_n) = rnnfast.LSTM(10, 20, batch_first=True, bidirectional=True)(torch.randn(3, 5, 10))
     >>> output.shape, h_n.shape, c_n.shape
     (torch.Size([3, 5, 40]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
 
-    Args: as `torch.nn.LSTM`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, proj_size=0, device=None, dtype=None.
+    Args: as `torch.nn.LSTM`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+    dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
 
     Raises: what `torch.nn.LSTM` raises, with its texts.
 
@@ -205,8 +208,8 @@ class GRU(_Layers):
         n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
         h' = (1 − z) ⊙ n + z ⊙ h
 
-    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and h_0 [L·D, B, H] ->
-    output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
+    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and
+    h_0 [L·D, B, H] -> output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
 
     >>> import torch, rnnfast
     >>> output, h_n = rnnfast.GRU(10, 20)(torch.randn(5, 3, 10))
@@ -282,11 +285,11 @@ class _Cell(RNNCellBase):
     def explain(self, input, hx=None) -> str:
         """One sentence: which path this input takes, and why."""
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
-        return functional.explain(self._name, input, [*states, *self._weights()])
+        return functional.explain(self._name, input, states, self._weights())
 
 
 class RNNCell(_Cell):
-    """One step of an Elman network: h' = tanh or relu (W_i x + b_i + W_h h + b_h). Drop-in for `torch.nn.RNNCell`.
+    """One step of an Elman network, h' = tanh or relu (W_i x + b_i + W_h h + b_h). For `torch.nn.RNNCell`.
 
     Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros.
 
@@ -318,7 +321,8 @@ class RNNCell(_Cell):
 class LSTMCell(_Cell):
     """One step of a long short-term memory (formula: `LSTM`). Drop-in for `torch.nn.LSTMCell`.
 
-    Shapes: input [B, I], hx = (h [B, H], c [B, H]) -> (h' [B, H], c' [B, H]); or [I], ([H], [H]). hx None is zeros.
+    Shapes: input [B, I], hx = (h [B, H], c [B, H]) -> (h' [B, H], c' [B, H]); or [I], ([H], [H]).
+    hx None is zeros.
 
     >>> import torch, rnnfast
     >>> h, c = rnnfast.LSTMCell(10, 20)(torch.randn(3, 10))
@@ -388,11 +392,12 @@ class DeepTransitionRNN(Module):
 
         a = [x, h];  a = leaky_relu(W_l a + b_l) for every l but the last;  h' = W a + b;  h starts at zero
 
-    Shapes: x [B, T, I] and h0 [B, H] -> (all h [B, T, H], last h [B, H]). With output_size the head `ff` reads the last
-    state -> [B, O], or with step_output every state -> [B, T, O]. Unbatched: x [T, I], h0 [H], and no B in the results.
+    Shapes: x [B, T, I] and h0 [B, H] -> (all h [B, T, H], last h [B, H]). With output_size the head `ff`
+    reads the last state -> [B, O], or with step_output every state -> [B, T, O]. Unbatched: x [T, I],
+    h0 [H], and no B in the results.
 
-    The perceptron is kept as `rnn`, a Sequential of Linear, LeakyReLU, ..., Linear, so that state_dict is that of the
-    hand-written model. Its weights are read at every forward; its modules are not called.
+    The perceptron is kept as `rnn`, a Sequential of Linear, LeakyReLU, ..., Linear, so that state_dict is
+    that of the hand-written model. Its weights are read at every forward; its modules are not called.
 
     >>> import torch, rnnfast
     >>> model = rnnfast.DeepTransitionRNN(40, 30, output_size=2, depth=3, width=100)
@@ -456,7 +461,9 @@ class DeepTransitionRNN(Module):
         for n_in, n_out in zip(sizes, sizes[1:], strict=False):
             modules += [Linear(n_in, n_out, bias, device=device, dtype=dtype), LeakyReLU(negative_slope)]
         self.rnn = Sequential(*modules[:-1])
-        self.ff = None if output_size is None else Linear(hidden_size, output_size, bias, device=device, dtype=dtype)
+        self.ff = None
+        if output_size is not None:
+            self.ff = Linear(hidden_size, output_size, bias, device=device, dtype=dtype)
 
     def _weights(self):
         linears = list(self.rnn._modules.values())[::2]
@@ -482,4 +489,4 @@ class DeepTransitionRNN(Module):
     def explain(self, x: Tensor, h0: Tensor | None = None) -> str:
         """One sentence: which path this input takes, and why."""
         weights, biases = self._weights()
-        return functional.explain(type(self).__name__, x, [h0, *weights, *biases])
+        return functional.explain(type(self).__name__, x, [h0], [*weights, *biases])

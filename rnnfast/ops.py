@@ -9,11 +9,11 @@ import torch
 from . import reference
 
 try:
-    from . import _C  # registers torch.ops.rnnfast.*
+    from . import _C as _C  # registers torch.ops.rnnfast.*; info reads it from here
 except ImportError as error:
     raise ImportError(
-        f"rnnfast's compiled extension did not load ({error}): build it against the torch that is installed with "
-        "`pip install --no-build-isolation .` (or `make build`) in rnnfast's source folder."
+        f"rnnfast's compiled extension did not load ({error}): build it against the torch that is installed "
+        "with `pip install --no-build-isolation .` in rnnfast's source folder."
     ) from error
 
 
@@ -90,10 +90,10 @@ def _(dy, dhn, x, h0, weights, biases, negative_slope, y, acts, need_dx, need_dh
 def _double_backward(forward, cotangents, inputs, wanted, grads):
     """Derivative of the vector-Jacobian product of `forward`, in the order [*cotangents, *inputs].
 
-    forward(*inputs) -> outputs; a cotangent or an input may be None. `wanted` says, for each of
-    [*cotangents, *inputs], whether its gradient is asked for; `grads` are those of the product's results, one for each
-    of `inputs`, None where nothing flows. What was saved for the first backward gets no gradient: here it
-    is recomputed from the inputs, so everything flows through these.
+    forward(*inputs) -> outputs, one for each cotangent; a cotangent or an input may be None. `wanted` says
+    of each whether its gradient is asked for; `grads` are those of the product's results, one for each
+    input, None where nothing flows. What was saved for the first backward gets no gradient: here it is
+    recomputed from the inputs, so everything flows through these.
     """
     slots = [*cotangents, *inputs]
     n = len(cotangents)

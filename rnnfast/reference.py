@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["deep_transition", "gru_cell", "lstm_cell", "recurrent", "rnn_relu_cell", "rnn_tanh_cell"]
 
 
-# A cell takes u = W_i x + b_i [B, G·H], v = W_h h + b_h [B, G·H], h [B, H] and c [B, H], and returns (h', c').
+# A cell takes u = W_i x + b_i [B, G·H], v = W_h h + b_h [B, G·H], h [B, H] and c [B, H] and returns (h', c').
 # Only the LSTM has a c; the others hand it through.
 
 

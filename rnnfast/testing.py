@@ -1,4 +1,4 @@
-"""Shared by tests and benchmarks: devices and dtypes, the tolerance table, the oracle comparison, the timer."""
+"""Shared by tests and benchmarks: devices, dtypes, the tolerance table, the oracle comparison, the timer."""
 
 import statistics
 import time
@@ -13,10 +13,10 @@ __all__ = ["DEVICES", "DTYPES", "TOLERANCE", "Timing", "assert_close_to_oracle",
 DEVICES = ["cpu"]  # those that this build has kernels for
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
-# How far a result may lie from the float64 oracle beyond twice the error of torch itself, as a part of the largest
-# value of the oracle. Half types are stored with one rounding at the end (half an ulp) and h is rounded once more when
-# it is carried to the next step: one ulp of a value at the scale. Arithmetic between them is float and adds nothing
-# that shows.
+# How far a result may lie from the float64 oracle beyond twice the error of torch itself, as a part of the
+# largest value of the oracle. Half types are rounded when they are stored (half an ulp), and h once more when
+# it is carried to the next step: one ulp of a value at the scale. Arithmetic between is float and adds
+# nothing that shows.
 TOLERANCE = {
     torch.float64: 1e-10,  # thousands of roundings of 1e-16, and polynomials good to 1e-15
     torch.float32: 1e-6,  # eight ulp: other orders of summation, where torch's own error happens to be nil
@@ -36,11 +36,12 @@ def error(result: Tensor, oracle: Tensor) -> float:
 
 
 def assert_close_to_oracle(ours, peer, oracle, names=None, dtype=None) -> None:
-    """Each tensor of `ours` lies at most twice as far from the oracle as torch's own, plus TOLERANCE of the scale.
+    """Each tensor lies at most twice as far from the oracle as torch's own, plus TOLERANCE of the scale.
 
     Args:
-        ours, peer, oracle: a tensor each, or as many of them: rnnfast's, torch's in the same dtype, and the float64 result
-            from the same (rounded) inputs. None is allowed where all three are None. For float64 the peer may be the oracle.
+        ours, peer, oracle: a tensor each, or as many of them: rnnfast's, torch's in the same dtype, and the
+            float64 result from the same (rounded) inputs. None is allowed where all three are None. For
+            float64 the peer may be the oracle.
         names: what to call them in the message.
         dtype: row of the table; that of ours if not given.
 
@@ -61,7 +62,8 @@ def assert_close_to_oracle(ours, peer, oracle, names=None, dtype=None) -> None:
         ours_error, peer_error = error(a, c), error(b, c)
         limit = 2 * peer_error + TOLERANCE[dtype or a.dtype] * scale
         if not ours_error <= limit:
-            failed.append(f"{name}: error {ours_error:.3g} > {limit:.3g} (torch's {peer_error:.3g}, scale {scale:.3g})")
+            detail = f"torch's {peer_error:.3g}, scale {scale:.3g}"
+            failed.append(f"{name}: error {ours_error:.3g} > {limit:.3g} ({detail})")
     if failed:
         raise AssertionError("; ".join(failed))
 
@@ -110,7 +112,7 @@ def interleave(
     Args:
         contenders: name -> a call without arguments.
         rounds: how often each is timed, at least 2.
-        min_time: seconds each timing lasts at least, by repeating the call; the number of repeats is found once.
+        min_time: seconds each timing lasts at least, by repeating the call; repeats are found once.
         warmup: calls of each before anything is timed.
         sync: called before the clock is read, for devices that run on their own.
     """
