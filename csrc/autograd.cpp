@@ -17,8 +17,8 @@ c10::TypedOperatorHandle<F> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
 }
 
-// Calls an op under this kernel. A backward that nobody differentiates need not pass its own autograd kernel, which is
-// Python's.
+// Calls an op under this kernel. A backward that nobody differentiates need not pass its own autograd kernel,
+// which is Python's.
 template <class F, class... Args>
 auto call_below(const c10::TypedOperatorHandle<F>& op, Args&&... args) {
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -34,31 +34,34 @@ auto call_backward(const c10::TypedOperatorHandle<F>& op, Args&&... args) {
 // Forward-mode AD would be dropped in silence here: rnnfast.functional takes the reference path for it.
 void refuse_forward_gradient(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK(!t.defined() || !t._fw_grad(/*level=*/0).defined(), op, ": ", name,
-              " carries a forward-mode gradient, which this op does not propagate; call it through rnnfast.functional");
+              " carries a forward-mode gradient, which this op does not propagate; call it through "
+              "rnnfast.functional");
 }
 
 // Whether to record; a graph without what its backward reads is refused.
 bool must_record(const char* op, bool any_requires_grad, bool save) {
   if (!at::GradMode::is_enabled() || !any_requires_grad) return false;
-  TORCH_CHECK(save, op, ": save is False, but an argument requires grad; pass save=True or call it under no_grad");
+  TORCH_CHECK(save, op,
+              ": save is False, but an argument requires grad; pass save=True or call it under no_grad");
   return true;
 }
 
 OptTensor optional(const Tensor& t) { return t.defined() ? OptTensor(t) : std::nullopt; }
 
-constexpr const char* kNames[kGradients] = {"x",      "h0",     "c0",     "w_ih",   "w_hh",   "b_ih",  "b_hh",
-                                            "w_hr",   "w_ih_r", "w_hh_r", "b_ih_r", "b_hh_r", "w_hr_r"};
+constexpr const char* kNames[kGradients] = {"x",    "h0",     "c0",     "w_ih",   "w_hh",   "b_ih",  "b_hh",
+                                            "w_hr", "w_ih_r", "w_hh_r", "b_ih_r", "b_hh_r", "w_hr_r"};
 
 struct Recurrent : torch::autograd::Function<Recurrent> {
   static variable_list forward(AutogradContext* ctx, std::string_view mode, const Tensor& x, const Tensor& h0,
-                               const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
-                               const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
-                               const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
-                               const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first) {
+                               const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                               const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                               const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
+                               const OptTensor& b_hh_r, const OptTensor& w_hr_r, const OptTensor& batch_sizes,
+                               bool batch_first) {
     static const auto op = find_op<decltype(recurrent)>("rnnfast::recurrent");
-    auto [y, hn, cn, gates, cells] =
-        call_below(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r,
-                   batch_sizes, batch_first, /*save=*/true, OptTensor(), OptTensor(), OptTensor(), OptTensor());
+    auto [y, hn, cn, gates, cells] = call_below(
+        op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r,
+        batch_sizes, batch_first, /*save=*/true, OptTensor(), OptTensor(), OptTensor(), OptTensor());
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable(c0 ? variable_list{gates, cells} : variable_list{cn, gates, cells});
     ctx->save_for_backward({x, h0, c0.value_or(Tensor()), w_ih, w_hh, b_ih.value_or(Tensor()),
@@ -78,27 +81,28 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     for (int i = 0, edge = 0; i < kGradients; ++i)
       if (s[i].defined()) needs[i] = ctx->needs_input_grad(edge++);
     const auto result = call_backward(
-        op, optional(grads[0]), optional(grads[1]), optional(grads[2]), ctx->saved_data["mode"].toStringRef(), s[0],
-        s[1], optional(s[2]), s[3], s[4], optional(s[5]), optional(s[6]), optional(s[7]), optional(s[8]),
-        optional(s[9]), optional(s[10]), optional(s[11]), optional(s[12]), optional(s[13]),
+        op, optional(grads[0]), optional(grads[1]), optional(grads[2]), ctx->saved_data["mode"].toStringRef(),
+        s[0], s[1], optional(s[2]), s[3], s[4], optional(s[5]), optional(s[6]), optional(s[7]),
+        optional(s[8]), optional(s[9]), optional(s[10]), optional(s[11]), optional(s[12]), optional(s[13]),
         ctx->saved_data["batch_first"].toBool(), s[14], s[15], s[16], needs);
     variable_list out = std::apply([](auto&... t) { return variable_list{t...}; }, result);
     for (int i = 0; i < kGradients; ++i)
       if (!needs[i]) out[i] = Tensor();
-    out.insert(out.begin(), Tensor());         // mode
+    out.insert(out.begin(), Tensor());            // mode
     out.insert(out.end(), {Tensor(), Tensor()});  // batch_sizes, batch_first
     return out;
   }
 };
 
-RecurrentResult recurrent_autograd(std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
-                                   const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
-                                   const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
-                                   const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
-                                   const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first, bool save,
+RecurrentResult recurrent_autograd(std::string_view mode, const Tensor& x, const Tensor& h0,
+                                   const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                                   const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                                   const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
+                                   const OptTensor& b_hh_r, const OptTensor& w_hr_r,
+                                   const OptTensor& batch_sizes, bool batch_first, bool save,
                                    const OptTensor& lengths, const OptTensor& resets, const OptTensor& h_mask,
                                    const OptTensor& zoneout_mask) {
-  const OptTensor all[kGradients] = {x,    h0,     c0,     w_ih,   w_hh,   b_ih, b_hh,
+  const OptTensor all[kGradients] = {x,    h0,     c0,     w_ih,   w_hh,   b_ih,  b_hh,
                                      w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r};
   bool any = false;
   for (int i = 0; i < kGradients; ++i) {
@@ -110,17 +114,17 @@ RecurrentResult recurrent_autograd(std::string_view mode, const Tensor& x, const
   const bool extra = lengths || resets || h_mask || zoneout_mask;
   if (extra || !must_record("rnnfast::recurrent", any, save)) {
     static const auto op = find_op<decltype(recurrent)>("rnnfast::recurrent");
-    return call_below(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r,
-                      batch_sizes, batch_first, save, lengths, resets, h_mask, zoneout_mask);
+    return call_below(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r,
+                      w_hr_r, batch_sizes, batch_first, save, lengths, resets, h_mask, zoneout_mask);
   }
-  auto r = Recurrent::apply(mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r,
-                            batch_sizes, batch_first);
+  auto r = Recurrent::apply(mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r,
+                            w_hr_r, batch_sizes, batch_first);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 
 struct DeepTransition : torch::autograd::Function<DeepTransition> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& h0, at::TensorList weights,
-                               at::TensorList biases, double negative_slope) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& h0,
+                               at::TensorList weights, at::TensorList biases, double negative_slope) {
     static const auto op = find_op<decltype(deep_transition)>("rnnfast::deep_transition");
     auto [y, hn, acts] = call_below(op, x, h0, weights, biases, negative_slope, /*save=*/true);
     ctx->set_materialize_grads(false);
@@ -150,8 +154,8 @@ struct DeepTransition : torch::autograd::Function<DeepTransition> {
   }
 };
 
-DeepResult deep_transition_autograd(const Tensor& x, const Tensor& h0, at::TensorList weights, at::TensorList biases,
-                                    double negative_slope, bool save) {
+DeepResult deep_transition_autograd(const Tensor& x, const Tensor& h0, at::TensorList weights,
+                                    at::TensorList biases, double negative_slope, bool save) {
   bool any = false;
   const auto visit = [&](const char* name, const Tensor& t) {
     refuse_forward_gradient("rnnfast::deep_transition", name, t);

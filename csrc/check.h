@@ -1,5 +1,5 @@
-// Argument checks of the ops, on the path that Python really takes: each names the argument, what came and what was
-// expected, and gives the sizes that the rest works with.
+// Argument checks of the ops, on the path that Python really takes: each names the argument, what came and
+// what was expected, and gives the sizes that the rest works with.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/util/StringUtil.h>
@@ -30,18 +30,20 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
   TORCH_CHECK(t.defined(), op, ": ", name, " is an undefined tensor");
   TORCH_CHECK(t.device() == x.device(), op, ": ", name, " is on ", t.device(), ", expected ", x.device(),
               ", the device of x");
-  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has dtype ", t.scalar_type(), ", expected ",
-              x.scalar_type(), ", the dtype of x");
-  TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " has layout ", t.layout(), ", expected a dense tensor");
+  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has dtype ", t.scalar_type(),
+              ", expected ", x.scalar_type(), ", the dtype of x");
+  TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " has layout ", t.layout(),
+              ", expected a dense tensor");
 }
 
-inline void check_shape(const char* op, const char* name, const Tensor& t, const Tensor& x, at::IntArrayRef expected) {
+inline void check_shape(const char* op, const char* name, const Tensor& t, const Tensor& x,
+                        at::IntArrayRef expected) {
   check_like(op, name, t, x);
   TORCH_CHECK(t.sizes() == expected, op, ": ", name, " has shape ", t.sizes(), ", expected ", expected);
 }
 
-inline void check_optional(const char* op, const char* name, const OptTensor& t, const Tensor& x, bool expected,
-                           at::IntArrayRef shape, const char* when) {
+inline void check_optional(const char* op, const char* name, const OptTensor& t, const Tensor& x,
+                           bool expected, at::IntArrayRef shape, const char* when) {
   TORCH_CHECK(!t || expected, op, ": ", name, " has shape ", t->sizes(), ", expected None ", when);
   TORCH_CHECK(t || !expected, op, ": ", name, " is None, expected shape ", shape, " ", when);
   if (t) check_shape(op, name, *t, x, shape);
@@ -51,8 +53,8 @@ inline void check_input(const char* op, const Tensor& x, int64_t dims) {
   TORCH_CHECK(x.defined(), op, ": x is an undefined tensor");
   TORCH_CHECK(x.layout() == at::kStrided, op, ": x has layout ", x.layout(), ", expected a dense tensor");
   TORCH_CHECK(x.dim() == dims, op, ": x has ", x.dim(), " dimensions, expected ", dims);
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble || x.scalar_type() == at::kBFloat16 ||
-                  x.scalar_type() == at::kHalf,
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble ||
+                  x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf,
               op, ": x has dtype ", x.scalar_type(), ", expected float32, float64, bfloat16 or float16");
 }
 
@@ -66,8 +68,8 @@ inline void check_batch_sizes(const char* op, const Tensor& sizes, int64_t N) {
   int64_t sum = 0;
   for (int64_t t = 0; t < dense.numel(); ++t) {
     TORCH_CHECK(n[t] > 0, op, ": batch_sizes[", t, "] is ", n[t], ", expected a positive number");
-    TORCH_CHECK(t == 0 || n[t] <= n[t - 1], op, ": batch_sizes[", t, "] is ", n[t], ", expected at most ", n[t - 1],
-                ", the one before it");
+    TORCH_CHECK(t == 0 || n[t] <= n[t - 1], op, ": batch_sizes[", t, "] is ", n[t], ", expected at most ",
+                n[t - 1], ", the one before it");
     sum += n[t];
     TORCH_CHECK(sum <= N, op, ": batch_sizes sum to more than the ", N, " rows of x");
   }
@@ -75,10 +77,11 @@ inline void check_batch_sizes(const char* op, const Tensor& sizes, int64_t N) {
 }
 
 inline LayerSizes check_layer(const char* op, std::string_view mode_name, const Tensor& x, const Tensor& h0,
-                              const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
-                              const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
-                              const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
-                              const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first) {
+                              const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                              const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                              const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
+                              const OptTensor& b_hh_r, const OptTensor& w_hr_r, const OptTensor& batch_sizes,
+                              bool batch_first) {
   LayerSizes s{};
   s.mode = parse_mode(op, mode_name);
   s.has_cell = s.mode == Mode::kLstm;
@@ -100,11 +103,13 @@ inline LayerSizes check_layer(const char* op, std::string_view mode_name, const 
     s.B = x.size(s.batch_first ? 0 : 1);
     s.N = s.T * s.B;
   }
-  TORCH_CHECK(s.T > 0, op, ": Expected sequence length to be larger than 0 in RNN, got x of shape ", x.sizes());
+  TORCH_CHECK(s.T > 0, op, ": Expected sequence length to be larger than 0 in RNN, got x of shape ",
+              x.sizes());
 
   check_like(op, "w_hh", w_hh, x);
   TORCH_CHECK(w_hh.dim() == 2 && w_hh.size(0) > 0 && w_hh.size(0) % s.gates == 0, op, ": w_hh has shape ",
-              w_hh.sizes(), ", expected 2 dimensions, the first a positive multiple of ", s.gates, ", the gates");
+              w_hh.sizes(), ", expected 2 dimensions, the first a positive multiple of ", s.gates,
+              ", the gates");
   s.H = w_hh.size(0) / s.gates;
   if (w_hr) {
     TORCH_CHECK(s.has_cell, op, ": w_hr has shape ", w_hr->sizes(), ", expected None for ", mode_name);
@@ -135,7 +140,8 @@ inline LayerSizes check_layer(const char* op, std::string_view mode_name, const 
                   ", expected None where w_ih_r is None");
   }
   check_shape(op, "h0", h0, x, {s.D, s.B, s.P});
-  check_optional(op, "c0", c0, x, s.has_cell, {s.D, s.B, s.H}, s.has_cell ? "for lstm" : "for a cell without c");
+  check_optional(op, "c0", c0, x, s.has_cell, {s.D, s.B, s.H},
+                 s.has_cell ? "for lstm" : "for a cell without c");
   return s;
 }
 
@@ -150,8 +156,10 @@ inline at::ScalarType accumulation_type(const Tensor& x) {
 }
 
 // What forward saved for backward
-inline void check_saved(const char* op, const char* name, const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
-  TORCH_CHECK(t.defined() && t.device() == x.device() && t.scalar_type() == accumulation_type(x) && t.sizes() == shape,
+inline void check_saved(const char* op, const char* name, const Tensor& t, const Tensor& x,
+                        at::IntArrayRef shape) {
+  TORCH_CHECK(t.defined() && t.device() == x.device() && t.scalar_type() == accumulation_type(x) &&
+                  t.sizes() == shape,
               op, ": ", name, " has dtype ", t.scalar_type(), " and shape ", t.sizes(), ", expected ",
               accumulation_type(x), " and ", shape, " as the forward op saves it");
 }
@@ -174,7 +182,8 @@ inline DeepSizes check_deep(const char* op, const Tensor& x, const Tensor& h0, a
   TORCH_CHECK(negative_slope >= 0, op, ": negative_slope is ", negative_slope, ", expected at least 0");
   s.B = x.size(0), s.T = x.size(1), s.I = x.size(2);
   s.depth = static_cast<int>(weights.size());
-  TORCH_CHECK(s.T > 0, op, ": Expected sequence length to be larger than 0 in RNN, got x of shape ", x.sizes());
+  TORCH_CHECK(s.T > 0, op, ": Expected sequence length to be larger than 0 in RNN, got x of shape ",
+              x.sizes());
   check_like(op, "h0", h0, x);
   TORCH_CHECK(h0.dim() == 2 && h0.size(0) == s.B && h0.size(1) > 0, op, ": h0 has shape ", h0.sizes(),
               ", expected [", s.B, ", hidden]");
@@ -185,9 +194,9 @@ inline DeepSizes check_deep(const char* op, const Tensor& x, const Tensor& h0, a
     const std::string name = c10::str("weights[", l, "]");
     check_like(op, name.c_str(), w, x);
     const bool last = l + 1 == s.depth;
-    TORCH_CHECK(w.dim() == 2 && w.size(1) == reads && w.size(0) > 0 && (!last || w.size(0) == s.H), op, ": ", name,
-                " has shape ", w.sizes(), ", expected [", last ? std::to_string(s.H) : std::string("width"), ", ", reads,
-                "]");
+    TORCH_CHECK(w.dim() == 2 && w.size(1) == reads && w.size(0) > 0 && (!last || w.size(0) == s.H), op, ": ",
+                name, " has shape ", w.sizes(), ", expected [",
+                last ? std::to_string(s.H) : std::string("width"), ", ", reads, "]");
     s.width[l] = reads = w.size(0);
     if (!last) s.saved += s.T * s.B * padded(reads);
     if (!biases.empty()) check_shape(op, c10::str("biases[", l, "]").c_str(), biases[l], x, {reads});

@@ -1,5 +1,5 @@
-// The deep-transition RNN's ops on the CPU; the recurrence is a kernel of csrc/cpu, the weight gradients are big products
-// through ATen.
+// The deep-transition RNN's ops on the CPU; the recurrence is a kernel of csrc/cpu, the weight gradients are
+// big products through ATen.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -18,8 +18,8 @@ struct DeepTensors {
   WalkStorage walk;
 };
 
-DeepTensors convert(const DeepSizes& s, at::ScalarType type, const Tensor& x, const Tensor& h0, at::TensorList weights,
-                    at::TensorList biases) {
+DeepTensors convert(const DeepSizes& s, at::ScalarType type, const Tensor& x, const Tensor& h0,
+                    at::TensorList weights, at::TensorList biases) {
   DeepTensors t;
   t.x = x.to(type).contiguous();
   t.h0 = h0.to(type).contiguous();
@@ -33,8 +33,16 @@ Shape shape_of(const DeepSizes& s, const Kernels& k, bool wide, bool backward) {
   int64_t units = s.H, reads = 0;
   for (int l = 0; l < s.depth; ++l) units = std::max(units, s.width[l]);
   for (int l = 0; l < s.depth; ++l) reads += s.width[l] * (l ? s.width[l - 1] : s.H);
-  return {s.T,   s.B,   s.T * s.B,           backward ? 0 : s.I, units, reads / units, 1, s.depth,
-          k.vector_bytes / (wide ? 8 : 4), false};
+  return {s.T,
+          s.B,
+          s.T * s.B,
+          backward ? 0 : s.I,
+          units,
+          reads / units,
+          1,
+          s.depth,
+          k.vector_bytes / (wide ? 8 : 4),
+          false};
 }
 
 template <class A>
@@ -83,9 +91,10 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   return {t.y.to(x.scalar_type()), t.hn.to(x.scalar_type()), t.acts};
 }
 
-DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn, const Tensor& x, const Tensor& h0,
-                                       at::TensorList weights, at::TensorList biases, double negative_slope,
-                                       const Tensor& y, const Tensor& acts, bool need_dx, bool need_dh0) {
+DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn, const Tensor& x,
+                                       const Tensor& h0, at::TensorList weights, at::TensorList biases,
+                                       double negative_slope, const Tensor& y, const Tensor& acts,
+                                       bool need_dx, bool need_dh0) {
   constexpr const char* op = "rnnfast::deep_transition_backward";
   const DeepSizes s = check_deep(op, x, h0, weights, biases, negative_slope);
   check_shape(op, "y", y, x, {s.B, s.T, s.H});

@@ -95,7 +95,8 @@ WalkStorage WalkStorage::packed(const at::Tensor& batch_sizes) {
   w.offsets.reserve(w.sizes.size());
   int64_t total = 0;
   for (const int64_t size : w.sizes) w.offsets.push_back(total), total += size;
-  w.walk = {dense.numel(), w.sizes.empty() ? 0 : w.sizes[0], total, 1, w.offsets.data(), w.sizes.data(), false};
+  w.walk = {dense.numel(), w.sizes.empty() ? 0 : w.sizes[0], total, 1, w.offsets.data(), w.sizes.data(),
+            false};
   return w;
 }
 

@@ -29,13 +29,15 @@ A* out(const Tensor& t, int64_t offset = 0) {
 }
 
 Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
-  return {s.T, s.B, s.N, s.I, s.H, s.P, s.gates, s.P == s.H ? 1 : 2, k.vector_bytes / (wide ? 8 : 4), s.packed};
+  return {s.T,     s.B, s.N, s.I, s.H, s.P, s.gates, s.P == s.H ? 1 : 2, k.vector_bytes / (wide ? 8 : 4),
+          s.packed};
 }
 
 // Vectors narrower than the padding leave some of it unwritten.
 Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
   const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
-  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? at::empty(sizes, options) : at::zeros(sizes, options);
+  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? at::empty(sizes, options)
+                                                          : at::zeros(sizes, options);
 }
 
 WalkStorage walk_of(const LayerSizes& s, const OptTensor& batch_sizes) {
@@ -44,22 +46,24 @@ WalkStorage walk_of(const LayerSizes& s, const OptTensor& batch_sizes) {
 
 std::vector<int64_t> output_shape(const LayerSizes& s) {
   if (s.packed) return {s.N, s.D * s.P};
-  return s.batch_first ? std::vector<int64_t>{s.B, s.T, s.D * s.P} : std::vector<int64_t>{s.T, s.B, s.D * s.P};
+  return s.batch_first ? std::vector<int64_t>{s.B, s.T, s.D * s.P}
+                       : std::vector<int64_t>{s.T, s.B, s.D * s.P};
 }
 
-std::array<Weights, 2> all_weights(at::ScalarType type, const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
-                                   const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
-                                   const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
-                                   const OptTensor& w_hr_r) {
-  return {Weights{dense(w_ih, type), dense(w_hh, type), dense(b_ih, type), dense(b_hh, type), dense(w_hr, type)},
-          Weights{dense(w_ih_r, type), dense(w_hh_r, type), dense(b_ih_r, type), dense(b_hh_r, type),
-                  dense(w_hr_r, type)}};
+std::array<Weights, 2> all_weights(at::ScalarType type, const Tensor& w_ih, const Tensor& w_hh,
+                                   const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                                   const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
+                                   const OptTensor& b_hh_r, const OptTensor& w_hr_r) {
+  return {
+      Weights{dense(w_ih, type), dense(w_hh, type), dense(b_ih, type), dense(b_hh, type), dense(w_hr, type)},
+      Weights{dense(w_ih_r, type), dense(w_hh_r, type), dense(b_ih_r, type), dense(b_hh_r, type),
+              dense(w_hr_r, type)}};
 }
 
 template <class A>
-void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0, const Tensor& c0,
-                        const std::array<Weights, 2>& weights, const Tensor& y, const Tensor& hn, const Tensor& cn,
-                        const Tensor& gates, const Tensor& cells) {
+void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
+                        const Tensor& c0, const std::array<Weights, 2>& weights, const Tensor& y,
+                        const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H);
   for (int64_t d = 0; d < s.D; ++d) {
@@ -91,10 +95,10 @@ struct Directions {
 };
 
 template <class A>
-Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w, const Tensor& h0,
-                              const Tensor& c0, const Tensor& y, const Tensor& dy, const Tensor& dhn,
-                              const Tensor& dcn, const Tensor& gates, const Tensor& cells, const Tensor& dh0,
-                              const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
+Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
+                              const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
+                              const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
+                              const Tensor& dh0, const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H), GH = s.gates * s.H;
   Directions r;
@@ -136,30 +140,34 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
 }  // namespace
 
 RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
-                          const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih, const OptTensor& b_hh,
-                          const OptTensor& w_hr, const OptTensor& w_ih_r, const OptTensor& w_hh_r,
-                          const OptTensor& b_ih_r, const OptTensor& b_hh_r, const OptTensor& w_hr_r,
-                          const OptTensor& batch_sizes, bool batch_first, bool save, const OptTensor& lengths,
-                          const OptTensor& resets, const OptTensor& h_mask, const OptTensor& zoneout_mask) {
+                          const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
+                          const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
+                          const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                          const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first, bool save,
+                          const OptTensor& lengths, const OptTensor& resets, const OptTensor& h_mask,
+                          const OptTensor& zoneout_mask) {
   constexpr const char* op = "rnnfast::recurrent";
   const std::pair<const char*, const OptTensor*> reserved[] = {
       {"lengths", &lengths}, {"resets", &resets}, {"h_mask", &h_mask}, {"zoneout_mask", &zoneout_mask}};
   for (const auto& [name, value] : reserved)
-    TORCH_CHECK(!*value, op, ": ", name, " has shape ", (*value)->sizes(), ", expected None: not supported yet");
-  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r,
-                                   w_hr_r, batch_sizes, batch_first);
+    TORCH_CHECK(!*value, op, ": ", name, " has shape ", (*value)->sizes(),
+                ", expected None: not supported yet");
+  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
+                                   b_hh_r, w_hr_r, batch_sizes, batch_first);
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
   const Tensor y = at::empty(output_shape(s), options);
   const Tensor hn = at::empty({s.D, s.B, s.P}, options);
-  const Tensor cn = at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
+  const Tensor cn =
+      at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
   const Tensor gates =
       save ? padded_empty(s, k, {s.D, s.N, s.slots, padded(s.H)}, options) : at::empty({0}, options);
   const Tensor cells =
       save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : at::empty({0}, options);
   if (s.N > 0) {
-    const auto weights = all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+    const auto weights =
+        all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
     const WalkStorage storage = walk_of(s, batch_sizes);
     const auto run = type == at::kDouble ? forward_directions<double> : forward_directions<float>;
     run(s, storage.walk, dense(x, type), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates, cells);
@@ -168,16 +176,17 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
 }
 
 RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn, const OptTensor& dcn,
-                                      std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
-                                      const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
-                                      const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
-                                      const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                                      std::string_view mode, const Tensor& x, const Tensor& h0,
+                                      const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                                      const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                                      const OptTensor& w_ih_r, const OptTensor& w_hh_r,
+                                      const OptTensor& b_ih_r, const OptTensor& b_hh_r,
                                       const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first,
                                       const Tensor& y, const Tensor& gates, const Tensor& cells,
                                       std::array<bool, kGradients> needs) {
   constexpr const char* op = "rnnfast::recurrent_backward";
-  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r,
-                                   w_hr_r, batch_sizes, batch_first);
+  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
+                                   b_hh_r, w_hr_r, batch_sizes, batch_first);
   check_shape(op, "y", y, x, output_shape(s));
   check_gradient(op, "dy", dy, x, output_shape(s));
   check_gradient(op, "dhn", dhn, x, {s.D, s.B, s.P});
@@ -187,7 +196,8 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
-  const auto weights = all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+  const auto weights =
+      all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
   const Tensor x_rows = dense(x, type).view({s.N, s.I}), y_dense = dense(y, type);
   const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
   const Tensor dy_dense = dense(dy, type), dhn_dense = dense(dhn, type);
@@ -196,9 +206,18 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   const Tensor dh0 = at::zeros({s.D, s.B, s.P}, options);
   const Tensor dc0 = s.has_cell ? at::zeros({s.D, s.B, s.H}, options) : Tensor();
   const WalkStorage storage = walk_of(s, batch_sizes);
-  const bool given[kGradients] = {true,           true,           c0.has_value(),     true,
-                                  true,           b_ih.has_value(), b_hh.has_value(), w_hr.has_value(),
-                                  s.D == 2,       s.D == 2,       b_ih_r.has_value(), b_hh_r.has_value(),
+  const bool given[kGradients] = {true,
+                                  true,
+                                  c0.has_value(),
+                                  true,
+                                  true,
+                                  b_ih.has_value(),
+                                  b_hh.has_value(),
+                                  w_hr.has_value(),
+                                  s.D == 2,
+                                  s.D == 2,
+                                  b_ih_r.has_value(),
+                                  b_hh_r.has_value(),
                                   w_hr_r.has_value()};
   const auto wanted = [&](int i) { return needs[i] && given[i]; };
 
@@ -210,8 +229,8 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
     Directions r;
     if (s.N > 0) {
       const auto run = type == at::kDouble ? backward_direction<double> : backward_direction<float>;
-      r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense, gates_dense,
-              cells_dense, dh0, dc0, wanted(first + 1), wanted(first + 4));
+      r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
+              gates_dense, cells_dense, dh0, dc0, wanted(first + 1), wanted(first + 4));
     } else {
       r.da = r.dx = at::zeros({0, s.gates * s.H}, options);
       r.h_previous = r.dprojected = at::zeros({0, s.P}, options);

@@ -20,10 +20,12 @@ TORCH_LIBRARY(rnnfast, m) {
       "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dw_hr, "
       "Tensor dw_ih_r, Tensor dw_hh_r, Tensor db_ih_r, Tensor db_hh_r, Tensor dw_hr_r)");
   m.def(
-      "deep_transition(Tensor x, Tensor h0, Tensor[] weights, Tensor[] biases, float negative_slope, bool save) "
+      "deep_transition(Tensor x, Tensor h0, Tensor[] weights, Tensor[] biases, float negative_slope, bool "
+      "save) "
       "-> (Tensor y, Tensor hn, Tensor acts)");
   m.def(
-      "deep_transition_backward(Tensor? dy, Tensor? dhn, Tensor x, Tensor h0, Tensor[] weights, Tensor[] biases, "
+      "deep_transition_backward(Tensor? dy, Tensor? dhn, Tensor x, Tensor h0, Tensor[] weights, Tensor[] "
+      "biases, "
       "float negative_slope, Tensor y, Tensor acts, bool need_dx, bool need_dh0) "
       "-> (Tensor dx, Tensor dh0, Tensor[] dweights, Tensor[] dbiases)");
 }

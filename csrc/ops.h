@@ -15,21 +15,23 @@ using OptTensor = std::optional<Tensor>;
 
 using RecurrentResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
-                          const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih, const OptTensor& b_hh,
-                          const OptTensor& w_hr, const OptTensor& w_ih_r, const OptTensor& w_hh_r,
-                          const OptTensor& b_ih_r, const OptTensor& b_hh_r, const OptTensor& w_hr_r,
-                          const OptTensor& batch_sizes, bool batch_first, bool save, const OptTensor& lengths,
-                          const OptTensor& resets, const OptTensor& h_mask, const OptTensor& zoneout_mask);
+                          const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
+                          const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
+                          const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                          const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first, bool save,
+                          const OptTensor& lengths, const OptTensor& resets, const OptTensor& h_mask,
+                          const OptTensor& zoneout_mask);
 
 // x h0 c0, then the five weights of each direction
 constexpr int kGradients = 13;
-using RecurrentGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                      Tensor, Tensor, Tensor>;
+using RecurrentGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                      Tensor, Tensor, Tensor, Tensor>;
 RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn, const OptTensor& dcn,
-                                      std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
-                                      const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
-                                      const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
-                                      const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                                      std::string_view mode, const Tensor& x, const Tensor& h0,
+                                      const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                                      const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                                      const OptTensor& w_ih_r, const OptTensor& w_hh_r,
+                                      const OptTensor& b_ih_r, const OptTensor& b_hh_r,
                                       const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first,
                                       const Tensor& y, const Tensor& gates, const Tensor& cells,
                                       std::array<bool, kGradients> needs);
@@ -39,8 +41,9 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
                            double negative_slope, bool save);
 
 using DeepGradients = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
-DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn, const Tensor& x, const Tensor& h0,
-                                       at::TensorList weights, at::TensorList biases, double negative_slope,
-                                       const Tensor& y, const Tensor& acts, bool need_dx, bool need_dh0);
+DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn, const Tensor& x,
+                                       const Tensor& h0, at::TensorList weights, at::TensorList biases,
+                                       double negative_slope, const Tensor& y, const Tensor& acts,
+                                       bool need_dx, bool need_dh0);
 
 }  // namespace rnnfast

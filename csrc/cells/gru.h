@@ -1,5 +1,5 @@
-// The GRU cell, forward and backward (Cho et al. 2014, in the form of cuDNN and torch: the reset gate acts after
-// the hidden product and its bias). Gates in torch's order r z n.
+// The GRU cell, forward and backward (Cho et al. 2014, in the form of cuDNN and torch: the reset gate acts
+// after the hidden product and its bias). Gates in torch's order r z n.
 
 struct Gru {
   static constexpr int kGates = 3;

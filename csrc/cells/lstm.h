@@ -1,10 +1,11 @@
 // The LSTM cell, forward and backward (Hochreiter & Schmidhuber 1997, with the forget gate of Gers 2000).
-// Gates in torch's order i f g o; the argument arrays hold one value per gate, of one hidden unit and one row.
+// Gates in torch's order i f g o; the argument arrays hold one value per gate, of one hidden unit and one
+// row.
 
 struct Lstm {
-  static constexpr int kGates = 4;        // rows of W per hidden unit
-  static constexpr int kSlots = 4;        // values saved per hidden unit: i f g o
-  static constexpr bool kHasCell = true;  // c is carried beside h
+  static constexpr int kGates = 4;                    // rows of W per hidden unit
+  static constexpr int kSlots = 4;                    // values saved per hidden unit: i f g o
+  static constexpr bool kHasCell = true;              // c is carried beside h
   static constexpr int kHiddenSlot[] = {0, 1, 2, 3};  // the slot that W_hh h is added to, per gate
 
   // in: s = W_i x + b_i + W_h h + b_h per gate;  out: s = i f g o, c = c', returns h'

@@ -1,6 +1,6 @@
-// The time loop of the deep-transition RNN, forward and backward: a step is a multi-layer perceptron over [x, h], so it
-// is `depth` products, one after the other, with a meeting of the members after each.
-// Compiled once per instruction set, inside its namespace. No guard on purpose.
+// The time loop of the deep-transition RNN, forward and backward: a step is a multi-layer perceptron over [x,
+// h], so it is `depth` products, one after the other, with a meeting of the members after each. Compiled once
+// per instruction set, inside its namespace. No guard on purpose.
 
 template <class A>
 struct DeepForward {
@@ -127,7 +127,8 @@ struct DeepBackward {
   DeepBackward(const DeepParams<A>& params, Plan how, Arena& arena)
       : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
-    for (int l = 0; l <= last; ++l) w[l] = Packed<A>::make(arena, p.width[l], l ? p.width[l - 1] : p.H, 1, rows);
+    for (int l = 0; l <= last; ++l)
+      w[l] = Packed<A>::make(arena, p.width[l], l ? p.width[l - 1] : p.H, 1, rows);
     zeros = arena.take<A>(widest());
     dh = arena.take<A>(B * Hp);
     scratch = arena.take<A>(B * widest());

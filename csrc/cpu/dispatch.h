@@ -8,8 +8,8 @@
 
 namespace rnnfast {
 
-// Each function does one member's share of a call; without a member it only returns how many bytes of workspace (64-byte
-// aligned) the call needs.
+// Each function does one member's share of a call; without a member it only returns how many bytes of
+// workspace (64-byte aligned) the call needs.
 template <class A>
 struct KernelsOf {
   size_t (*forward)(Mode, const ForwardParams<A>&, Plan, void* workspace, Team::Member*);
@@ -25,9 +25,6 @@ struct Kernels {
   int vector_bytes;
   KernelsOf<float> f32;
   KernelsOf<double> f64;
-  // For the roofline: multiply-adds of n rounds, 16 vectors of them; the sum of n floats, read once
-  float (*multiply_adds)(int64_t rounds);
-  float (*read)(const float* x, int64_t n);
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }
@@ -35,7 +32,8 @@ struct Kernels {
 
 // The set in use: forced by set_isa or RNNFAST_ISA, else the best that was built and that this processor has.
 const Kernels& kernels();
-// "" chooses again by itself. Throws std::runtime_error for a name that was not built or that the processor lacks.
+// "" chooses again by itself. Throws std::runtime_error for a name that was not built or that the processor
+// lacks.
 void set_isa(const std::string& name);
 // all that were built and that this processor has, the plainest first
 std::vector<std::string> isas();

@@ -1,5 +1,6 @@
-// Everything of one instruction set, in the order in which it builds on itself, and its table. Included once in each
-// isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32 and RNNFAST_FMA_F64.
+// Everything of one instruction set, in the order in which it builds on itself, and its table. Included once
+// in each isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32 and
+// RNNFAST_FMA_F64.
 #include "cpu/pack-inl.h"
 
 RNNFAST_INLINE f32v fma(f32v a, f32v b, f32v c) { return RNNFAST_FMA_F32(a, b, c); }
@@ -27,10 +28,14 @@ size_t run_loop(const Params& params, Plan plan, void* workspace, Team::Member* 
 template <template <class, class> class Loop, class A, class Params>
 size_t run_cell(Mode mode, const Params& params, Plan plan, void* workspace, Team::Member* member) {
   switch (mode) {
-    case Mode::kLstm: return run_loop<Loop<Lstm, A>>(params, plan, workspace, member);
-    case Mode::kGru: return run_loop<Loop<Gru, A>>(params, plan, workspace, member);
-    case Mode::kRnnTanh: return run_loop<Loop<RnnTanh, A>>(params, plan, workspace, member);
-    case Mode::kRnnRelu: return run_loop<Loop<RnnRelu, A>>(params, plan, workspace, member);
+    case Mode::kLstm:
+      return run_loop<Loop<Lstm, A>>(params, plan, workspace, member);
+    case Mode::kGru:
+      return run_loop<Loop<Gru, A>>(params, plan, workspace, member);
+    case Mode::kRnnTanh:
+      return run_loop<Loop<RnnTanh, A>>(params, plan, workspace, member);
+    case Mode::kRnnRelu:
+      return run_loop<Loop<RnnRelu, A>>(params, plan, workspace, member);
   }
   return 0;
 }
@@ -44,34 +49,10 @@ void apply_math(char function, const A* x, A* y, int64_t n) {
   }
 }
 
-// 16 independent chains, so that neither latency nor memory is in the way
-inline float multiply_adds(int64_t rounds) {
-  f32v acc[16];
-  for (int i = 0; i < 16; ++i) acc[i] = fill<f32v>(1.f + i);
-  const f32v a = fill<f32v>(0.999f), b = fill<f32v>(0.001f);
-  for (int64_t r = 0; r < rounds; ++r)
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) acc[i] = fma(acc[i], a, b);
-  float sum = 0;
-  for (int i = 0; i < 16; ++i) sum += acc[i][0];
-  return sum;
-}
-
-inline float read_all(const float* x, int64_t n) {
-  constexpr int L = Vec<float>::kLanes;
-  f32v acc[8] = {};
-  for (int64_t i = 0; i + 8 * L <= n; i += 8 * L)
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) acc[j] = acc[j] + load(x + i + j * L);
-  float sum = 0;
-  for (int j = 0; j < 8; ++j) sum += acc[j][0];
-  return sum;
-}
-
 template <class A>
-constexpr KernelsOf<A> kKernelsOf = {run_cell<Forward, A, ForwardParams<A>>, run_cell<Backward, A, BackwardParams<A>>,
-                                     run_loop<DeepForward<A>, DeepParams<A>>, run_loop<DeepBackward<A>, DeepParams<A>>,
-                                     apply_math<A>};
+constexpr KernelsOf<A> kKernelsOf = {
+    run_cell<Forward, A, ForwardParams<A>>, run_cell<Backward, A, BackwardParams<A>>,
+    run_loop<DeepForward<A>, DeepParams<A>>, run_loop<DeepBackward<A>, DeepParams<A>>, apply_math<A>};
 
 extern const Kernels kKernels;
-const Kernels kKernels = {RNNFAST_ISA_NAME, kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, multiply_adds, read_all};
+const Kernels kKernels = {RNNFAST_ISA_NAME, kVectorBytes, kKernelsOf<float>, kKernelsOf<double>};

@@ -1,5 +1,6 @@
 // Packs of lanes as GNU vector types: loads, stores, and the constants that cells/math.h asks for.
-// Compiled once per instruction set, inside its namespace; kVectorBytes comes from there. No guard on purpose.
+// Compiled once per instruction set, inside its namespace; kVectorBytes comes from there. No guard on
+// purpose.
 
 template <class A>
 struct Vec;
@@ -98,7 +99,9 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-RNNFAST_INLINE Range share(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
+RNNFAST_INLINE Range share(int64_t n, int64_t parts, int64_t i) {
+  return {n * i / parts, n * (i + 1) / parts};
+}
 
 RNNFAST_INLINE Range share(Range all, int64_t parts, int64_t i) {
   const Range r = share(all.size(), parts, i);

@@ -1,4 +1,5 @@
-// What a torch caller and the kernels of every instruction set agree on: plain structs, no torch, no vector types.
+// What a torch caller and the kernels of every instruction set agree on: plain structs, no torch, no vector
+// types.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,7 +35,8 @@ struct Walk {
   RNNFAST_INLINE int64_t previous(int64_t t, int64_t b) const { return row(reverse ? t + 1 : t - 1, b); }
 };
 
-// How one call is shared out: `parts` slices of hidden units or of rows; a team smaller than that takes several each.
+// How one call is shared out: `parts` slices of hidden units or of rows; a team smaller than that takes
+// several each.
 struct Plan {
   Split split;
   int parts;
@@ -48,46 +50,47 @@ RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPa
 template <class A>
 struct ForwardParams {
   Walk walk;
-  int64_t I, H, P;    // input, hidden and output width; P = H without a projection
-  const A* x;         // [N, I]
-  const A* w_ih;      // [G H, I]
-  const A* w_hh;      // [G H, P]
-  const A* b_ih;      // [G H] or null
-  const A* b_hh;      // [G H] or null
-  const A* w_hr;      // [P, H] or null
-  const A* h0;        // [B, P]
-  const A* c0;        // [B, H] or null
-  A* y;               // [N, P], leading dimension ldy
+  int64_t I, H, P;  // input, hidden and output width; P = H without a projection
+  const A* x;       // [N, I]
+  const A* w_ih;    // [G H, I]
+  const A* w_hh;    // [G H, P]
+  const A* b_ih;    // [G H] or null
+  const A* b_hh;    // [G H] or null
+  const A* w_hr;    // [P, H] or null
+  const A* h0;      // [B, P]
+  const A* c0;      // [B, H] or null
+  A* y;             // [N, P], leading dimension ldy
   int64_t ldy;
-  A* hn;              // [B, P]
-  A* cn;              // [B, H] or null
-  A* gates;           // [N, S, Hp] or null: inference saves nothing
-  A* cells;           // [N, Hp] or null
+  A* hn;     // [B, P]
+  A* cn;     // [B, H] or null
+  A* gates;  // [N, S, Hp] or null: inference saves nothing
+  A* cells;  // [N, Hp] or null
 };
 
-// One direction of one layer, backward through time. The caller makes the weight gradients from what this leaves.
+// One direction of one layer, backward through time. The caller makes the weight gradients from what this
+// leaves.
 template <class A>
 struct BackwardParams {
   Walk walk;
   int64_t H, P;
-  const A* w_hh;      // [G H, P]
-  const A* w_hr;      // [P, H] or null
-  const A* h0;        // [B, P]
-  const A* c0;        // [B, H] or null
-  const A* y;         // [N, P], leading dimension ldy
-  const A* dy;        // the same, or null
+  const A* w_hh;  // [G H, P]
+  const A* w_hr;  // [P, H] or null
+  const A* h0;    // [B, P]
+  const A* c0;    // [B, H] or null
+  const A* y;     // [N, P], leading dimension ldy
+  const A* dy;    // the same, or null
   int64_t ldy;
-  const A* dhn;       // [B, P] or null
-  const A* dcn;       // [B, H] or null
-  const A* gates;     // [N, S, Hp]
-  const A* cells;     // [N, Hp] or null
-  A* da;              // [N, G H]: dL/d(W_hh h + b_hh)
-  A* dx;              // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
-  A* h_previous;      // [N, P] or null: the state each row started from
-  A* dprojected;      // [N, P] or null: dL/dh before the projection
-  A* hidden;          // [N, H] or null: o tanh(c), what the projection multiplies
-  A* dh0;             // [B, P]
-  A* dc0;             // [B, H] or null
+  const A* dhn;    // [B, P] or null
+  const A* dcn;    // [B, H] or null
+  const A* gates;  // [N, S, Hp]
+  const A* cells;  // [N, Hp] or null
+  A* da;           // [N, G H]: dL/d(W_hh h + b_hh)
+  A* dx;           // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
+  A* h_previous;   // [N, P] or null: the state each row started from
+  A* dprojected;   // [N, P] or null: dL/dh before the projection
+  A* hidden;       // [N, H] or null: o tanh(c), what the projection multiplies
+  A* dh0;          // [B, P]
+  A* dc0;          // [B, H] or null
 };
 
 constexpr int kMaxDepth = 64;
@@ -108,11 +111,11 @@ struct DeepParams {
   A* hn;                     // [B, H]
   A* acts[kMaxDepth];        // [N, padded(width[l])] for the inner layers, or null in inference
   // backward
-  const A* dy;               // [N, H] or null
-  const A* dhn;              // [B, H] or null
-  A* da[kMaxDepth];          // [N, width[l]]: dL/d(pre-activation) of each layer
-  A* h_previous;             // [N, H]
-  A* dh0;                    // [B, H]
+  const A* dy;       // [N, H] or null
+  const A* dhn;      // [B, H] or null
+  A* da[kMaxDepth];  // [N, width[l]]: dL/d(pre-activation) of each layer
+  A* h_previous;     // [N, H]
+  A* dh0;            // [B, H]
 };
 
 }  // namespace rnnfast

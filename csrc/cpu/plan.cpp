@@ -7,20 +7,20 @@
 namespace rnnfast {
 namespace {
 
-// Measured on Zen 5 with two threads, 512-bit: about three multiply-adds of a vector a nanosecond from the nearer
-// caches, a barrier 0.15 us, entering a warm pool 2 us. Only their ratios matter here.
+// Measured on Zen 5 with two threads, 512-bit: about three multiply-adds of a vector a nanosecond from the
+// nearer caches, a barrier 0.15 us, entering a warm pool 2 us. Only their ratios matter here.
 constexpr double kVectorFmaPerNs = 3.0;
 constexpr double kBarrierNs = 150;
 constexpr double kEnterNs = 2500;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
-constexpr int64_t kFewRows = 4;         // a product of fewer rows takes as long as one of these: W is the bound
+constexpr int64_t kFewRows = 4;  // a product of fewer rows takes as long as one of these: W is the bound
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One step of `rows` rows over `vectors` vectors of units
 double step_ns(const Shape& s, double rows, double vectors) {
-  const double fmas = std::max<double>(rows, kFewRows) * vectors * s.gates * s.reads +
-                      rows * vectors * s.gates * s.inputs;
+  const double fmas =
+      std::max<double>(rows, kFewRows) * vectors * s.gates * s.reads + rows * vectors * s.gates * s.inputs;
   return fmas / kVectorFmaPerNs + rows * vectors * s.gates * kCellNsPerVector;
 }
 
@@ -35,13 +35,14 @@ Plan make_plan(const Shape& s, int threads) {
   if (threads < 2) return best;
 
   const int unit_parts = static_cast<int>(std::min<int64_t>(threads, vectors));
-  const double units = kEnterNs + s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) +
-                                             s.stages * kBarrierNs);
+  const double units =
+      kEnterNs + s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kBarrierNs);
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
   // rows end at different times when packed, so a row split leaves threads idle
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
-  const double by_rows = kEnterNs + s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
+  const double by_rows =
+      kEnterNs + s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
   return best;
 }

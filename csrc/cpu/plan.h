@@ -12,9 +12,9 @@ struct Shape {
   int64_t units;                // H, what the unit split shares out
   int64_t reads;                // P: what one step's product sums over
   int gates;                    // rows of W per unit
-  int stages;                   // barriers a step when units are shared: 1, or one per layer of a deep transition
-  int lanes;                    // of one vector
-  bool packed;                  // steps have different row counts
+  int stages;   // barriers a step when units are shared: 1, or one per layer of a deep transition
+  int lanes;    // of one vector
+  bool packed;  // steps have different row counts
 };
 
 // The cheapest of the three by a model of measured costs; threads = how many can really run.

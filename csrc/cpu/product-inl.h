@@ -1,7 +1,7 @@
-// C[M, N] += A[M, K] . B[K, N] with B packed: the one matrix product of every recurrence, forward and backward.
-// A tile of C (some rows, some vectors) stays in registers while it walks K; each element is one chain of
-// multiply-adds in the order of k, so tiles of any size round alike.
-// Compiled once per instruction set, inside its namespace. No guard on purpose.
+// C[M, N] += A[M, K] . B[K, N] with B packed: the one matrix product of every recurrence, forward and
+// backward. A tile of C (some rows, some vectors) stays in registers while it walks K; each element is one
+// chain of multiply-adds in the order of k, so tiles of any size round alike. Compiled once per instruction
+// set, inside its namespace. No guard on purpose.
 
 constexpr int kMaxRows = 8;
 constexpr int kMaxVectors = 8;
@@ -76,8 +76,8 @@ struct TileTable {
 template <class A>
 inline constexpr TileTable<A> kTiles;
 
-// A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into panels of
-// at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
+// A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
+// panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
 template <class A>
 struct Packed {
   A* data = nullptr;
@@ -137,15 +137,18 @@ struct Packed {
     for_panels(part, turn, [&](Range p) {
       A* to = panel(p.begin);
       for (int64_t k = 0; k < K; ++k)
-        for (int64_t v = p.begin; v < p.end; ++v, to += L) store(to, load_part(W + k * ldw + v * L, units - v * L));
+        for (int64_t v = p.begin; v < p.end; ++v, to += L)
+          store(to, load_part(W + k * ldw + v * L, units - v * L));
     });
   }
 };
 
-// C += A . w over n rows and a range of unit vectors. rows(m, a, in, out) gives the pointers of row m; the gates of a
-// unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they are done.
+// C += A . w over n rows and a range of unit vectors. rows(m, a, in, out) gives the pointers of row m; the
+// gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
+// are done.
 template <class A, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<A>& w, Range vectors, int64_t n, const int64_t* slot, Rows rows, Then then) {
+RNNFAST_INLINE void product(const Packed<A>& w, Range vectors, int64_t n, const int64_t* slot, Rows rows,
+                            Then then) {
   constexpr int L = Vec<A>::kLanes;
   w.for_panels(vectors, {0, 1}, [&](Range p) {
     Tile<A> tile;
@@ -157,7 +160,8 @@ RNNFAST_INLINE void product(const Packed<A>& w, Range vectors, int64_t n, const 
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
     for (int64_t i = 0; i < tiles; ++i) {
       const Range r = share(n, tiles, i);
-      for (int64_t m = r.begin; m < r.end; ++m) rows(m, tile.a[m - r.begin], tile.in[m - r.begin], tile.out[m - r.begin]);
+      for (int64_t m = r.begin; m < r.end; ++m)
+        rows(m, tile.a[m - r.begin], tile.in[m - r.begin], tile.out[m - r.begin]);
       kTiles<A>.entry[width][r.size()](tile);
       for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
     }

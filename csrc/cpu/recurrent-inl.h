@@ -1,9 +1,9 @@
 // The time loop of one direction of one layer, forward and backward, over any gated cell.
-// Forward: the input products of a chunk of steps go to the rows that hold the gates; then each step adds W_hh h to
-// them, tile by tile, and the cell finishes a tile while it is in the nearest cache. With shared units the members
-// meet once a step, because each reads all of h; with shared rows never.
-// Backward: the cell gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh to its dL/dh.
-// Compiled once per instruction set, inside its namespace. No guard on purpose.
+// Forward: the input products of a chunk of steps go to the rows that hold the gates; then each step adds
+// W_hh h to them, tile by tile, and the cell finishes a tile while it is in the nearest cache. With shared
+// units the members meet once a step, because each reads all of h; with shared rows never. Backward: the cell
+// gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh to its dL/dh. Compiled
+// once per instruction set, inside its namespace. No guard on purpose.
 
 template <class Cell, class A>
 struct Forward {
@@ -16,16 +16,21 @@ struct Forward {
   const int64_t Hp, Pp, B;
   int64_t chunk;
   Packed<A> w_ih, w_hh, w_hr;
-  A* bias;     // [S, Hp]
-  A* zeros;    // [Pp]
-  A* h[2];     // [B, Pp]: read one, write the other
-  A* c;        // [B, Hp]
-  A* m;        // [B, Hp]: what the projection multiplies
-  A* buffer;   // [chunk, B, S, Hp], when the gates are not saved
+  A* bias;    // [S, Hp]
+  A* zeros;   // [Pp]
+  A* h[2];    // [B, Pp]: read one, write the other
+  A* c;       // [B, Hp]
+  A* m;       // [B, Hp]: what the projection multiplies
+  A* buffer;  // [chunk, B, S, Hp], when the gates are not saved
   int64_t slot_x[G], slot_h[G];
 
   Forward(const ForwardParams<A>& params, Plan how, Arena& arena)
-      : p(params), plan(how), projected(params.w_hr), Hp(padded(params.H)), Pp(padded(params.P)), B(params.walk.batch) {
+      : p(params),
+        plan(how),
+        projected(params.w_hr),
+        Hp(padded(params.H)),
+        Pp(padded(params.P)),
+        B(params.walk.batch) {
     chunk = chunk_steps<A>(p.walk, S * Hp, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     w_ih = Packed<A>::make(arena, p.I, p.H, G, chunk * rows);
@@ -61,7 +66,8 @@ struct Forward {
   void prepare(const Share& share) const {
     share.pack(w_ih, [&](Range part, Range turn) { w_ih.pack_transposed(part, turn, p.w_ih, p.I); });
     share.pack(w_hh, [&](Range part, Range turn) { w_hh.pack_transposed(part, turn, p.w_hh, p.P); });
-    if (projected) share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_transposed(part, turn, p.w_hr, p.H); });
+    if (projected)
+      share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_transposed(part, turn, p.w_hr, p.H); });
     const Range rows = share.batch_share();
     for (A* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
     if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
@@ -183,7 +189,12 @@ struct Backward {
   A* dm;     // [B, Hp]: dL/d(o tanh(c)), with a projection
 
   Backward(const BackwardParams<A>& params, Plan how, Arena& arena)
-      : p(params), plan(how), projected(params.w_hr), Hp(padded(params.H)), Pp(padded(params.P)), B(params.walk.batch) {
+      : p(params),
+        plan(how),
+        projected(params.w_hr),
+        Hp(padded(params.H)),
+        Pp(padded(params.P)),
+        B(params.walk.batch) {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     w_hh = Packed<A>::make(arena, G * p.H, p.P, 1, rows);
     if (projected) w_hr = Packed<A>::make(arena, p.P, p.H, 1, rows);
@@ -219,7 +230,8 @@ struct Backward {
 
   void prepare(const Share& share) const {
     share.pack(w_hh, [&](Range part, Range turn) { w_hh.pack_straight(part, turn, p.w_hh, p.P); });
-    if (projected) share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_straight(part, turn, p.w_hr, p.H); });
+    if (projected)
+      share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_straight(part, turn, p.w_hr, p.H); });
     const Range rows = share.batch_share();
     copy_padded(dh, Pp, p.dhn, p.P, rows);
     if (Cell::kHasCell) copy_padded(dc, Hp, p.dcn, p.H, rows);

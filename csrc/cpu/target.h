@@ -1,7 +1,8 @@
 // Compiler switches in one place: forced inlining, and one target per region of a file.
 #pragma once
 
-// Forced, so that no function shared by the instruction sets is left as a weak symbol that an old CPU could meet
+// Forced, so that no function shared by the instruction sets is left as a weak symbol that an old CPU could
+// meet
 #define RNNFAST_INLINE inline __attribute__((always_inline))
 
 #define RNNFAST_PRAGMA(x) _Pragma(#x)

@@ -1,5 +1,5 @@
-// The thread team over torch's pool; see team.h. This is the one file of this room that sees a torch header: the C
-// shim of the pool, which works without compiling the extension for OpenMP.
+// The thread team over torch's pool; see team.h. This is the one file of this room that sees a torch header:
+// the C shim of the pool, which works without compiling the extension for OpenMP.
 #include "cpu/team.h"
 
 #include <sched.h>
@@ -42,8 +42,8 @@ void wait_for(Ready ready) {
   }
 }
 
-// Denormals are a hundred times slower on some machines and carry nothing here; the threads are torch's, so their
-// mode is put back.
+// Denormals are a hundred times slower on some machines and carry nothing here; the threads are torch's, so
+// their mode is put back.
 class FlushDenormals {
  public:
   explicit FlushDenormals(bool on) : on_(on) {
@@ -92,8 +92,8 @@ bool Team::join(int64_t weight, int& rank) noexcept {
   do {
     if (seen & kClosed) return false;
     rank = static_cast<int>(seen >> 16);
-  } while (!state_.compare_exchange_weak(seen, seen + kMember + static_cast<uint32_t>(weight), std::memory_order_acq_rel,
-                                         std::memory_order_acquire));
+  } while (!state_.compare_exchange_weak(seen, seen + kMember + static_cast<uint32_t>(weight),
+                                         std::memory_order_acq_rel, std::memory_order_acquire));
   return true;
 }
 
@@ -144,7 +144,8 @@ int Team::run(int wanted, bool flush, void (*work)(void*, Member&) noexcept, voi
   team->work_ = work;
   team->context_ = context;
   torch_parallel_for(
-      0, wanted, 1, [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); },
+      0, wanted, 1,
+      [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); },
       team.get());
   return static_cast<int>((team->state_.load() & ~kClosed) >> 16);
 }

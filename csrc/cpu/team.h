@@ -5,7 +5,6 @@
 
 namespace rnnfast {
 
-
 class Team {
  public:
   static constexpr int kMaxMembers = 256;
@@ -20,9 +19,10 @@ class Team {
     void barrier() noexcept;
   };
 
-  // Calls work(context, member) on up to `wanted` threads and returns how many there were. The team is who has
-  // entered when it closes, never who was asked for: a thread that the pool does not give, or gives late, is not
-  // waited for. `work` must not throw, allocate or call torch. With flush, denormals count as zero inside.
+  // Calls work(context, member) on up to `wanted` threads and returns how many there were. The team is who
+  // has entered when it closes, never who was asked for: a thread that the pool does not give, or gives late,
+  // is not waited for. `work` must not throw, allocate or call torch. With flush, denormals count as zero
+  // inside.
   static int run(int wanted, bool flush, void (*work)(void*, Member&) noexcept, void* context);
 
   // Threads that can really run at once: torch's setting, capped by affinity and the container's quota.

@@ -1,0 +1,112 @@
+"""The named shapes that are timed, each with the reason why it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+BOTH = ("inference", "training")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape: `cell` is a class name of rnnfast, sizes as in torch.nn; `inputs` None means I = H."""
+
+    name: str
+    reason: str
+    cell: str
+    batch: int
+    hidden: int
+    steps: int = 100
+    inputs: int | None = None
+    layers: int = 1
+    directions: int = 1
+    dtype: str = "float32"
+    lengths: tuple[int, ...] | None = None  # [B], falling; None: all rows have `steps` steps
+    modes: tuple[str, ...] = BOTH
+    quick: bool = False
+
+    @property
+    def input_size(self) -> int:
+        return self.inputs or self.hidden
+
+    @cached_property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows alive at each step, [T]."""
+        lengths = self.lengths or (self.steps,) * self.batch
+        return tuple(sum(length > step for length in lengths) for step in range(self.steps))
+
+    @property
+    def shape(self) -> str:
+        parts = [f"T={self.steps} B={self.batch}"]
+        parts += [f"H={self.hidden}" if self.inputs is None else f"I={self.inputs} H={self.hidden}"]
+        parts += [f"{self.layers} layers"] * (self.layers > 1) + ["both directions"] * (self.directions > 1)
+        if self.lengths:
+            parts.append(f"packed {min(self.lengths)} to {max(self.lengths)}")
+        return " ".join([*parts, self.dtype if self.dtype != "float32" else ""]).strip()
+
+
+# 64 lengths from 400 down to 100 with mean 260: 0.65 of the padded rectangle is real.
+LENGTHS = tuple(round(400 - 300 * (row / 63) ** 1.143) for row in range(64))
+INFERENCE = ("inference",)
+
+ONE_ROW = "one sequence: the weights are read again every step"
+SOME_ROWS = "a small batch: between reading weights and computing"
+MANY_ROWS = "a training batch: the products dominate"
+STREAM = "one step of a stream, state passed in: the cost of a call"
+CELL = "a cell called by the user's own loop"
+
+CASES = [
+    Case("lstm-b1-h64", "one small sequence: overhead dominates", "LSTM", 1, 64, quick=True),
+    Case("lstm-b1-h128", ONE_ROW, "LSTM", 1, 128),
+    Case("lstm-b1-h256", ONE_ROW + ", from L2", "LSTM", 1, 256),
+    Case("lstm-b1-h512", ONE_ROW + ", beyond L2", "LSTM", 1, 512),
+    Case("gru-b1-h64", "one small sequence: overhead dominates", "GRU", 1, 64, quick=True),
+    Case("gru-b1-h256", ONE_ROW, "GRU", 1, 256),
+    Case("gru-b1-h512", ONE_ROW + ", beyond L2", "GRU", 1, 512),
+    Case("rnn-b1-h256", ONE_ROW + ", least work a step", "RNN", 1, 256, quick=True),
+    Case("lstm-b16-h256", SOME_ROWS, "LSTM", 16, 256, quick=True),
+    Case("gru-b16-h256", SOME_ROWS, "GRU", 16, 256),
+    Case("lstm-b64-h256", MANY_ROWS, "LSTM", 64, 256),
+    Case("gru-b64-h256", MANY_ROWS, "GRU", 64, 256),
+    Case("rnn-b64-h256", MANY_ROWS, "RNN", 64, 256),
+    Case("lstm-b64-h512", MANY_ROWS + ", torch's best ground", "LSTM", 64, 512),
+    Case("gru-b64-h512", MANY_ROWS, "GRU", 64, 512),
+    #
+    Case("lstm-b16-i40-h128", "few features a step (speech, sensors): I < H", "LSTM", 16, 128, inputs=40),
+    Case("gru-b16-i512-h128", "wide embeddings: I > H, the projection dominates", "GRU", 16, 128, inputs=512),
+    Case("lstm-b1-h50", "odd H: no multiple of any register", "LSTM", 1, 50),
+    Case("gru-b16-h100", "odd H: no multiple of any register", "GRU", 16, 100),
+    Case("lstm-b32-h300", "odd H of the examples", "LSTM", 32, 300),
+    Case("lstm-b16-h300-l3", "three layers, as in the demo", "LSTM", 16, 300, layers=3),
+    Case("gru-b1-h128-l3", "three layers, one sequence", "GRU", 1, 128, layers=3),
+    Case("lstm-b1-h128-d2", "both directions, one sequence", "LSTM", 1, 128, directions=2),
+    Case("gru-b16-h256-d2", "both directions, a small batch", "GRU", 16, 256, directions=2),
+    Case("lstm-t1-b64-h256", "one step of many rows: nothing to amortise packing", "LSTM", 64, 256, steps=1),
+    Case("lstm-t10-b1-h128", "a short sequence: packing hardly pays", "LSTM", 1, 128, steps=10, quick=True),
+    Case("lstm-t1000-b1-h128", "a long sequence", "LSTM", 1, 128, steps=1000),
+    Case("gru-t1000-b16-h64", "a long sequence, a small batch", "GRU", 16, 64, steps=1000),
+    Case(
+        "lstm-packed", "lengths that differ, 0.65 full", "LSTM", 64, 128, 400, lengths=LENGTHS, modes=BOTH[1:]
+    ),
+    Case(
+        "gru-packed", "lengths that differ, 0.65 full", "GRU", 64, 128, 400, lengths=LENGTHS, modes=BOTH[1:]
+    ),
+    *(
+        Case(f"lstm-stream-h{hidden}", STREAM, "LSTM", 1, hidden, 1, modes=INFERENCE, quick=hidden == 128)
+        for hidden in (32, 128, 256, 512)
+    ),
+    *(Case(f"gru-stream-h{hidden}", STREAM, "GRU", 1, hidden, 1, modes=INFERENCE) for hidden in (32, 256)),
+    Case("rnn-stream-h128", STREAM, "RNN", 1, 128, 1, modes=INFERENCE),
+    Case("lstmcell-b1-h128", CELL, "LSTMCell", 1, 128, 1, quick=True),
+    Case("lstmcell-b64-h256", CELL, "LSTMCell", 64, 256, 1),
+    Case("grucell-b1-h128", CELL, "GRUCell", 1, 128, 1),
+    Case("rnncell-b1-h128", CELL, "RNNCell", 1, 128, 1),
+    Case("deep-b1-h300", "the teaching RNN at the examples' size", "DeepTransitionRNN", 1, 300, quick=True),
+    Case("deep-b64-h300", "the teaching RNN, a training batch", "DeepTransitionRNN", 64, 300),
+    Case("deep-b1-h128", "the teaching RNN, weights in L2", "DeepTransitionRNN", 1, 128),
+    Case("deep-b64-h128", "the teaching RNN, small and batched", "DeepTransitionRNN", 64, 128),
+    Case("lstm-b1-h512-bf16", "bfloat16: half the bytes to read", "LSTM", 1, 512, dtype="bfloat16"),
+    Case("lstm-b64-h256-bf16", "bfloat16: products of many rows", "LSTM", 64, 256, dtype="bfloat16"),
+    Case("gru-b16-h256-bf16", "bfloat16 where torch has no fused kernel", "GRU", 16, 256, dtype="bfloat16"),
+]

@@ -1,0 +1,257 @@
+"""What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the README's table.
+
+python -m benchmarks.report JSON --readme README.md
+puts the table between the README's markers, from the JSON and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from .roofline import SLACK
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
+
+
+def meta(threads: int, command: str) -> dict:
+    """Without these a number does not exist."""
+    import onnxruntime
+    import torch
+
+    import rnnfast.info
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    def cpu() -> str:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        return models[0] if models else platform.processor()
+
+    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "cpu": cpu(),
+        "isa": rnnfast.info.isa(),
+        "python": platform.python_version(),
+        **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast)},
+        "commit": (git("rev-parse", "--short", "HEAD") or "none") + changed,
+        "threads": threads,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+    }
+
+
+def faults(result: dict) -> list[str]:
+    """Why this run is no result: outputs that differ, or a peer faster than the machine's limit."""
+    found = []
+    for row in result["rows"]:
+        if row["failed"]:
+            found.append(f"{row['name']} {row['mode']}: {row['failed']}")
+        for name, peer in row["peers"].items():
+            if not peer["fraction"] <= SLACK:
+                found.append(
+                    f"{row['name']} {row['mode']}: {name} at {peer['fraction']:.2f} of the measured limit"
+                )
+    return found
+
+
+def milliseconds(row: dict, name: str) -> str:
+    if name not in row["peers"]:
+        return "–"
+    text, padded = f"{row['peers'][name]['median_ms']:.3g}", f"{name} padded"
+    return f"{text} (padded {milliseconds(row, padded)})" if padded in row["peers"] else text
+
+
+def speedup(row: dict) -> str:
+    ratio = row["speedup"]
+    return f"{ratio['median']:.2f}× ({ratio['q1']:.2f}–{ratio['q3']:.2f})"
+
+
+def header(result: dict) -> str:
+    m = result["meta"]
+    lines = [
+        f"{m['cpu']} ({m['machine']}), {m['isa']}, threads: {m['threads']}; Python {m['python']}, "
+        f"torch {m['torch']}, onnxruntime {m['onnxruntime']}, rnnfast {m['rnnfast']} at {m['commit']}; "
+        f"{m['date']}; `{m['command']}`."
+    ]
+    for threads, rates in result["roofline"].items():
+        flops = ", ".join(f"{value:.0f} GFLOP/s {dtype}" for dtype, value in rates["gflops"].items())
+        reads = ", ".join(f"{level} {value:.0f}" for level, value in rates["read_gb_per_s"].items())
+        lines.append(
+            f"Measured in the same run, threads: {threads}: {flops}; reads {reads} GB/s; "
+            f"barrier {rates['barrier_us']:.2f} µs; 16 sigmoids {rates['sigmoid_ns_per_16']:.1f} ns."
+        )
+    return "\n".join(lines)
+
+
+def table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """Column names and cells: milliseconds, medians; one line for each row and mode."""
+    columns = ["row", "shape", "mode", *OTHERS, "rnnfast", "speed-up (quartiles)", "of limit", "max diff"]
+    lines = []
+    for row in result["rows"]:
+        ours = row["peers"]["rnnfast"]
+        lines.append(
+            [
+                f"{row['name']}",
+                f"{row['cell']} {row['shape']}",
+                row["mode"],
+                *(milliseconds(row, name) for name in (*OTHERS, "rnnfast")),
+                "FAILED" if row["failed"] else speedup(row),
+                f"{ours['fraction']:.2f}",
+                f"{ours['difference']:.0e}",
+            ]
+        )
+    return columns, lines
+
+
+def terminal(result: dict) -> str:
+    columns, lines = table(result)
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    text = [
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [columns, *lines]
+    ]
+    return "\n".join([header(result), "", *text, *(f"FAILED {fault}" for fault in faults(result))])
+
+
+def markdown(result: dict) -> str:
+    """The README's table; a run with faults makes none."""
+    if found := faults(result):
+        raise ValueError("this run is no result: " + "; ".join(found))
+    columns, lines = table(result)
+    rule = ["---"] * 3 + ["---:"] * (len(columns) - 3)
+    body = "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
+    note = (
+        "Milliseconds, medians of interleaved rounds. Speed-up: median of the pairs over torch.nn (deep "
+        "transition: over the Python loop). Of limit: the roofline of the row over the time. Max diff: "
+        "rnnfast against float64, as a share of the largest value; with all gradients when training."
+    )
+    return "\n\n".join([header(result).replace("\n", "  \n"), body, note])
+
+
+def readme(text: str, result: dict) -> str:
+    """`text` with the table of `result` between the markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(f"the README needs {BEGIN} and, after it, {END}, once each")
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n{markdown(result)}\n" + text[text.index(END) :]
+
+
+def write_csv(result: dict, path: Path) -> None:
+    """One line for each row, mode and peer."""
+    with path.open("w", newline="") as file:
+        keys = ["name", "mode", "cell", "shape", "reason", "limit_ms", "rounds", "failed"]
+        values = ["median_ms", "q1_ms", "q3_ms", "first_ms", "difference", "fraction"]
+        writer = csv.writer(file)
+        writer.writerow([*keys, "peer", *values])
+        for row in result["rows"]:
+            for name, peer in row["peers"].items():
+                writer.writerow([*(row[key] for key in keys), name, *(peer[value] for value in values)])
+
+
+def chart(result: dict, path: Path) -> Figure:
+    """Speed-up of each row over its baseline, logarithmic; what loses is red and hatched."""
+    colours = {"inference": "#4c78a8", "training": "#72b7b2"}
+    losing = "#d62728"
+    names = list(dict.fromkeys(row["name"] for row in result["rows"]))
+    figure = Figure(figsize=(9, 1.6 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for row in result["rows"]:
+        ratio, training = row["speedup"], row["mode"] == "training"
+        lost = row["failed"] or ratio["median"] < 1
+        y = names.index(row["name"]) + (0.2 if training else -0.2)
+        style = (
+            {"color": losing, "hatch": "////", "edgecolor": "white"}
+            if lost
+            else {"color": colours[row["mode"]]}
+        )
+        axes.barh(y, ratio["median"] - 1, 0.38, left=1, **style)  # bars start at 1: equal speed
+        axes.plot([ratio["q1"], ratio["q3"]], [y, y], color="black", linewidth=1)
+        axes.annotate(
+            "FAILED" if row["failed"] else f"{ratio['median']:.2f}×",
+            xy=(1, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=losing if lost else "black",
+        )
+        if peer := row["peers"].get("onnxruntime"):
+            other = row["peers"][row["baseline"]]["median_ms"] / peer["median_ms"]
+            axes.plot(
+                other, y, color="black", marker="D", markersize=5, markeredgecolor="white", linestyle=""
+            )
+    axes.set_xscale("log")
+    low = min(row["speedup"]["q1"] for row in result["rows"])
+    high = max(row["speedup"]["q3"] for row in result["rows"])
+    axes.set_xlim(min(0.8, low * 0.9), max(2.0, high * 1.5))
+    ticks = [
+        t
+        for t in (0.1, 0.2, 0.5, 0.8, 1, 1.5, 2, 5, 10, 20, 50, 100, 200)
+        if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]
+    ]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    m = result["meta"]
+    label = "speed-up over torch.nn (deep transition: over the Python loop), median and quartiles"
+    axes.set_xlabel(label, fontsize=8)
+    axes.set_title(
+        f"rnnfast {m['rnnfast']}, {m['cpu']}, threads: {m['threads']}, torch {m['torch']}", fontsize=9
+    )
+    handles = [Patch(color=colour, label=mode) for mode, colour in colours.items()]
+    handles.append(Patch(facecolor=losing, hatch="////", edgecolor="white", label="slower, or wrong"))
+    handles.append(Line2D([], [], color="black", marker="D", markersize=4, linestyle="", label="onnxruntime"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    return figure
+
+
+def write(result: dict, folder: Path) -> None:
+    """Prints the table; leaves bench.json, bench.csv and bench.png in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_csv(result, folder / "bench.csv")
+    chart(result, folder / "bench.png")
+    print(terminal(result))
+    print(f"\nWritten to {folder}: bench.json, bench.csv, bench.png")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[2])
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--readme", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        text = readme(options.readme.read_text(), json.loads(options.json.read_text()))
+    except ValueError as error:
+        sys.exit(f"benchmarks.report: {error}")
+    options.readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

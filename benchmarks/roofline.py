@@ -1,0 +1,176 @@
+"""The limit that this machine sets to one layer, from what is measured in the same run.
+
+For a layer with G gates, I inputs, H hidden units, B rows, T steps and D directions:
+
+    t_proj  = 2 G H I B T D / FLOPS
+    t_rec   = T (max(2 G H H B D / FLOPS, bytes(W_hh) D / BW(bytes)) + t_sync + t_cell)
+    t_infer = t_proj + t_rec
+    t_train = t_infer + t_rec (dh) + dx, dW_ih, dW_hh: three more products
+
+FLOPS is the best of torch's own products and a bare multiply-add loop; BW is measured at exactly the bytes
+read. A step takes the better of one thread (which meets nobody) and all; where rows and directions are enough
+to give every thread one, t_sync is 0. Packed rows: B falls over time. A deep-transition step: three products.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from .cases import Case
+
+SLACK = 1.02  # a row may not beat its limit by more: the limit would be wrong
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+SIGMOIDS = {"LSTM": 5, "GRU": 3, "RNN": 1}  # per hidden unit and step; a tanh counts as one
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's work: multiply-adds for one row and step, of one direction."""
+
+    projection: int  # G H I
+    recurrent: int  # G H H
+    sigmoids: int
+    meetings: int = 1  # how often threads that split the hidden units meet in a step
+
+
+def layers(case: Case) -> Iterator[Layer]:
+    inputs, hidden = case.input_size, case.hidden
+    if case.cell == "DeepTransitionRNN":  # three Linears, the inner width is H
+        yield Layer(hidden * inputs, 3 * hidden * hidden, sigmoids=0, meetings=3)
+        return
+    kind = case.cell.removesuffix("Cell")
+    for layer in range(case.layers):
+        width = inputs if layer == 0 else hidden * case.directions
+        yield Layer(GATES[kind] * hidden * width, GATES[kind] * hidden * hidden, SIGMOIDS[kind] * hidden)
+
+
+def step_seconds(layer: Layer, rows: int, case: Case, team: Team) -> float:
+    """One step of the recurrence for `rows` rows in each direction."""
+    weight_bytes = layer.recurrent * case.directions * BYTES[case.dtype]
+    product = 2 * layer.recurrent * rows * case.directions / team.flops(case.dtype)
+    read = weight_bytes / team.bandwidth(weight_bytes)
+    alone = team.threads == 1 or rows * case.directions >= team.threads
+    sync = 0.0 if alone else layer.meetings * team.barrier()
+    return max(product, read) + sync + layer.sigmoids * rows * case.directions / team.sigmoids()
+
+
+def limit(case: Case, training: bool, teams: list[Team]) -> float:
+    """The least seconds that the formulas above allow; `teams` are one thread and all threads."""
+    flops = max(team.flops(case.dtype) for team in teams)
+    rows_steps = sum(case.batch_sizes) * case.directions
+    seconds = 0.0
+    for layer in layers(case):
+        step = {n: min(step_seconds(layer, n, case, team) for team in teams) for n in set(case.batch_sizes)}
+        recurrence = sum(step[n] for n in case.batch_sizes)
+        projection = 2 * layer.projection * rows_steps / flops
+        seconds += projection + recurrence
+        if training:
+            seconds += recurrence + 2 * projection + 2 * layer.recurrent * rows_steps / flops
+    return seconds
+
+
+def best(measure: Callable[[], float], seconds: float = 0.1) -> float:
+    """The highest of at least three measurements: anything else the machine does can only lower a rate."""
+    rates, start = [], time.perf_counter()
+    while len(rates) < 3 or time.perf_counter() - start < seconds:
+        rates.append(measure())
+    return max(rates)
+
+
+class Team:
+    """The rates that `threads` threads reach together, measured when first asked for."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._rates: dict[object, tuple[Callable[[], float], float]] = {}
+
+    def _rate(self, key: object, measure: Callable[[], float]) -> float:
+        if key not in self._rates:
+            self._rates[key] = measure, best(measure)
+        return self._rates[key][1]
+
+    def measure_again(self) -> None:
+        """At the end of a run, so that a busy moment at its start does not lower the limit."""
+        self._rates = {key: (measure, max(old, best(measure))) for key, (measure, old) in self._rates.items()}
+
+    def flops(self, dtype: str = "float32") -> float:
+        products = [
+            self._rate(("mm", dtype, size), lambda size=size: _product_flops(size, dtype, self.threads))
+            for size in (1024, 2048)
+        ]
+        return max(*products, self._rate("fma", lambda: probe().measure_fma(self.threads)))
+
+    def bandwidth(self, bytes: int) -> float:
+        return self._rate(("read", bytes), lambda: probe().measure_read(bytes, self.threads))
+
+    def barrier(self) -> float:
+        return 1 / self._rate("barrier", lambda: 1 / probe().measure_barrier(self.threads))
+
+    def sigmoids(self) -> float:
+        return self._rate("sigmoid", lambda: probe().measure_sigmoid(self.threads))
+
+    def describe(self, dtypes: set[str]) -> dict:
+        """What the report shows of the machine."""
+        levels = {name: self.bandwidth(size) / 1e9 for name, size in cache_levels(self.threads).items()}
+        return {
+            "gflops": {dtype: self.flops(dtype) / 1e9 for dtype in sorted(dtypes)},
+            "read_gb_per_s": levels,
+            "barrier_us": self.barrier() * 1e6,
+            "sigmoid_ns_per_16": 16e9 / self.sigmoids(),
+        }
+
+
+def _product_flops(size: int, dtype: str, threads: int) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a, b, out = (torch.rand(size, size).to(getattr(torch, dtype)) for _ in range(3))
+    start = time.perf_counter()
+    torch.mm(a, b, out=out)
+    seconds = time.perf_counter() - start
+    torch.set_num_threads(before)
+    return 2 * size**3 / seconds
+
+
+def cache_levels(threads: int) -> dict[str, int]:
+    """Bytes that lie well inside each cache level of `threads` cores, and far outside all of them."""
+    levels = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size, cpus = (
+            (index / f).read_text().strip() for f in ("level", "type", "size", "shared_cpu_list")
+        )
+        if kind != "Instruction":
+            ends = [[int(cpu) for cpu in part.split("-")] for part in cpus.split(",")]
+            sharing = sum(end[-1] - end[0] + 1 for end in ends)
+            levels[f"L{level}"] = int(size.rstrip("K")) * 1024 * max(1, threads // sharing) // 2
+    return levels | {"memory": max([64 << 20, *(8 * size for size in levels.values())])}
+
+
+@cache
+def probe() -> ctypes.CDLL:
+    """probe.cpp, compiled for this very machine."""
+    compiler = os.environ.get("CXX", "g++")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "probe.so"
+        flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+        subprocess.run(
+            [compiler, *flags, str(Path(__file__).with_name("probe.cpp")), "-o", library], check=True
+        )
+        loaded = ctypes.CDLL(str(library))
+    for function in (loaded.measure_fma, loaded.measure_barrier, loaded.measure_sigmoid):
+        function.argtypes, function.restype = [ctypes.c_int], ctypes.c_double
+    loaded.measure_read.argtypes, loaded.measure_read.restype = (
+        [ctypes.c_int64, ctypes.c_int],
+        ctypes.c_double,
+    )
+    return loaded

@@ -1,0 +1,234 @@
+"""The benchmarks: peers agree, limits follow the formulas, a wrong or a too fast row fails the run."""
+
+import copy
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import rnnfast
+from benchmarks import report, run
+from benchmarks.cases import BOTH, CASES, Case
+from benchmarks.peers import Problem, all_peers, baseline, reference
+from benchmarks.roofline import Team, limit
+
+TINY = Case("tiny", "a test", "LSTM", batch=2, hidden=5, steps=3, inputs=4)
+
+
+def team(threads=2, flops=1e9, bandwidth=1e8, barrier=1e-6, sigmoids=1e7):
+    """A machine of round numbers."""
+    return SimpleNamespace(
+        threads=threads,
+        flops=lambda dtype: flops,
+        bandwidth=lambda size: bandwidth,
+        barrier=lambda: barrier,
+        sigmoids=lambda: sigmoids,
+        measure_again=lambda: None,
+        describe=lambda dtypes: {
+            "gflops": dict.fromkeys(dtypes, flops / 1e9),
+            "read_gb_per_s": {"memory": bandwidth / 1e9},
+            "barrier_us": barrier * 1e6,
+            "sigmoid_ns_per_16": 16e9 / sigmoids,
+        },
+    )
+
+
+@pytest.fixture
+def round_machine(monkeypatch):
+    """No probe runs: the machine is so fast that nothing beats its limit."""
+    monkeypatch.setattr(run, "Team", lambda threads: team(threads, 1e18, 1e18, 0.0, 1e18))
+
+
+@pytest.fixture
+def result(round_machine):
+    return run.run([TINY], threads=1, seconds=0.0, least=2, command="a test")
+
+
+def test_one_real_row_runs_end_to_end(tmp_path, capsys):
+    arguments = ["--quick", "--rows", "lstm-stream-h32", "--threads", "1", "--out", str(tmp_path)]
+    assert run.main(arguments) == 0
+    written = json.loads((tmp_path / "bench.json").read_text())
+    meta = "machine cpu isa python torch onnxruntime rnnfast commit threads date command".split()
+    assert [key for key in meta if not written["meta"].get(key)] == []
+    assert written["meta"]["command"].endswith(" ".join(arguments))
+    rates = written["roofline"]["1"]
+    assert rates["gflops"]["float32"] > 0 and rates["read_gb_per_s"]["memory"] > 0
+    (row,) = written["rows"]
+    assert list(row["peers"]) == ["torch.nn", "Python loop", "onnxruntime", "rnnfast"]
+    for peer in row["peers"].values():
+        assert 0 < peer["q1_ms"] <= peer["median_ms"] <= peer["q3_ms"]
+        assert peer["difference"] < 1e-5
+        assert peer["fraction"] == pytest.approx(row["limit_ms"] / peer["median_ms"])
+    assert row["plan"] and row["reason"] and row["rounds"] >= 3
+    with (tmp_path / "bench.csv").open() as file:
+        assert [line["peer"] for line in csv.DictReader(file)] == list(row["peers"])
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "lstm-stream-h32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TINY,
+        Case("two of all", "", "LSTM", 2, 5, 3, layers=2, directions=2),
+        Case("two of all", "", "GRU", 2, 5, 3, layers=2, directions=2),
+        Case("elman", "", "RNN", 1, 5, 3),
+        Case("packed", "", "GRU", 3, 5, 4, lengths=(4, 4, 2), modes=BOTH[1:]),
+        Case("one step", "", "GRU", 1, 5, 1),
+        Case("cell", "", "LSTMCell", 2, 5, 1),
+        Case("deep", "", "DeepTransitionRNN", 2, 5, 3, inputs=4),
+        Case("bfloat16", "", "LSTM", 2, 5, 3, dtype="bfloat16"),
+    ],
+    ids=lambda case: f"{case.cell}-{case.name}".replace(" ", "-"),
+)
+def test_all_peers_compute_the_same(case):
+    for mode in case.modes:
+        training = mode == "training"
+        problem = Problem.make(case)
+        with torch.inference_mode(not training):
+            peers = all_peers(problem, training, threads=1)
+            results = {name: peer.compare(peer.call()) for name, peer in peers.items()}
+            differences, wrong = run.compare(results, reference(problem, training), baseline(case))
+        assert wrong == []
+        assert len(results["rnnfast"]) == (2 + len(list(problem.layer.parameters())) if training else 1)
+        assert list(peers)[0] == baseline(case) and list(peers)[-1] == "rnnfast"
+
+
+def test_a_wrong_output_fails_the_run(monkeypatch, round_machine, tmp_path, capsys):
+    class Wrong(rnnfast.LSTM):
+        def forward(self, x, hx=None):
+            y, state = super().forward(x, hx)
+            return y + 1e-4, state
+
+    monkeypatch.setattr(rnnfast, "LSTM", Wrong)
+    monkeypatch.setattr(run, "CASES", [TINY])
+    assert run.main(["--quick", "--rows", "tiny", "--threads", "1", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED tiny inference: rnnfast differs by" in printed
+    with pytest.raises(ValueError, match="rnnfast differs"):
+        report.markdown(json.loads((tmp_path / "bench.json").read_text()))
+
+
+def test_a_wrong_gradient_or_nan_is_seen():
+    exact = (torch.ones(3), torch.tensor([10.0, 20.0]))
+    good = (torch.ones(3), torch.tensor([10.0, 20.0]))
+    for bad in (torch.tensor([10.0, 20.001]), torch.tensor([10.0, float("nan")])):
+        _, wrong = run.compare({"torch.nn": good, "rnnfast": (good[0], bad)}, exact, "torch.nn")
+        assert len(wrong) == 1 and wrong[0].startswith("rnnfast")
+    assert run.compare({"torch.nn": good, "rnnfast": good}, exact, "torch.nn")[1] == []
+
+
+@pytest.mark.parametrize("fraction, fine", [(1.01, True), (1.03, False), (float("nan"), False)])
+def test_faster_than_the_limit_is_no_result(result, fraction, fine):
+    for row in result["rows"]:
+        for peer in row["peers"].values():
+            peer["fraction"] = 0.5
+    result["rows"][1]["peers"]["rnnfast"]["fraction"] = fraction
+    assert (report.faults(result) == []) is fine
+    if not fine:
+        with pytest.raises(ValueError, match="tiny training: rnnfast at"):
+            report.markdown(result)
+
+
+def test_readme_table_comes_from_the_json_alone_and_once(result, tmp_path):
+    data, page = tmp_path / "bench.json", tmp_path / "README.md"
+    data.write_text(json.dumps(result))
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.main([str(data), "--readme", str(page)])
+    once = page.read_text()
+    assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once
+    assert once.count("| tiny |") == 2 and "a test" in once
+    report.main([str(data), "--readme", str(page)])
+    assert page.read_text() == once
+
+
+@pytest.mark.parametrize(
+    "text", ["", report.BEGIN, report.END + report.BEGIN, (report.BEGIN + report.END) * 2]
+)
+def test_readme_without_its_markers_is_left_alone(result, text, tmp_path):
+    data, page = tmp_path / "bench.json", tmp_path / "README.md"
+    data.write_text(json.dumps(result))
+    page.write_text(text)
+    with pytest.raises(SystemExit, match="once each"):
+        report.main([str(data), "--readme", str(page)])
+    assert page.read_text() == text
+
+
+def test_losing_rows_stay_in(result, tmp_path):
+    slow = copy.deepcopy(result)
+    slow["rows"][0]["speedup"] = {"median": 0.5, "q1": 0.4, "q3": 0.6}
+    slow["rows"][1]["speedup"] = {"median": 2.0, "q1": 1.9, "q3": 2.1}
+    assert "0.50× (0.40–0.60)" in report.markdown(slow)
+    bars = report.chart(slow, tmp_path / "chart.png").axes[0].patches
+    assert [bool(bar.get_hatch()) for bar in bars] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "case, inference, training",
+    [
+        # 4 gates, I = 40, H = 100, B = 1, T = 10. t_proj = 2*4*100*40*10 / 1e9 = 320 us. A step: the product
+        # takes 2*4*100*100 / 1e9 = 80 us, reading 160,000 bytes 1600, the barrier 1, 500 sigmoids 50: 1651.
+        # Training: t_rec again, dx and dW_ih as t_proj each, dW_hh 2*4*100*100*10 / 1e9 = 800 us.
+        (Case("", "", "LSTM", 1, 100, 10, inputs=40), 320 + 16510, 2 * 16510 + 3 * 320 + 800),
+        # 3 gates, H = 100, B = 64, T = 2: t_proj = 3840 * T us, a step's product as much, reading only 1200;
+        # rows enough for both threads: no barrier; 64 * 300 sigmoids 1920.
+        (Case("", "", "GRU", 64, 100, 2), 7680 + 2 * 5760, 3 * 7680 + 4 * 5760 + 7680),
+        # Both directions double all; each layer after the first reads both. One row each: no barrier.
+        # Layer 1: t_proj 2*2*10*10 / 1e9 = 0.4 us, step max(0.4, 8) + 2: 10; layer 2: t_proj 0.8 us, step 10.
+        (Case("", "", "RNN", 1, 10, 1, layers=2, directions=2), 21.2, 21.2 + 20 + 2 * 1.2 + 2 * 0.4),
+        # Packed: 3 rows alive, then 1: products 2*300*3 / 1e9 and 0.6 us, reading 12, sigmoids 9 and 3.
+        # The last step has one row: a barrier, 1 us.
+        (Case("", "", "GRU", 3, 10, 2, lengths=(2, 1, 1)), 2.4 + 21 + 16, 2.4 * 4 + 2 * 37),
+        # Three products a step, 3 H H: 1200 bytes are 12 us, three barriers; projection H I: 0.2 us.
+        (Case("", "", "DeepTransitionRNN", 1, 10, 1), 15.2, 15.2 + 15 + 2 * 0.2 + 0.6),
+        # Half the bytes.
+        (Case("", "", "RNN", 1, 10, 1, dtype="bfloat16"), 0.2 + 2 + 2, 0.2 + 4 + 4 + 0.4 + 0.2),
+    ],
+    ids=["lstm", "gru-rows", "directions-layers", "packed", "deep", "bfloat16"],
+)
+def test_limits_are_those_computed_by_hand(case, inference, training):
+    assert limit(case, False, [team()]) * 1e6 == pytest.approx(inference)
+    assert limit(case, True, [team()]) * 1e6 == pytest.approx(training)
+
+
+def test_the_limit_takes_the_better_of_one_thread_and_all():
+    case = Case("", "", "RNN", 1, 10, 1)
+    alone = team(
+        threads=1, flops=5e8, bandwidth=5e7, sigmoids=5e6
+    )  # a step: 8 + 2 us, against 4 + 1 and a barrier
+    assert limit(case, False, [alone, team(barrier=1e-6)]) * 1e6 == pytest.approx(0.2 + 6)
+    assert limit(case, False, [alone, team(barrier=1e-3)]) * 1e6 == pytest.approx(0.2 + 10)
+
+
+def test_rates_only_rise():
+    machine, now = Team(1), {"rate": 3.0}
+    assert machine._rate("key", lambda: now["rate"]) == 3.0
+    for now["rate"], best in ((2.0, 3.0), (4.0, 4.0)):
+        machine.measure_again()
+        assert machine._rate("key", lambda: 0.0) == best
+
+
+def test_the_measured_peak_is_at_least_torchs_own_product():
+    machine = Team(1)
+    peak = machine.flops()
+    assert set(machine._rates) == {("mm", "float32", 1024), ("mm", "float32", 2048), "fma"}
+    assert peak == max(rate for _, rate in machine._rates.values())
+
+
+def test_rows_of_the_performance_page_are_there():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert all(case.reason for case in CASES)
+    lone = {
+        (c.cell, c.batch, c.hidden) for c in CASES if c.steps == 100 and c.inputs is None and c.layers == 1
+    }
+    rows = {"LSTM": [(1, 64), (1, 128), (1, 256), (1, 512), (16, 256), (64, 256), (64, 512)]}
+    rows["GRU"] = [(1, 64), (1, 256), (1, 512), (16, 256), (64, 256), (64, 512)]
+    rows["RNN"] = [(1, 256), (64, 256)]
+    assert {(cell, *size) for cell, sizes in rows.items() for size in sizes} <= lone
+    packed = next(case for case in CASES if case.name == "lstm-packed")
+    assert (packed.steps, packed.batch, packed.hidden) == (400, 64, 128)
+    assert (min(packed.lengths), max(packed.lengths)) == (100, 400)
+    assert sum(packed.lengths) / (400 * 64) == pytest.approx(0.65, abs=0.005)

@@ -1,0 +1,144 @@
+"""The build: one sentence for what is missing; the lists of setup.py and pyproject.toml are whole."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_setup():
+    spec = importlib.util.spec_from_file_location("rnnfast_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_setup(cwd, before="", **env):
+    """Runs setup.py with `--version`, which compiles nothing, after the Python lines of `before`."""
+    code = (
+        f"import sys, runpy\n{before}\n"
+        "sys.argv = ['setup.py', '--version']\n"
+        f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')"
+    )
+    env = {**os.environ, "CXX": "", **{name: str(value) for name, value in env.items()}}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def fake_torch(folder, text):
+    (folder / "torch.py").write_text(text)
+    return folder
+
+
+def assert_one_sentence(result, *parts):
+    assert result.returncode != 0
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("rnnfast: ") and lines[0].endswith(".")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_setup_reads_its_version_when_nothing_is_missing(tmp_path):
+    result = run_setup(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", result.stdout.splitlines()[-1])
+
+
+def test_missing_torch_is_one_sentence(tmp_path):
+    missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    result = run_setup(tmp_path, PYTHONPATH=fake_torch(tmp_path, missing))
+    assert_one_sentence(result, "No module named 'torch'", "torch 2.11", "--no-build-isolation")
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.4.0+cpu", "2.10.0"])
+def test_too_old_torch_is_one_sentence(tmp_path, version):
+    result = run_setup(tmp_path, PYTHONPATH=fake_torch(tmp_path, f"__version__ = {version!r}"))
+    assert_one_sentence(result, version, "too old", "torch 2.11", "--no-build-isolation")
+
+
+@pytest.mark.parametrize(
+    "env", [{"PATH": "/nonexistent"}, {"CXX": "no-such-compiler -m64"}], ids=["PATH", "CXX"]
+)
+def test_missing_compiler_is_one_sentence(tmp_path, env):
+    assert_one_sentence(run_setup(tmp_path, **env), "no C++ compiler", "apt install g++", "CXX")
+
+
+def test_too_old_python_is_one_sentence(tmp_path):
+    result = run_setup(tmp_path, before="sys.version_info = (3, 9, 18, 'final', 0)")
+    assert_one_sentence(result, "too old", "Python 3.10")
+
+
+def test_missing_python_headers_are_one_sentence(tmp_path):
+    result = run_setup(tmp_path, before="import sysconfig; sysconfig.get_path = lambda name: '/nonexistent'")
+    assert_one_sentence(result, "Python.h", "apt install python3-dev")
+
+
+def test_too_old_setuptools_is_one_sentence(tmp_path):
+    result = run_setup(tmp_path, before="import setuptools; setuptools.__version__ = '65.5.0'")
+    assert_one_sentence(result, "65.5.0", "too old", "pip install --upgrade setuptools")
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["ninja", "no-ninja"])
+def test_missing_ninja_is_said_and_not_used(tmp_path, present):
+    # PATH holds a compiler and nothing else, so ninja can only be the one of the Python package.
+    compiler = shutil.which("c++")
+    assert compiler, "this test needs the compiler that built rnnfast"
+    (tmp_path / "c++").symlink_to(compiler)
+    before = "import setuptools\n"
+    before += (
+        "setuptools.setup = lambda cmdclass, **rest: print('ninja used:', use_ninja(cmdclass['build_ext']))\n"
+    )
+    before += "use_ninja = lambda command: command(setuptools.Distribution()).use_ninja\n"
+    if not present:
+        before += "sys.modules['ninja'] = None\n"
+    result = run_setup(tmp_path, before=before, PATH=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"ninja used: {present}" in result.stdout
+    assert ("rnnfast: ninja not found" in result.stdout) == (not present)
+
+
+def test_every_source_file_is_listed_once():
+    setup = load_setup()
+    listed = sorted(setup.SOURCES)
+    present = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+    if not setup.X86:
+        present = [path for path in present if "avx" not in path]
+    assert listed == present
+
+
+def test_a_changed_header_rebuilds_the_extension(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    headers = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")}
+    assert headers
+    assert headers < set(load_setup().extension().depends)
+
+
+def test_torch_is_the_only_dependency_and_old_ones_are_refused():
+    required = [line for line in metadata.requires("rnnfast") if "extra ==" not in line]
+    assert required == ["torch>=2.11"]
+
+
+@pytest.mark.parametrize(
+    "extra, packages",
+    [
+        ("demo", {"sktime", "tqdm", "matplotlib"}),
+        ("test", {"pytest", "pytest-benchmark", "hypothesis", "expecttest", "onnx", "onnxruntime"}),
+        ("bench", {"onnx", "onnxruntime", "matplotlib", "tqdm"}),
+        ("dev", {"ninja", "ruff", "clang-format", "pre-commit"}),
+    ],
+)
+def test_an_extra_names_what_its_target_imports(extra, packages):
+    lines = [line for line in metadata.requires("rnnfast") if re.search(rf"extra == ['\"]{extra}['\"]", line)]
+    names = {re.match(r"[A-Za-z0-9._-]+", line).group() for line in lines}
+    assert packages <= names
+    for name in names:
+        metadata.version(name)  # raises if `make` did not install it
