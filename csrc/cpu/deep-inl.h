@@ -23,9 +23,13 @@ struct DeepForward {
     const int64_t W0 = padded(p.width[0]);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     chunk = chunk_steps<A>(p.walk, W0, plan.parts);
-    w_x = Packed<A>::make(arena, p.I, p.width[0], 1, chunk * rows);
+    const int64_t steps = p.walk.steps, ld = p.I + p.H;
+    w_x = Packed<A>::make(arena, {p.w[0], ld, false}, p.I, p.width[0], 1, chunk * rows,
+                          divide_up(steps, chunk), plan);
     for (int l = 0; l <= last; ++l) {
-      w[l] = Packed<A>::make(arena, l ? p.width[l - 1] : p.H, p.width[l], 1, rows);
+      const Source<A> source =
+          l ? Source<A>{p.w[l], p.width[l - 1], false} : Source<A>{p.w[0] + p.I, ld, false};
+      w[l] = Packed<A>::make(arena, source, l ? p.width[l - 1] : p.H, p.width[l], 1, rows, steps, plan);
       bias[l] = arena.take<A>(padded(p.width[l]));
       inner[l] = l && l < last && !p.acts[l] ? arena.take<A>(B * padded(p.width[l])) : nullptr;
     }
@@ -50,12 +54,8 @@ struct DeepForward {
   }
 
   void prepare(const Share& share) const {
-    const int64_t ld = p.I + p.H;
-    share.pack(w_x, [&](Range part, Range turn) { w_x.pack_transposed(part, turn, p.w[0], ld); });
-    for (int l = 0; l <= last; ++l)
-      share.pack(w[l], [&](Range part, Range turn) {
-        w[l].pack_transposed(part, turn, l ? p.w[l] : p.w[0] + p.I, l ? p.width[l - 1] : ld);
-      });
+    share.pack(w_x);
+    for (int l = 0; l <= last; ++l) share.pack(w[l]);
     for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, share.batch_share());
     if (share.member.rank == 0)
       for (int l = 0; l <= last; ++l) copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], {0, 1});
@@ -73,7 +73,7 @@ struct DeepForward {
   void input_product(const Part& part, int64_t begin, int64_t end) const {
     const int64_t slot = 0, rows = part.rows.size();
     product(
-        w_x, part.vectors_of(w_x), rows * (end - begin), &slot,
+        w_x, part.cut, rows * (end - begin), &slot,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t local = i / rows, b = part.rows.begin + i % rows;
           a = p.x + p.walk.row(begin + local, b) * p.I;
@@ -86,7 +86,7 @@ struct DeepForward {
   void layer(const Part& part, int l, int64_t t, int64_t local) const {
     const int64_t slot = 0, first = part.rows.begin;
     product(
-        w[l], part.vectors_of(w[l]), part.rows.size(), &slot,
+        w[l], part.cut, part.rows.size(), &slot,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t b = first + i;
           a = l ? output(l - 1, t, b, local) : h[t & 1] + b * Hp;
@@ -127,8 +127,12 @@ struct DeepBackward {
   DeepBackward(const DeepParams<A>& params, Plan how, Arena& arena)
       : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
-    for (int l = 0; l <= last; ++l)
-      w[l] = Packed<A>::make(arena, p.width[l], l ? p.width[l - 1] : p.H, 1, rows);
+    for (int l = 0; l <= last; ++l) {
+      const Source<A> source =
+          l ? Source<A>{p.w[l], p.width[l - 1], true} : Source<A>{p.w[0] + p.I, p.I + p.H, true};
+      w[l] =
+          Packed<A>::make(arena, source, p.width[l], l ? p.width[l - 1] : p.H, 1, rows, p.walk.steps, plan);
+    }
     zeros = arena.take<A>(widest());
     dh = arena.take<A>(B * Hp);
     scratch = arena.take<A>(B * widest());
@@ -158,10 +162,7 @@ struct DeepBackward {
   }
 
   void prepare(const Share& share) const {
-    for (int l = 0; l <= last; ++l)
-      share.pack(w[l], [&](Range part, Range turn) {
-        w[l].pack_straight(part, turn, l ? p.w[l] : p.w[0] + p.I, l ? p.width[l - 1] : p.I + p.H);
-      });
+    for (int l = 0; l <= last; ++l) share.pack(w[l]);
     copy_padded(dh, Hp, p.dhn, p.H, share.batch_share());
     if (share.member.rank == 0)
       for (int64_t i = 0; i < widest(); ++i) zeros[i] = 0;
@@ -169,7 +170,7 @@ struct DeepBackward {
 
   // dL/dh of step t, which is dL/d(pre-activation) of the last layer; and the state the step started from
   void collect(const Part& part, int64_t t) const {
-    const Range vectors = part.vectors_of(w[0]);
+    const Range vectors = w[0].vectors_of(part.cut);
     for (int64_t b = part.rows.begin; b < part.rows.end; ++b) {
       const int64_t row = p.walk.row(t, b) * p.H;
       const A* before = t ? p.y + p.walk.row(t - 1, b) * p.H : p.h0 + b * p.H;
@@ -189,7 +190,7 @@ struct DeepBackward {
     const int64_t W = l ? padded(p.width[l - 1]) : Hp;
     A* result = l ? scratch : dh;
     product(
-        w[l], part.vectors_of(w[l]), part.rows.size(), &slot,
+        w[l], part.cut, part.rows.size(), &slot,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.da[l] + p.walk.row(t, first + i) * p.width[l];
           in = zeros;

@@ -76,30 +76,52 @@ struct TileTable {
 template <class A>
 inline constexpr TileTable<A> kTiles;
 
+// Which slice of every weight matrix: its unit vectors are cut in so many pieces, and this one is meant.
+struct Cut {
+  int64_t pieces, piece;
+};
+
+// Where a weight matrix comes from: W[g units + unit, k] of torch (forward), or, straight, W[k, unit]
+// (backward).
+template <class A>
+struct Source {
+  const A* W;
+  int64_t ld;
+  bool straight;
+};
+
 // A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
+// A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
+// into a place that stays in the nearest cache.
 template <class A>
 struct Packed {
-  A* data = nullptr;
+  typedef typename Vec<A>::type V;
+  static constexpr int L = Vec<A>::kLanes;
+
+  Source<A> source{};
+  A* data = nullptr;  // all panels, or one for each piece
   int64_t K = 0;
   int64_t units = 0;
   int gates = 1;
   int width = 1;
-
-  static constexpr int L = Vec<A>::kLanes;
+  bool once = false;
 
   int64_t vectors() const { return divide_up(units, L); }
-  A* panel(int64_t vector) const { return data + vector * K * gates * L; }
-  Range vectors_of(int64_t parts, int64_t i) const { return share(vectors(), parts, i); }
+  Range vectors_of(Cut cut) const { return share(vectors(), cut.pieces, cut.piece); }
 
-  // few rows: wider panels, so that enough chains are in flight to hide the latency of one
-  static Packed make(Arena& arena, int64_t K, int64_t units, int gates, int64_t rows) {
+  // rows: of a product, at most. uses: how often each panel is read. Few rows have wider panels, so that
+  // enough chains are in flight to hide the latency of one.
+  static Packed make(Arena& arena, Source<A> source, int64_t K, int64_t units, int gates, int64_t rows,
+                     int64_t uses, Plan plan) {
     Packed w;
+    w.source = source;
     w.K = K;
     w.units = units;
     w.gates = gates;
     w.width = (rows < 4 ? kMaxVectors : 4) / gates;
-    w.data = arena.take<A>(w.vectors() * K * gates * L);
+    w.once = uses == 1 && plan.split != Split::kRows;
+    w.data = arena.take<A>((w.once ? plan.parts * w.width : w.vectors()) * K * gates * L);
     return w;
   }
 
@@ -110,49 +132,53 @@ struct Packed {
     for (int64_t j = turn.begin; j < panels; j += turn.end) f(share(vectors, panels, j));
   }
 
-  // B[k, unit] of gate g = W[g units + unit, k]: forward; lines of 16 k of 16 units are turned in registers
-  void pack_transposed(Range part, Range turn, const A* W, int64_t ldw) const {
-    typedef typename Vec<A>::type V;
-    for_panels(part, turn, [&](Range p) {
-      const int64_t stride = gates * p.size() * L;
-      for (int64_t g = 0; g < gates; ++g)
-        for (int64_t v = p.begin; v < p.end; ++v) {
-          A* to = panel(p.begin) + (g * p.size() + v - p.begin) * L;
-          for (int64_t k = 0; k < K; k += L) {
-            V r[L];
-            for (int i = 0; i < L; ++i) {
-              const int64_t unit = v * L + i;
-              r[i] = unit < units ? load_part(W + (g * units + unit) * ldw + k, K - k) : V{};
-            }
-            transpose<A>(r);
-            const int64_t n = least<int64_t>(L, K - k);
-            for (int64_t i = 0; i < n; ++i) store(to + (k + i) * stride, r[i]);
-          }
-        }
-    });
+  // the panel of p, ready to be read by the owner of this piece
+  const A* panel(Range p, Cut cut) const {
+    if (!once) return data + p.begin * K * gates * L;
+    A* place = data + cut.piece * width * K * gates * L;
+    pack_panel(p, place);
+    return place;
   }
 
-  // B[k, unit] = W[k, unit]: backward
-  void pack_straight(Range part, Range turn, const A* W, int64_t ldw) const {
-    for_panels(part, turn, [&](Range p) {
-      A* to = panel(p.begin);
+  void pack(Range vectors, Range turn) const {
+    for_panels(vectors, turn, [&](Range p) { pack_panel(p, data + p.begin * K * gates * L); });
+  }
+
+  void pack_panel(Range p, A* to) const {
+    if (source.straight) {
       for (int64_t k = 0; k < K; ++k)
         for (int64_t v = p.begin; v < p.end; ++v, to += L)
-          store(to, load_part(W + k * ldw + v * L, units - v * L));
-    });
+          store(to, load_part(source.W + k * source.ld + v * L, units - v * L));
+      return;
+    }
+    // blocks of 16 k of 16 units are turned in registers
+    const int64_t stride = gates * p.size() * L;
+    for (int64_t g = 0; g < gates; ++g)
+      for (int64_t v = p.begin; v < p.end; ++v, to += L)
+        for (int64_t k = 0; k < K; k += L) {
+          V r[L];
+          for (int i = 0; i < L; ++i) {
+            const int64_t unit = v * L + i;
+            r[i] = unit < units ? load_part(source.W + (g * units + unit) * source.ld + k, K - k) : V{};
+          }
+          transpose<A>(r);
+          const int64_t n = least<int64_t>(L, K - k);
+          for (int64_t i = 0; i < n; ++i) store(to + (k + i) * stride, r[i]);
+        }
   }
 };
 
-// C += A . w over n rows and a range of unit vectors. rows(m, a, in, out) gives the pointers of row m; the
+// C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
 // gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
 // are done.
 template <class A, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<A>& w, Range vectors, int64_t n, const int64_t* slot, Rows rows,
+RNNFAST_INLINE void product(const Packed<A>& w, Cut cut, int64_t n, const int64_t* slot, Rows rows,
                             Then then) {
   constexpr int L = Vec<A>::kLanes;
-  w.for_panels(vectors, {0, 1}, [&](Range p) {
+  if (n <= 0) return;
+  w.for_panels(w.vectors_of(cut), {0, 1}, [&](Range p) {
     Tile<A> tile;
-    tile.b = w.panel(p.begin);
+    tile.b = w.panel(p, cut);
     tile.K = w.K;
     for (int64_t g = 0; g < w.gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;

@@ -33,9 +33,10 @@ struct Forward {
         B(params.walk.batch) {
     chunk = chunk_steps<A>(p.walk, S * Hp, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
-    w_ih = Packed<A>::make(arena, p.I, p.H, G, chunk * rows);
-    w_hh = Packed<A>::make(arena, p.P, p.H, G, rows);
-    if (projected) w_hr = Packed<A>::make(arena, p.H, p.P, 1, rows);
+    const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
+    w_ih = Packed<A>::make(arena, {p.w_ih, p.I, false}, p.I, p.H, G, chunk * rows, chunks, plan);
+    w_hh = Packed<A>::make(arena, {p.w_hh, p.P, false}, p.P, p.H, G, rows, steps, plan);
+    if (projected) w_hr = Packed<A>::make(arena, {p.w_hr, p.H, false}, p.H, p.P, 1, rows, steps, plan);
     bias = arena.take<A>(S * Hp);
     zeros = arena.take<A>(Pp);
     h[0] = arena.take<A>(B * Pp);
@@ -64,10 +65,9 @@ struct Forward {
   }
 
   void prepare(const Share& share) const {
-    share.pack(w_ih, [&](Range part, Range turn) { w_ih.pack_transposed(part, turn, p.w_ih, p.I); });
-    share.pack(w_hh, [&](Range part, Range turn) { w_hh.pack_transposed(part, turn, p.w_hh, p.P); });
-    if (projected)
-      share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_transposed(part, turn, p.w_hr, p.H); });
+    share.pack(w_ih);
+    share.pack(w_hh);
+    if (projected) share.pack(w_hr);
     const Range rows = share.batch_share();
     for (A* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
     if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
@@ -88,7 +88,7 @@ struct Forward {
 
   // gates = b + W_ih x for the steps of a chunk
   void input_product(const Part& part, int64_t begin, int64_t end) const {
-    const Range vectors = part.vectors_of(w_ih);
+    const Range vectors = w_ih.vectors_of(part.cut);
     int64_t n = 0;
     for (int64_t s = begin; s < end; ++s) {
       const int64_t t = p.walk.time(s);
@@ -101,7 +101,7 @@ struct Forward {
     }
     int64_t s = 0, b = 0, t = 0;
     product(
-        w_ih, vectors, n, slot_x,
+        w_ih, part.cut, n, slot_x,
         [&](int64_t row, const A*& a, const A*& in, A*& out) {
           if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
           while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
@@ -125,7 +125,7 @@ struct Forward {
     const Range rows = part.active(p.walk, t);
     const A* before = h[s & 1];
     product(
-        w_hh, part.vectors_of(w_hh), rows.size(), slot_h,
+        w_hh, part.cut, rows.size(), slot_h,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = before + (rows.begin + i) * Pp;
           in = out = gates(t, rows.begin + i, local);
@@ -159,7 +159,7 @@ struct Forward {
     const Range rows = part.active(p.walk, t);
     A* after = h[(s + 1) & 1];
     product(
-        w_hr, part.vectors_of(w_hr), rows.size(), &slot,
+        w_hr, part.cut, rows.size(), &slot,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = m + (rows.begin + i) * Hp;
           in = zeros;
@@ -196,8 +196,9 @@ struct Backward {
         Pp(padded(params.P)),
         B(params.walk.batch) {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
-    w_hh = Packed<A>::make(arena, G * p.H, p.P, 1, rows);
-    if (projected) w_hr = Packed<A>::make(arena, p.P, p.H, 1, rows);
+    const int64_t steps = p.walk.steps;
+    w_hh = Packed<A>::make(arena, {p.w_hh, p.P, true}, G * p.H, p.P, 1, rows, steps, plan);
+    if (projected) w_hr = Packed<A>::make(arena, {p.w_hr, p.H, true}, p.P, p.H, 1, rows, steps, plan);
     zeros = arena.take<A>(Hp);
     dh = arena.take<A>(B * Pp);
     dc = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
@@ -229,9 +230,8 @@ struct Backward {
   }
 
   void prepare(const Share& share) const {
-    share.pack(w_hh, [&](Range part, Range turn) { w_hh.pack_straight(part, turn, p.w_hh, p.P); });
-    if (projected)
-      share.pack(w_hr, [&](Range part, Range turn) { w_hr.pack_straight(part, turn, p.w_hr, p.H); });
+    share.pack(w_hh);
+    if (projected) share.pack(w_hr);
     const Range rows = share.batch_share();
     copy_padded(dh, Pp, p.dhn, p.P, rows);
     if (Cell::kHasCell) copy_padded(dc, Hp, p.dcn, p.H, rows);
@@ -256,7 +256,7 @@ struct Backward {
   // With a projection: dL/dh of step t as rows that the product can read
   void collect(const Part& part, int64_t t) const {
     const int64_t begins = p.walk.begins(t);
-    const Range rows = part.active(p.walk, t), vectors = part.vectors_of(w_hh);
+    const Range rows = part.active(p.walk, t), vectors = w_hh.vectors_of(part.cut);
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
         store_part(p.dprojected + p.walk.row(t, b) * p.P + v * L, output_gradient(t, b, v), p.P - v * L);
@@ -270,7 +270,7 @@ struct Backward {
     const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part.vectors_of(w_hr), rows.size(), &slot,
+        w_hr, part.cut, rows.size(), &slot,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.dprojected + p.walk.row(t, rows.begin + i) * p.P;
           in = zeros;
@@ -281,7 +281,7 @@ struct Backward {
 
   void cell(const Part& part, int64_t t) const {
     const int64_t begins = p.walk.begins(t);
-    const Range rows = part.active(p.walk, t), vectors = part.vectors_of(projected ? w_hr : w_hh);
+    const Range rows = part.active(p.walk, t), vectors = (projected ? w_hr : w_hh).vectors_of(part.cut);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t row = p.walk.row(t, b);
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
@@ -316,7 +316,7 @@ struct Backward {
     const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hh, part.vectors_of(w_hh), rows.size(), &slot,
+        w_hh, part.cut, rows.size(), &slot,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.da + p.walk.row(t, rows.begin + i) * G * p.H;
           in = out = dh + (rows.begin + i) * Pp;

@@ -2,14 +2,9 @@
 // Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 struct Part {
-  Range rows;      // of the batch
-  int64_t pieces;  // the unit vectors of every weight matrix are cut in so many pieces,
-  int64_t piece;   // and this one is ours
+  Range rows;  // of the batch
+  Cut cut;     // of the units
 
-  template <class A>
-  Range vectors_of(const Packed<A>& w) const {
-    return share(w.vectors(), pieces, piece);
-  }
   // the rows of ours that time step t still has
   Range active(const Walk& walk, int64_t t) const {
     return {rows.begin, most(rows.begin, least(rows.end, walk.sizes[t]))};
@@ -25,18 +20,19 @@ struct Share {
   RNNFAST_INLINE void for_parts(F f) const {
     const Range mine = share(plan.parts, member.size, member.rank);
     for (int64_t i = mine.begin; i < mine.end; ++i)
-      f(plan.split == Split::kUnits  ? Part{{0, batch}, plan.parts, i}
-        : plan.split == Split::kRows ? Part{share(batch, plan.parts, i), 1, 0}
-                                     : Part{{0, batch}, 1, 0});
+      f(plan.split == Split::kUnits  ? Part{{0, batch}, {plan.parts, i}}
+        : plan.split == Split::kRows ? Part{share(batch, plan.parts, i), {1, 0}}
+                                     : Part{{0, batch}, {1, 0}});
   }
 
-  // f(part, turn): who shares units packs his own, so that they lie in his cache; else all take turns
-  template <class A, class F>
-  RNNFAST_INLINE void pack(const Packed<A>& w, F f) const {
+  // Who shares units packs his own, so that they lie in his cache; else all take turns.
+  template <class A>
+  void pack(const Packed<A>& w) const {
+    if (w.once) return;
     if (plan.split == Split::kUnits)
-      for_parts([&](const Part& part) { f(part.vectors_of(w), Range{0, 1}); });
+      for_parts([&](const Part& part) { w.pack(w.vectors_of(part.cut), {0, 1}); });
     else
-      f(Range{0, w.vectors()}, Range{member.rank, member.size});
+      w.pack({0, w.vectors()}, {member.rank, member.size});
   }
 
   // Between two phases in which one reads what another wrote. Rows never meet.
