@@ -38,6 +38,13 @@ void refuse_forward_gradient(const char* op, const char* name, const Tensor& t) 
               "rnnfast.functional");
 }
 
+// The same for what comes into a backward; gradients beyond the names are of outputs that carry none.
+void refuse_forward_gradients(const char* op, std::initializer_list<const char*> names,
+                              const variable_list& grads) {
+  size_t i = 0;
+  for (const char* name : names) refuse_forward_gradient(op, name, grads[i++]);
+}
+
 // Whether to record; a graph without what its backward reads is refused.
 bool must_record(const char* op, bool any_requires_grad, bool save) {
   if (!at::GradMode::is_enabled() || !any_requires_grad) return false;
@@ -76,6 +83,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = find_op<decltype(recurrent_backward)>("rnnfast::recurrent_backward");
     const variable_list s = ctx->get_saved_variables();
+    refuse_forward_gradients("rnnfast::recurrent_backward", {"dy", "dhn", "dcn"}, grads);
     // Only the tensors that were given count among the edges of the graph.
     std::array<bool, kGradients> needs{};
     for (int i = 0, edge = 0; i < kGradients; ++i)
@@ -141,6 +149,7 @@ struct DeepTransition : torch::autograd::Function<DeepTransition> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = find_op<decltype(deep_transition_backward)>("rnnfast::deep_transition_backward");
     const variable_list s = ctx->get_saved_variables();
+    refuse_forward_gradients("rnnfast::deep_transition_backward", {"dy", "dhn"}, grads);
     const int64_t depth = ctx->saved_data["depth"].toInt();
     const at::TensorList rest = at::TensorList(s).slice(4);
     const auto [dx, dh0, dw, db] = call_backward(

@@ -1,0 +1,114 @@
+"""Shared by the tests: the layers and cells under test, each beside torch's own with the same weights."""
+
+import torch
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
+
+import rnnfast
+
+# Every kind of layer and cell: a readable id, the class (of one name in rnnfast and torch.nn), its arguments.
+LAYERS = {
+    "rnn_tanh": ("RNN", {}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+    "gru": ("GRU", {}),
+    "lstm": ("LSTM", {}),
+    "lstm_proj": ("LSTM", {"proj_size": 3}),
+}
+CELLS = {
+    "rnn_tanh_cell": ("RNNCell", {}),
+    "rnn_relu_cell": ("RNNCell", {"nonlinearity": "relu"}),
+    "gru_cell": ("GRUCell", {}),
+    "lstm_cell": ("LSTMCell", {}),
+}
+
+
+def pair(kind, *args, seed=0, **kwargs):
+    """Our module of this kind and torch's, made from the same seed, so with the same weights."""
+    name, extra = (LAYERS | CELLS)[kind]
+    modules = []
+    for library in (rnnfast, torch.nn):
+        torch.manual_seed(seed)
+        modules.append(getattr(library, name)(*args, **{**extra, **kwargs}))
+    return modules
+
+
+def draw(*shape, seed=1, **kwargs):
+    """A seeded normal tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, **{"dtype": torch.float64, **kwargs})
+
+
+def packed(*lengths, features=4, seed=1, **kwargs):
+    """A PackedSequence of seeded rows in the order given, longest first or not."""
+    rows = [draw(length, features, seed=seed + i, **kwargs) for i, length in enumerate(lengths)]
+    return pack_sequence(rows, enforce_sorted=False)
+
+
+def tensors(tree):
+    """All floating point tensors in an output or input: [tensor, ...]."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def same(actual, expected, **tolerance):
+    """Every tensor of one output beside every tensor of the other."""
+    torch.testing.assert_close(tensors(actual), tensors(expected), **tolerance)
+
+
+def total(output):
+    """A scalar that depends on every element of an output unevenly, so that no gradient cancels."""
+    return sum(
+        (torch.linspace(-1, 2, t.numel(), dtype=t.dtype).view(t.shape) * t).sum() for t in tensors(output)
+    )
+
+
+# Every form of the layer op: a readable id, what `op_inputs` takes.
+FORMS = {
+    "dense": {},
+    "bidirectional_batch_first_no_bias": {"bidirectional": True, "batch_first": True, "bias": False},
+    "packed": {"packed": True},
+    "packed_bidirectional": {"packed": True, "bidirectional": True},
+}
+OP_CASES = {
+    f"{mode}_{form}": (mode, FORMS[form])
+    for mode in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    for form in FORMS
+}
+OP_CASES["lstm_proj"] = ("lstm", {"proj": 3})
+OP_CASES["lstm_proj_packed_bidirectional"] = (
+    "lstm",
+    {"proj": 3, "bidirectional": True, "packed": True},
+)
+
+
+def op_inputs(
+    mode, proj=0, bias=True, bidirectional=False, batch_first=False, packed=False, steps=5, **options
+):
+    """Arguments of torch.ops.rnnfast.recurrent up to batch_first: T = steps, B = 3, I = 4, H = 6."""
+    leaf = leaf_maker(**options)
+    T, B, I, H = steps, 3, 4, 6  # noqa: E741
+    D, P, GH = 1 + bidirectional, proj or H, {"lstm": 4, "gru": 3}.get(mode, 1) * H
+    lengths = (T, T - 1, 1)
+    batch_sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)]) if packed else None
+    x = leaf(sum(lengths), I) if packed else leaf(B, T, I) if batch_first else leaf(T, B, I)
+    weights = []
+    for present in (True, bidirectional):
+        weights += [leaf(GH, I), leaf(GH, P)] if present else [None, None]
+        weights += [leaf(GH), leaf(GH)] if present and bias else [None, None]
+        weights += [leaf(P, H) if present and proj else None]
+    c0 = leaf(D, B, H) if mode == "lstm" else None
+    return (mode, x, leaf(D, B, P), c0, *weights, batch_sizes, batch_first)
+
+
+def leaf_maker(grad=True, dtype=torch.float64):
+    """A function of a shape that gives a new seeded tensor at each call."""
+    seeds = iter(range(100))
+    return lambda *shape: (0.6 * draw(*shape, seed=next(seeds), dtype=dtype)).requires_grad_(grad)
+
+
+def deep_transition_inputs(bias=True, depth=3, steps=5, **options):
+    """Arguments of torch.ops.rnnfast.deep_transition up to negative_slope: T = steps, I = 4, H = 6, W = 7."""
+    leaf = leaf_maker(**options)
+    widths = [4 + 6, *[7] * (depth - 1), 6]
+    weights = [leaf(n, m) for m, n in zip(widths[:-1], widths[1:], strict=True)]
+    biases = [leaf(n) for n in widths[1:]] if bias else []
+    return leaf(3, steps, 4), leaf(3, 6), weights, biases, 0.01

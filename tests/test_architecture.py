@@ -1,0 +1,194 @@
+"""The directions of docs/design.md, read from the sources and from the compiled objects."""
+
+import ast
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnnfast
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+PACKAGE = Path(rnnfast.__file__).parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ISAS = ("generic", "avx2", "avx512") if X86 else ("generic",)
+
+# The one door to torch's thread pool that csrc/cpu may use, a C header, and the one file that may use it.
+POOL = ("cpu/team.cpp", "<torch/csrc/stable/c/shim.h")
+
+
+def includes(folder):
+    """(file, header) of every include line under a folder of csrc; a header keeps its < or " in front."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
+            headers = re.findall(r'^\s*#\s*include\s*([<"][^>"]+)[>"]', path.read_text(), re.MULTILINE)
+            found += [(path.relative_to(folder.parent).as_posix(), header) for header in headers]
+    return found
+
+
+def is_system(header):
+    return re.fullmatch(r"<[\w.]+", header) is not None
+
+
+def is_standard(header):
+    return re.fullmatch(r"<[a-z_]+", header) is not None
+
+
+def forbidden(csrc):
+    """Every include that goes against the directions: cells <- cpu, cells <- cuda, and torch above them."""
+    wrong = []
+    for file, header in includes(csrc / "cells"):
+        if not is_standard(header) and not header.startswith('"cells/'):
+            wrong.append((file, header))
+    for file, header in includes(csrc / "cpu"):
+        if not is_system(header) and not header.startswith(('"cells/', '"cpu/')) and (file, header) != POOL:
+            wrong.append((file, header))
+    for file, header in includes(csrc / "cuda"):
+        if not is_system(header) and not header.startswith(('"cells/', '"cuda/')):
+            wrong.append((file, header))
+    return wrong
+
+
+def test_cells_and_kernels_include_only_what_stands_below_them():
+    assert includes(CSRC / "cpu")
+    assert forbidden(CSRC) == []
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("cells/lstm.h", "#include <torch/library.h>"),
+        ("cells/lstm.h", "#include <immintrin.h>"),
+        ("cells/lstm.h", '#include "cpu/pack-inl.h"'),
+        ("cpu/plan.cpp", "#include <ATen/core/Tensor.h>"),
+        ("cpu/plan.cpp", "#include <torch/csrc/stable/c/shim.h>"),
+        ("cpu/plan.cpp", '#include "cuda/plan.h"'),
+        ("cpu/plan.cpp", '#include "check.h"'),
+        ("cuda/lstm.cu", '#include "cpu/plan.h"'),
+        ("cuda/lstm.cu", "#include <c10/cuda/CUDAStream.h>"),
+    ],
+)
+def test_an_include_in_the_wrong_direction_is_found(tmp_path, file, line):
+    copied = shutil.copytree(CSRC, tmp_path / "csrc")
+    (copied / file).parent.mkdir(exist_ok=True)
+    with open(copied / file, "a") as source:
+        source.write(f"\n{line}\n")
+    assert [found for found, _ in forbidden(copied)] == [file]
+
+
+def imports(source):
+    """(modules of our own package, names of other packages) that a module imports anywhere in it."""
+    own, other = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+            own |= {name.split(".")[1] for name in names if name.startswith("rnnfast.")}
+            other |= {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            other.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return own, other
+
+
+# nn -> functional -> ops -> _C, and reference knows only torch
+BELOW = {
+    "nn": {"functional"},
+    "functional": {"ops", "reference"},
+    "ops": {"_C", "reference"},
+    "reference": set(),
+}
+
+
+@pytest.mark.parametrize("module", BELOW)
+def test_a_python_module_imports_only_what_stands_below_it(module):
+    own, other = imports((PACKAGE / f"{module}.py").read_text())
+    assert own <= BELOW[module]
+    assert "rnnfast" not in other
+    if module == "reference":
+        assert other == {"torch"}
+
+
+def test_imports_are_found_in_every_form():
+    source = (
+        "import torch.nn\nfrom . import ops, _C\nfrom .info import isa\ndef f():\n    import rnnfast.testing"
+    )
+    assert imports(source) == ({"ops", "_C", "info", "testing"}, {"torch", "rnnfast"})
+
+
+def compile_object(source, target, *flags):
+    compiler = os.environ.get("CXX", "c++").split()
+    subprocess.run([*compiler, *flags, "-c", source, "-o", target], check=True)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """The object file of each instruction set: the build's own, or compiled here where there is none."""
+    newest = {}
+    for path in sorted((ROOT / "build").rglob("isa_*.o"), key=lambda path: path.stat().st_mtime):
+        newest[path.stem.removeprefix("isa_")] = path
+    folder = tmp_path_factory.mktemp("objects")
+    for isa in set(ISAS) - set(newest):
+        newest[isa] = folder / f"isa_{isa}.o"
+        flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DRNNFAST_X86=1"]
+        compile_object(CSRC / "cpu" / f"isa_{isa}.cpp", newest[isa], *flags, f"-I{CSRC}")
+    assert sorted(newest) == sorted(ISAS)
+    return newest
+
+
+def output_of(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def weak_symbols(path):
+    """Symbols that a linker may take from any of several files: weak functions and objects, unique ones."""
+    lines = output_of("nm", "--demangle", "--defined-only", path).splitlines()
+    found = [line.split(maxsplit=2) for line in lines]
+    return [name for _, kind, name in found if kind in "WVu" and not name.startswith("DW.ref.")]
+
+
+def vector_registers(path):
+    """The kinds of wide registers that an object file's instructions name: {"ymm", "zmm"}."""
+    return set(re.findall(r"%([yz]mm)\d", output_of("objdump", "-d", "--no-show-raw-insn", path)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_no_weak_symbol_stands_outside_its_instruction_set(objects, isa):
+    # shared by two files, such a symbol is taken from either: an old processor then meets AVX-512
+    symbols = weak_symbols(objects[isa])
+    assert [name for name in symbols if f"rnnfast::{isa}::" not in name] == []
+    assert [name for other in ISAS if other != isa for name in symbols if f"rnnfast::{other}::" in name] == []
+
+
+def test_only_the_objects_of_wide_instruction_sets_hold_wide_registers(objects):
+    widest = {"generic": set(), "avx2": {"ymm"}, "avx512": {"ymm", "zmm"}}
+    for isa, path in objects.items():
+        found = vector_registers(path)
+        assert found <= widest[isa]
+        assert found or isa == "generic"
+
+
+def test_a_weak_symbol_outside_a_namespace_is_found(tmp_path):
+    source = tmp_path / "weak.cpp"
+    source.write_text("template <class V> V twice(V v) { return v + v; }\ntemplate float twice(float);\n")
+    compile_object(source, tmp_path / "weak.o")
+    assert weak_symbols(tmp_path / "weak.o") == ["float twice<float>(float)"]
+
+
+def test_the_package_without_its_extension_does_not_import_and_says_how_to_build(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "rnnfast", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import rnnfast; print(rnnfast.__file__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode != 0
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError:")
+    assert "pip install --no-build-isolation" in last
