@@ -71,7 +71,6 @@ inline void check_batch_sizes(const char* op, const Tensor& sizes, int64_t N) {
     TORCH_CHECK(t == 0 || n[t] <= n[t - 1], op, ": batch_sizes[", t, "] is ", n[t], ", expected at most ",
                 n[t - 1], ", the one before it");
     sum += n[t];
-    TORCH_CHECK(sum <= N, op, ": batch_sizes sum to more than the ", N, " rows of x");
   }
   TORCH_CHECK(sum == N, op, ": batch_sizes sum to ", sum, ", expected ", N, ", the rows of x");
 }

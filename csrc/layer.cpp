@@ -190,7 +190,9 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   check_shape(op, "y", y, x, output_shape(s));
   check_gradient(op, "dy", dy, x, output_shape(s));
   check_gradient(op, "dhn", dhn, x, {s.D, s.B, s.P});
-  if (s.has_cell) check_gradient(op, "dcn", dcn, x, {s.D, s.B, s.H});
+  TORCH_CHECK(!dcn || s.has_cell, op, ": dcn has shape ", dcn->sizes(),
+              ", expected None for a cell without c");
+  check_gradient(op, "dcn", dcn, x, {s.D, s.B, s.H});
   check_saved(op, "gates", gates, x, {s.D, s.N, s.slots, padded(s.H)});
   if (s.has_cell) check_saved(op, "cells", cells, x, {s.D, s.N, padded(s.H)});
 

@@ -30,10 +30,30 @@ def _padded(n):
     return (n + LANES - 1) // LANES * LANES
 
 
-def _check_devices(x, *tensors):
-    for t in tensors:
-        if t is not None and t.device != x.device:
-            raise RuntimeError(f"rnnfast: all tensors must be on one device, got {x.device} and {t.device}")
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+INPUTS = ("x", "h0", "c0", *WEIGHTS, *(f"{name}_r" for name in WEIGHTS))
+REQUIRED = ("x", "h0", "w_ih", "w_hh", "y", "gates", "cells", "acts")
+
+
+def _check_devices(op, named):
+    """All of a call on the device of x: a tensor with data beside one without would be left unread."""
+    for name, t in named.items():
+        if t is None and (name in REQUIRED or "[" in name):
+            raise RuntimeError(f"rnnfast::{op}: {name} is an undefined tensor")
+        expected = named["x"].device
+        if t is not None and t.device != expected:
+            raise RuntimeError(
+                f"rnnfast::{op}: {name} is on {t.device}, expected {expected}, as x"
+            )
+
+
+def _numbered(name, tensors):
+    return {f"{name}[{i}]": t for i, t in enumerate(tensors)}
+
+
+def _check_batch_sizes(op, batch_sizes):
+    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"rnnfast::{op}: batch_sizes is on {batch_sizes.device}, expected cpu")
 
 
 @torch.library.register_fake("rnnfast::recurrent")
@@ -41,7 +61,9 @@ def _(
     mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r, batch_sizes,
     batch_first, save, lengths=None, resets=None, h_mask=None, zoneout_mask=None,
 ):  # fmt: skip
-    _check_devices(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
+    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
+    _check_devices("recurrent", dict(zip(INPUTS, inputs, strict=True)))
+    _check_batch_sizes("recurrent", batch_sizes)
     D, B, P = h0.shape
     H = P if w_hr is None else w_hr.size(1)
     N = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
@@ -60,7 +82,9 @@ def _(
     batch_sizes, batch_first, y, gates, cells, needs,
 ):  # fmt: skip
     inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
-    _check_devices(x, dy, dhn, dcn, y, gates, cells, *inputs)
+    saved = {"y": y, "gates": gates, "cells": cells, "dy": dy, "dhn": dhn, "dcn": dcn}
+    _check_devices("recurrent_backward", dict(zip(INPUTS, inputs, strict=True)) | saved)
+    _check_batch_sizes("recurrent_backward", batch_sizes)
     return tuple(
         x.new_empty(t.shape if need and t is not None else 0) for t, need in zip(inputs, needs, strict=True)
     )
@@ -68,7 +92,8 @@ def _(
 
 @torch.library.register_fake("rnnfast::deep_transition")
 def _(x, h0, weights, biases, negative_slope, save):
-    _check_devices(x, h0, *weights, *biases)
+    lists = _numbered("weights", weights) | _numbered("biases", biases)
+    _check_devices("deep_transition", {"x": x, "h0": h0} | lists)
     B, T, _ = x.shape
     H = h0.size(1)
     inner = sum(_padded(w.size(0)) for w in weights[:-1]) if save else 0
@@ -78,7 +103,9 @@ def _(x, h0, weights, biases, negative_slope, save):
 
 @torch.library.register_fake("rnnfast::deep_transition_backward")
 def _(dy, dhn, x, h0, weights, biases, negative_slope, y, acts, need_dx, need_dh0):
-    _check_devices(x, dy, dhn, h0, y, acts, *weights, *biases)
+    lists = _numbered("weights", weights) | _numbered("biases", biases)
+    tensors = {"x": x, "h0": h0, "y": y, "acts": acts, "dy": dy, "dhn": dhn}
+    _check_devices("deep_transition_backward", tensors | lists)
     return (
         x.new_empty(x.shape if need_dx else 0),
         x.new_empty(h0.shape if need_dh0 else 0),

@@ -1,0 +1,270 @@
+"""Every instruction set and every split of the work, forced on small odd shapes and read back."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rnnfast
+from rnnfast import info
+from rnnfast.testing import assert_close_to_oracle
+
+# What torch says of its own LSTM, which runs here as the peer.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+SPLITS = ["serial", "units", "rows"]
+ISAS = info.isas()
+CELLS = {
+    "lstm": ("LSTM", {}),
+    "lstm_proj": ("LSTM", {"proj_size": 5}),
+    "gru": ("GRU", {}),
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
+# T, B, I, H: one row, one tile of rows and a bit, fewer units than lanes, more units than one slice.
+SHAPES = [(1, 1, 3, 7), (5, 1, 9, 17), (4, 7, 5, 33), (3, 13, 1, 6)]
+
+isas = pytest.mark.parametrize("isa", ISAS)
+splits = pytest.mark.parametrize("split", SPLITS)
+cells = pytest.mark.parametrize("cell", list(CELLS))
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}B{}I{}H{}".format(*s))
+
+
+def make(package, cell, features, H, dtype, **options):
+    name, extra = CELLS[cell]
+    return getattr(package, name)(features, H, dtype=dtype, **{**extra, **options})
+
+
+def run(layer, x):
+    """Output, final states and all gradients of one pass, and what ran forward and backward."""
+    x = x.clone().requires_grad_()
+    y, hn = layer(x)
+    forward = info.last_run()
+    outputs = [y, *(hn if isinstance(hn, tuple) else [hn])]
+    torch.manual_seed(3)
+    seeds = [torch.randn(t.shape, dtype=torch.float64).to(x.dtype) for t in outputs]
+    leaves = [x, *layer.parameters()]
+    grads = torch.autograd.grad(outputs, leaves, seeds)
+    return [t.detach() for t in outputs], list(grads), forward, info.last_run()
+
+
+def test_every_machine_has_the_generic_instruction_set_and_no_name_twice():
+    assert "generic" in ISAS
+    assert len(ISAS) == len(set(ISAS))
+
+
+def test_the_machine_uses_the_instruction_sets_its_cpu_lists():
+    listed = Path("/proc/cpuinfo").read_text().split()
+    assert ("avx2" in ISAS) == ({"avx2", "fma"} <= set(listed))
+    assert ("avx512" in ISAS) == ({"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(listed))
+
+
+@isas
+def test_a_forced_instruction_set_is_the_current_one_until_it_is_given_back(isa):
+    before = info.isa()
+    info.set_isa(isa)
+    assert info.isa() == isa
+    info.set_isa(None)
+    assert info.isa() == before
+
+
+@isas
+@splits
+@cells
+@shapes
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_forced_path_runs_and_is_as_exact_as_torch(isa, split, cell, shape, dtype, threads):
+    T, B, features, H = shape
+    kind = getattr(torch, dtype)
+    oracle = make(nn, cell, features, H, torch.float64, bidirectional=True)
+    theirs, ours = (make(package, cell, features, H, kind, bidirectional=True) for package in (nn, rnnfast))
+    oracle.load_state_dict(theirs.state_dict() if kind == torch.float64 else theirs.double().state_dict())
+    theirs.to(kind)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(T, B, features, dtype=kind)
+
+    torch.set_num_threads(1)
+    exact = run(oracle, x.double())
+    reference = run(theirs, x)
+    torch.set_num_threads(threads)
+    info.set_isa(isa)
+    info.set_split(split)
+    got = run(ours, x)
+
+    assert [ran["op"] for ran in got[2:]] == ["recurrent", "recurrent_backward"]
+    for ran in got[2:]:
+        assert ran["isa"] == isa
+        assert ran["split"] == split
+        assert 1 <= ran["members"] <= threads
+        assert split != "serial" or ran["members"] == 1
+    assert_close_to_oracle(got[0], reference[0], exact[0], [f"output {i}" for i in range(len(got[0]))])
+    assert_close_to_oracle(got[1], reference[1], exact[1], [f"gradient {i}" for i in range(len(got[1]))])
+
+
+@isas
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_every_instruction_set_stores_half_precision(isa, dtype, cell):
+    kind = getattr(torch, dtype)
+    T, B, features, H = 5, 3, 9, 17
+    oracle = make(nn, cell, features, H, torch.float64)
+    theirs, ours = (make(package, cell, features, H, kind) for package in (nn, rnnfast))
+    oracle.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(T, B, features, dtype=kind)
+    exact, reference = run(oracle, x.double()), run(theirs, x)
+    info.set_isa(isa)
+    got = run(ours, x)
+    assert got[2]["isa"] == got[3]["isa"] == isa
+    assert_close_to_oracle(got[0], reference[0], exact[0], [f"output {i}" for i in range(len(got[0]))])
+    assert_close_to_oracle(got[1], reference[1], exact[1], [f"gradient {i}" for i in range(len(got[1]))])
+
+
+@isas
+@cells
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 37, 21, 75)], ids=lambda s: "T{}B{}I{}H{}".format(*s))
+def test_splits_and_thread_counts_give_the_same_bits(isa, cell, dtype, shape):
+    T, B, features, H = shape
+    kind = getattr(torch, dtype)
+    layer = make(rnnfast, cell, features, H, kind, bidirectional=True)
+    x = torch.randn(T, B, features).to(kind)
+    info.set_isa(isa)
+    first = None
+    for split in [*SPLITS, None]:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            info.set_split(split)
+            with torch.no_grad():
+                y, hn = layer(x)
+            outputs = [y, *(hn if isinstance(hn, tuple) else [hn])]
+            first = first or outputs
+            for a, b in zip(outputs, first, strict=True):
+                assert torch.equal(a, b), (split, count)
+
+
+@isas
+@splits
+@cells
+@pytest.mark.parametrize("T,features,H", [(4, 7, 19), (3, 1, 1), (5, 33, 35), (2, 101, 129)])
+def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, T, features, H):
+    if cell == "lstm_proj":
+        H = max(H, 7)
+    layer = make(rnnfast, cell, features, H, torch.float32)
+    x = torch.randn(T, 13, features)
+    info.set_isa(isa)
+    info.set_split(split)
+    with torch.no_grad():
+        together, _ = layer(x)
+        for rows in ([0], [5], [12], [0, 1, 2], list(range(7))):
+            assert torch.equal(layer(x[:, rows])[0], together[:, rows]), rows
+
+
+@isas
+@cells
+def test_one_sequence_in_steps_gives_the_bits_of_one_call(isa, cell):
+    # The T = 1 step of a streaming user may run over weights that were not packed.
+    layer = make(rnnfast, cell, 9, 21, torch.float32)
+    x = torch.randn(6, 1, 9)
+    info.set_isa(isa)
+    with torch.no_grad():
+        whole, _ = layer(x)
+        hx, steps = None, []
+        for t in range(len(x)):
+            y, hx = layer(x[t : t + 1], hx)
+            steps.append(y)
+    assert torch.equal(torch.cat(steps), whole)
+
+
+@isas
+@splits
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deep_transition_runs_every_forced_path_with_the_same_result(isa, split, dtype, threads):
+    kind = getattr(torch, dtype)
+    layer = rnnfast.DeepTransitionRNN(5, 7, depth=3, width=19, dtype=kind)
+    x = torch.randn(3, 6, 5, dtype=kind)
+
+    def both():
+        leaf = x.clone().requires_grad_()
+        y, _ = layer(leaf)
+        forward = info.last_run()
+        grads = torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])
+        return y.detach(), grads, forward, info.last_run()
+
+    info.set_isa("generic")
+    info.set_split("serial")
+    first = both()
+    info.set_isa(isa)
+    info.set_split(split)
+    got = both()
+    assert [ran["op"] for ran in got[2:]] == ["deep_transition", "deep_transition_backward"]
+    for ran in got[2:]:
+        assert ran["isa"] == isa
+        assert ran["split"] == split
+    tolerance = 1e-5 if kind == torch.float32 else 1e-12
+    torch.testing.assert_close(got[0], first[0], rtol=tolerance, atol=tolerance)
+    for a, b in zip(got[1], first[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [*sorted({"avx2", "avx512", "neon"} - set(ISAS)), "avx9000", "AVX2 "])
+def test_an_instruction_set_that_is_unknown_or_missing_is_refused_by_name(name):
+    before = info.isa()
+    with pytest.raises((RuntimeError, ValueError), match=name):
+        info.set_isa(name)
+    assert info.isa() == before
+
+
+@pytest.mark.parametrize("name", ["diagonal", "Rows"])
+def test_a_split_that_is_unknown_is_refused_by_name(name):
+    with pytest.raises((RuntimeError, ValueError), match=name):
+        info.set_split(name)
+    rnnfast.GRU(3, 4)(torch.randn(2, 2, 3))
+    assert info.last_run()["split"] in SPLITS
+
+
+REPORT = """
+import torch, rnnfast
+from rnnfast import info
+torch.set_num_threads(2)
+rnnfast.LSTM(5, 9)(torch.randn(4, 3, 5))[0].sum().backward()
+print(info.isa(), info.last_run()["isa"], info.last_run()["split"])
+"""
+
+
+def child(code, **variables):
+    """Run code in a fresh Python with these environment variables."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RNNFAST_")}
+    root = str(Path(rnnfast.__file__).parents[1])
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**env, **variables}, capture_output=True, text=True, timeout=120
+    )
+
+
+@isas
+@splits
+def test_the_environment_forces_instruction_set_and_split(isa, split):
+    done = child(REPORT, RNNFAST_ISA=isa, RNNFAST_SPLIT=split)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [isa, isa, split]
+
+
+@pytest.mark.parametrize(
+    "variable,value", [("RNNFAST_ISA", "avx9000"), ("RNNFAST_ISA", "sse2"), ("RNNFAST_SPLIT", "diagonal")]
+)
+def test_an_environment_that_forces_an_unknown_name_is_refused_by_name(variable, value):
+    done = child(REPORT, **{variable: value})
+    assert done.returncode == 1, "an exception, not a crash and not a silent choice"
+    assert value in done.stderr.splitlines()[-1] or f"'{value}'" in done.stderr
+
+
+def test_a_call_overrules_the_environment():
+    code = "from rnnfast import info\ninfo.set_isa('generic')\ninfo.set_split('serial')\n" + REPORT
+    done = child(code, RNNFAST_ISA=ISAS[-1], RNNFAST_SPLIT="units")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["generic", "generic", "serial"]
