@@ -2,7 +2,6 @@
 // big products through ATen.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include "check.h"
@@ -83,7 +82,7 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type);
   DeepTensors t = convert(s, type, x, h0, weights, biases);
-  t.y = at::empty({s.B, s.T, s.H}, options);
+  t.y = empty_rows({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
   // zeros: vectors narrower than the padding leave some of it unwritten
   t.acts = at::zeros({save ? s.saved : 0}, options);
@@ -110,24 +109,25 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   if (dy) t.dy = dy->to(type).contiguous();
   if (dhn) t.dhn = dhn->to(type).contiguous();
   t.dh0 = at::empty({s.B, s.H}, options);
-  t.h_previous = at::empty({N, s.H}, options);
-  for (int l = 0; l < s.depth; ++l) t.da.push_back(at::empty({N, s.width[l]}, options));
+  t.h_previous = empty_rows({N, s.H}, options);
+  for (int l = 0; l < s.depth; ++l) t.da.push_back(empty_rows({N, s.width[l]}, options));
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, true);
 
   DeepGradients r;
-  std::get<0>(r) = need_dx ? at::mm(t.da[0], t.w[0].narrow(1, 0, s.I)).view(x.sizes()).to(back)
+  std::get<0>(r) = need_dx ? multiplied(t.da[0], false, t.w[0].narrow(1, 0, s.I)).view(x.sizes()).to(back)
                            : at::empty({0}, x.options());
   std::get<1>(r) = need_dh0 ? t.dh0.to(back) : at::empty({0}, x.options());
   int64_t offset = 0;
   for (int l = 0; l < s.depth; ++l) {
-    const Tensor da_t = t.da[l].t();
     // what layer l read: [x, h], or the activations of the layer under it
     Tensor dw;
     if (l == 0) {
-      dw = at::cat({at::mm(da_t, t.x.view({N, s.I})), at::mm(da_t, t.h_previous)}, 1);
+      dw = at::cat({multiplied(t.da[l], true, t.x.view({N, s.I})), multiplied(t.da[l], true, t.h_previous)},
+                   1);
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);
-      dw = at::mm(da_t, t.acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width));
+      dw = multiplied(t.da[l], true,
+                      t.acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width));
       offset += numbers;
     }
     std::get<2>(r).push_back(dw.to(back));

@@ -2,6 +2,7 @@
 #include "launch.h"
 
 #include <ATen/ops/empty.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -69,6 +70,7 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
         b.call(b.context, b.plan, b.workspace, &member);
       },
       &bound);
+  if (!op) return;
   const std::lock_guard<std::mutex> lock(record_mutex);
   record.op = op;
   record.isa = kernels().name;
@@ -76,6 +78,66 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
   record.parts = plan.parts;
   record.wanted = wanted;
   record.members = members;
+}
+
+at::Tensor empty_rows(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor t = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = 2 << 20;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t begin = (data + kHuge - 1) / kHuge * kHuge, end = (data + t.nbytes()) / kHuge * kHuge;
+  // a hint: what it returns does not matter
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return t;
+}
+
+namespace {
+
+// Below this many multiply-adds a second thread costs more than it takes over.
+constexpr int64_t kSerialWork = 400'000;
+
+template <class A>
+void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b,
+                  bool accumulate) {
+  GradientParams<A> p{};
+  p.M = c.size(0), p.N = b.size(1), p.K = b.size(0);
+  p.a = a.const_data_ptr<A>(), p.lda = a.stride(0), p.turned = turned;
+  p.b = b.const_data_ptr<A>(), p.ldb = b.stride(0);
+  p.c = c.mutable_data_ptr<A>(), p.ldc = c.stride(0);
+  p.accumulate = accumulate;
+  const int threads = p.M * p.N * p.K < kSerialWork ? 1 : Team::usable_threads();
+  const bool serial = threads == 1 || forced().load() == static_cast<int>(Split::kSerial);
+  const auto kernel = kernels().of(A()).gradient;
+  const auto call = [&](Plan plan, void* workspace, Team::Member* member) {
+    return kernel(p, plan, workspace, member);
+  };
+  launch_with(nullptr, serial ? Plan{Split::kSerial, 1} : Plan{Split::kRows, threads}, sizeof(A) == 4, call);
+}
+
+}  // namespace
+
+void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b, bool accumulate) {
+  if (c.numel() == 0) return;
+  if (b.size(0) == 0) {
+    if (!accumulate) c.zero_();
+    return;
+  }
+  (c.scalar_type() == at::kDouble ? run_gradient<double> : run_gradient<float>)(c, a, turned, b, accumulate);
+}
+
+at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options) {
+  return empty_rows({M, padded(N)}, options);
+}
+
+at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {
+  return buffer.size(1) == N ? buffer : buffer.narrow(1, 0, N).contiguous();
+}
+
+at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b) {
+  const at::Tensor c = gradient_buffer(a.size(turned ? 1 : 0), b.size(1), b.options());
+  multiply(c, a, turned, b);
+  return gradient_of(c, b.size(1));
 }
 
 WalkStorage WalkStorage::dense(int64_t T, int64_t B, bool batch_first) {

@@ -25,19 +25,38 @@ std::string forced_split();
 // The plan of a call: make_plan's, or the forced one.
 Plan choose_plan(const Shape& shape);
 
+// op null: not recorded
 using Call = size_t (*)(const void* context, Plan plan, void* workspace, Team::Member* member);
 void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context);
 
 // call(plan, workspace, member) is a row of KernelsOf with its parameters bound
 template <class F>
-void launch(const char* op, const Shape& shape, bool flush, const F& call) {
+void launch_with(const char* op, Plan plan, bool flush, const F& call) {
   launch_raw(
-      op, choose_plan(shape), flush,
-      [](const void* context, Plan plan, void* workspace, Team::Member* member) {
-        return (*static_cast<const F*>(context))(plan, workspace, member);
+      op, plan, flush,
+      [](const void* context, Plan how, void* workspace, Team::Member* member) {
+        return (*static_cast<const F*>(context))(how, workspace, member);
       },
       &call);
 }
+
+template <class F>
+void launch(const char* op, const Shape& shape, bool flush, const F& call) {
+  launch_with(op, choose_plan(shape), flush, call);
+}
+
+// at::empty for buffers of the size of all rows: in huge pages where the system lends them. Touching a fresh
+// buffer page by page costs as much as a tenth of the work done on it.
+at::Tensor empty_rows(at::IntArrayRef sizes, const at::TensorOptions& options);
+
+// C = A B (or C += A B) for a gradient: a [M, K], or turned [K, M], and b [K, N] may have padded rows; c is
+// of gradient_buffer's making.
+void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b,
+              bool accumulate = false);
+at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options);  // [M, padded(N)]
+at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                         // [M, N]
+// all three in one
+at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b);
 
 // Where the rows of each step stand; owns the arrays that a Walk points to.
 struct WalkStorage {

@@ -1,7 +1,6 @@
 // The recurrent layer's ops on the CPU: forward and backward of LSTM, GRU and RNN over one layer, one or both
-// directions. The recurrence is a kernel of csrc/cpu; the weight gradients are big products through ATen.
+// directions. The recurrence is a kernel of csrc/cpu, and so are the big products that make the gradients.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 #include "check.h"
@@ -36,7 +35,7 @@ Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
 // Vectors narrower than the padding leave some of it unwritten.
 Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
   const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
-  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? at::empty(sizes, options)
+  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? empty_rows(sizes, options)
                                                           : at::zeros(sizes, options);
 }
 
@@ -102,11 +101,11 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H), GH = s.gates * s.H;
   Directions r;
-  r.da = at::empty({s.N, GH}, gates.options());
-  r.dx = s.slots > s.gates ? at::empty({s.N, GH}, gates.options()) : r.da;
-  if (need_w_hh) r.h_previous = at::empty({s.N, s.P}, gates.options());
-  if (w.w_hr.defined()) r.dprojected = at::empty({s.N, s.P}, gates.options());
-  if (w.w_hr.defined() && need_w_hr) r.hidden = at::empty({s.N, s.H}, gates.options());
+  r.da = empty_rows({s.N, GH}, gates.options());
+  r.dx = s.slots > s.gates ? empty_rows({s.N, GH}, gates.options()) : r.da;
+  if (need_w_hh) r.h_previous = empty_rows({s.N, s.P}, gates.options());
+  if (w.w_hr.defined()) r.dprojected = empty_rows({s.N, s.P}, gates.options());
+  if (w.w_hr.defined() && need_w_hr) r.hidden = empty_rows({s.N, s.H}, gates.options());
   BackwardParams<A> p{};
   p.walk = walk;
   p.walk.reverse = d == 1;
@@ -128,7 +127,7 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   p.hidden = out<A>(r.hidden);
   p.dh0 = out<A>(dh0, d * s.B * s.P);
   p.dc0 = out<A>(dc0, d * s.B * s.H);
-  // what the input product costs in forward is ATen's here
+  // the input product's gradients are launches of their own
   Shape shape = shape_of(s, k, sizeof(A) == 8);
   shape.inputs = 0;
   launch("recurrent_backward", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
@@ -157,7 +156,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
-  const Tensor y = at::empty(output_shape(s), options);
+  const Tensor y = empty_rows(output_shape(s), options);
   const Tensor hn = at::empty({s.D, s.B, s.P}, options);
   const Tensor cn =
       at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
@@ -238,15 +237,18 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
       r.h_previous = r.dprojected = at::zeros({0, s.P}, options);
       r.hidden = at::zeros({0, s.H}, options);
     }
-    if (wanted(0)) grads[0] = d ? grads[0].addmm_(r.dx, weights[d].w_ih) : at::mm(r.dx, weights[d].w_ih);
-    if (wanted(first)) grads[first] = at::mm(r.dx.t(), x_rows);
-    if (wanted(first + 1)) grads[first + 1] = at::mm(r.da.t(), r.h_previous);
+    if (wanted(0)) {
+      if (d == 0) grads[0] = gradient_buffer(s.N, s.I, options);
+      multiply(grads[0], r.dx, false, weights[d].w_ih, /*accumulate=*/d > 0);
+    }
+    if (wanted(first)) grads[first] = multiplied(r.dx, true, x_rows);
+    if (wanted(first + 1)) grads[first + 1] = multiplied(r.da, true, r.h_previous);
     if (wanted(first + 2)) grads[first + 2] = r.dx.sum(0);
     if (wanted(first + 3))
       grads[first + 3] = r.dx.is_same(r.da) && wanted(first + 2) ? grads[first + 2].clone() : r.da.sum(0);
-    if (wanted(first + 4)) grads[first + 4] = at::mm(r.dprojected.t(), r.hidden);
+    if (wanted(first + 4)) grads[first + 4] = multiplied(r.dprojected, true, r.hidden);
   }
-  if (wanted(0)) grads[0] = grads[0].view(x.sizes());
+  if (wanted(0)) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());
   for (int i = 0; i < kGradients; ++i)
     grads[i] = wanted(i) ? grads[i].to(x.scalar_type()) : at::empty({0}, x.options());
   return std::tuple_cat(grads);

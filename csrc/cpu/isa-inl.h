@@ -15,6 +15,7 @@ RNNFAST_INLINE f64v fma(f64v a, f64v b, f64v c) { return RNNFAST_FMA_F64(a, b, c
 #include "cpu/share-inl.h"
 #include "cpu/recurrent-inl.h"
 #include "cpu/deep-inl.h"
+#include "cpu/gradient-inl.h"
 // clang-format on
 
 template <class Loop, class Params>
@@ -51,8 +52,9 @@ void apply_math(char function, const A* x, A* y, int64_t n) {
 
 template <class A>
 constexpr KernelsOf<A> kKernelsOf = {
-    run_cell<Forward, A, ForwardParams<A>>, run_cell<Backward, A, BackwardParams<A>>,
-    run_loop<DeepForward<A>, DeepParams<A>>, run_loop<DeepBackward<A>, DeepParams<A>>, apply_math<A>};
+    run_cell<Forward, A, ForwardParams<A>>,   run_cell<Backward, A, BackwardParams<A>>,
+    run_loop<DeepForward<A>, DeepParams<A>>,  run_loop<DeepBackward<A>, DeepParams<A>>,
+    run_loop<Gradient<A>, GradientParams<A>>, apply_math<A>};
 
 extern const Kernels kKernels;
 const Kernels kKernels = {RNNFAST_ISA_NAME, kVectorBytes, kKernelsOf<float>, kKernelsOf<double>};

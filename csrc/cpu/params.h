@@ -93,6 +93,20 @@ struct BackwardParams {
   A* dc0;          // [B, H] or null
 };
 
+// C = A B, or C += A B: the products that gradients are made of
+template <class A>
+struct GradientParams {
+  int64_t M, N, K;
+  const A* a;  // [M, K], or turned [K, M]; leading dimension lda
+  int64_t lda;
+  bool turned;
+  const A* b;  // [K, N], leading dimension ldb
+  int64_t ldb;
+  A* c;  // [M, padded(N)], leading dimension ldc
+  int64_t ldc;
+  bool accumulate;
+};
+
 constexpr int kMaxDepth = 64;
 
 // The deep-transition RNN: layer 0 reads [x_t, h], layer l reads what layer l - 1 gave, the last one gives h.

@@ -13,6 +13,9 @@ constexpr double kVectorFmaPerNs = 3.0;
 constexpr double kBarrierNs = 150;
 constexpr double kEnterNs = 2500;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
+constexpr double kFarBytesPerNs = 40;   // one thread reading weights from beyond its second cache
+constexpr double kNearBytes = 1 << 20;
+constexpr double kVectorBytes = 64;
 constexpr int64_t kFewRows = 4;  // a product of fewer rows takes as long as one of these: W is the bound
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -21,7 +24,9 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 double step_ns(const Shape& s, double rows, double vectors) {
   const double fmas =
       std::max<double>(rows, kFewRows) * vectors * s.gates * s.reads + rows * vectors * s.gates * s.inputs;
-  return fmas / kVectorFmaPerNs + rows * vectors * s.gates * kCellNsPerVector;
+  const double bytes = vectors * s.gates * s.reads * kVectorBytes;
+  return fmas / kVectorFmaPerNs + rows * vectors * s.gates * kCellNsPerVector +
+         (bytes > kNearBytes ? bytes / kFarBytesPerNs : 0);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // chain of multiply-adds in the order of k, so tiles of any size round alike. Compiled once per instruction
 // set, inside its namespace. No guard on purpose.
 
+constexpr int64_t kPanelBytes = 256 * 1024;
 constexpr int kMaxRows = 8;
 constexpr int kMaxVectors = 8;
 
@@ -178,18 +179,29 @@ RNNFAST_INLINE void product(const Packed<A>& w, Cut cut, int64_t n, const int64_
   if (n <= 0) return;
   w.for_panels(w.vectors_of(cut), {0, 1}, [&](Range p) {
     Tile<A> tile;
-    tile.b = w.panel(p, cut);
-    tile.K = w.K;
     for (int64_t g = 0; g < w.gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;
     const int64_t width = w.gates * p.size();
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
-    for (int64_t i = 0; i < tiles; ++i) {
-      const Range r = share(n, tiles, i);
-      for (int64_t m = r.begin; m < r.end; ++m)
-        rows(m, tile.a[m - r.begin], tile.in[m - r.begin], tile.out[m - r.begin]);
-      kTiles<A>.entry[width][r.size()](tile);
-      for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
+    const A* const panel = w.panel(p, cut);
+    // several tiles read the panel: as much of it at a time as stays in the second cache
+    const int64_t fits = kPanelBytes / (width * L * int64_t(sizeof(A)));
+    const int64_t blocks = tiles > 1 ? most<int64_t>(1, divide_up(w.K, fits)) : 1;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Range k = share(w.K, blocks, block);
+      tile.b = panel + k.begin * width * L;
+      tile.K = k.size();
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range r = share(n, tiles, i);
+        for (int64_t m = 0; m < r.size(); ++m) {
+          rows(r.begin + m, tile.a[m], tile.in[m], tile.out[m]);
+          tile.a[m] += k.begin;
+          if (block > 0) tile.in[m] = tile.out[m];
+        }
+        kTiles<A>.entry[width][r.size()](tile);
+        if (block + 1 < blocks) continue;
+        for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
+      }
     }
   });
 }

@@ -1,0 +1,76 @@
+// The products behind a recurrence: dx = da W and dW = da^T x, each over all rows of all time steps at once,
+// by the recurrence's own tiles. The sum over k is cut into blocks, so that a block of A and a panel of B
+// stay in the second cache; members share the rows of C and never meet. Compiled once per instruction set,
+// inside its namespace. No guard on purpose.
+
+template <class A>
+struct Gradient {
+  typedef typename Vec<A>::type V;
+  static constexpr int L = Vec<A>::kLanes;
+  static constexpr int64_t kDepth = 256, kRows = 96;  // of a block of A
+
+  const GradientParams<A>& p;
+  const Plan plan;
+  const int64_t depth;
+  A* zeros;          // [padded(N)]
+  A* turned;         // [parts, kRows, depth]: a block of A with k contiguous
+  Packed<A> blocks;  // [parts] blocks of B one after the other
+  int64_t block_size;
+
+  Gradient(const GradientParams<A>& params, Plan how, Arena& arena)
+      : p(params), plan(how), depth(least(kDepth, divide_up(params.K, L) * L)) {
+    zeros = arena.take<A>(padded(p.N));
+    turned = arena.take<A>(p.turned ? plan.parts * kRows * depth : 0);
+    const Plan whole{Split::kRows, 1};
+    block_size = divide_up(p.N, L) * L * depth;
+    blocks = Packed<A>::make(arena, {p.b, p.ldb, true}, depth, p.N, 1, kRows, 1, whole);
+    for (int i = 1; i < plan.parts; ++i) arena.take<A>(block_size);
+  }
+
+  void run(Team::Member& member) const {
+    if (member.rank == 0)
+      for (int64_t i = 0; i < padded(p.N); ++i) zeros[i] = 0;
+    member.barrier();
+    const Range mine = share(plan.parts, member.size, member.rank);
+    for (int64_t i = mine.begin; i < mine.end; ++i) multiply(i);
+  }
+
+  // the rows of C of one part
+  void multiply(int64_t part) const {
+    const Range rows = share(p.M, plan.parts, part);
+    const int64_t slot = 0;
+    A* block = turned + part * kRows * depth;
+    Packed<A> b = blocks;
+    b.data += part * block_size;
+    for (int64_t k = 0; k < p.K; k += depth) {
+      b.source.W = p.b + k * p.ldb;
+      b.K = least(depth, p.K - k);
+      b.pack({0, b.vectors()}, {0, 1});
+      const bool first = k == 0 && !p.accumulate;
+      for (int64_t m = rows.begin; m < rows.end; m += kRows) {
+        const int64_t n = least(kRows, rows.end - m);
+        if (p.turned) turn(block, p.a + k * p.lda + m, b.K, n);
+        product(
+            b, {1, 0}, n, &slot,
+            [&](int64_t i, const A*& a, const A*& in, A*& out) {
+              a = p.turned ? block + i * depth : p.a + (m + i) * p.lda + k;
+              out = p.c + (m + i) * p.ldc;
+              in = first ? zeros : out;
+            },
+            [](int64_t, Range) {});
+      }
+    }
+  }
+
+  // to[m, k] = from[k, m] for K rows of n numbers
+  void turn(A* to, const A* from, int64_t K, int64_t n) const {
+    for (int64_t k = 0; k < K; k += L)
+      for (int64_t m = 0; m < n; m += L) {
+        V r[L];
+        for (int i = 0; i < L; ++i) r[i] = k + i < K ? load_part(from + (k + i) * p.lda + m, n - m) : V{};
+        transpose<A>(r);
+        const int64_t left = least<int64_t>(L, n - m);
+        for (int64_t i = 0; i < left; ++i) store(to + (m + i) * depth + k, r[i]);
+      }
+  }
+};
