@@ -7,7 +7,7 @@ template <class A>
 struct Gradient {
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes;
-  static constexpr int64_t kDepth = 256, kRows = 96;  // of a block of A
+  static constexpr int64_t kDepth = 1024, kRows = 48;  // of a block of A
 
   const GradientParams<A>& p;
   const Plan plan;
