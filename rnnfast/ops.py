@@ -42,9 +42,7 @@ def _check_devices(op, named):
             raise RuntimeError(f"rnnfast::{op}: {name} is an undefined tensor")
         expected = named["x"].device
         if t is not None and t.device != expected:
-            raise RuntimeError(
-                f"rnnfast::{op}: {name} is on {t.device}, expected {expected}, as x"
-            )
+            raise RuntimeError(f"rnnfast::{op}: {name} is on {t.device}, expected {expected}, as x")
 
 
 def _numbered(name, tensors):

@@ -7,7 +7,7 @@ template <class A>
 struct Gradient {
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes;
-  static constexpr int64_t kDepth = 1024, kRows = 48;  // of a block of A
+  static constexpr int64_t kRows = 48;  // of a block of A, kBlock deep
 
   const GradientParams<A>& p;
   const Plan plan;
@@ -18,7 +18,7 @@ struct Gradient {
   int64_t block_size;
 
   Gradient(const GradientParams<A>& params, Plan how, Arena& arena)
-      : p(params), plan(how), depth(least(kDepth, divide_up(params.K, L) * L)) {
+      : p(params), plan(how), depth(least(kBlock, divide_up(params.K, L) * L)) {
     zeros = arena.take<A>(padded(p.N));
     turned = arena.take<A>(p.turned ? plan.parts * kRows * depth : 0);
     const Plan whole{Split::kRows, 1};

@@ -1,9 +1,11 @@
 // C[M, N] += A[M, K] . B[K, N] with B packed: the one matrix product of every recurrence, forward and
-// backward. A tile of C (some rows, some vectors) stays in registers while it walks K; each element is one
-// chain of multiply-adds in the order of k, so tiles of any size round alike. Compiled once per instruction
-// set, inside its namespace. No guard on purpose.
+// backward. The sums of a tile (some rows, some vectors) stay in registers while it walks K; each is one
+// chain of multiply-adds in the order of k, added to C at the end, so tiles of any size round alike. Compiled
+// once per instruction set, inside its namespace. No guard on purpose.
 
-constexpr int64_t kPanelBytes = 256 * 1024;
+// Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
+// it, and rounding errors of one chain do not grow with the length of the whole.
+constexpr int64_t kBlock = 1024;
 constexpr int kMaxRows = 8;
 constexpr int kMaxVectors = 8;
 
@@ -34,7 +36,7 @@ __attribute__((noinline)) void multiply_tile(const Tile<A>& tile) {
   for (int m = 0; m < kRows; ++m) {
     a[m] = tile.a[m];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = load(tile.in[m] + tile.offset[v]);
+    for (int v = 0; v < kVectors; ++v) acc[m][v] = V{};
   }
   const A* b = tile.b;
   const int64_t K = tile.K;
@@ -52,7 +54,10 @@ __attribute__((noinline)) void multiply_tile(const Tile<A>& tile) {
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store(tile.out[m] + tile.offset[v], acc[m][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = tile.offset[v];
+      store(tile.out[m] + at, load(tile.in[m] + at) + acc[m][v]);
+    }
 }
 
 // multiply_tile by [vectors][rows], filled for all sizes that a tile may have
@@ -184,9 +189,7 @@ RNNFAST_INLINE void product(const Packed<A>& w, Cut cut, int64_t n, const int64_
     const int64_t width = w.gates * p.size();
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
     const A* const panel = w.panel(p, cut);
-    // several tiles read the panel: as much of it at a time as stays in the second cache
-    const int64_t fits = kPanelBytes / (width * L * int64_t(sizeof(A)));
-    const int64_t blocks = tiles > 1 ? most<int64_t>(1, divide_up(w.K, fits)) : 1;
+    const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = share(w.K, blocks, block);
       tile.b = panel + k.begin * width * L;
