@@ -82,7 +82,7 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type);
   DeepTensors t = convert(s, type, x, h0, weights, biases);
-  t.y = empty_rows({s.B, s.T, s.H}, options);
+  t.y = at::empty({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
   // zeros: vectors narrower than the padding leave some of it unwritten
   t.acts = at::zeros({save ? s.saved : 0}, options);
@@ -109,8 +109,11 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   if (dy) t.dy = dy->to(type).contiguous();
   if (dhn) t.dhn = dhn->to(type).contiguous();
   t.dh0 = at::empty({s.B, s.H}, options);
-  t.h_previous = empty_rows({N, s.H}, options);
-  for (int l = 0; l < s.depth; ++l) t.da.push_back(empty_rows({N, s.width[l]}, options));
+  int64_t numbers = N * s.H;
+  for (int l = 0; l < s.depth; ++l) numbers += N * s.width[l];
+  Scratch scratch(numbers, options);
+  t.h_previous = scratch.take(N, s.H);
+  for (int l = 0; l < s.depth; ++l) t.da.push_back(scratch.take(N, s.width[l]));
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, true);
 
   DeepGradients r;

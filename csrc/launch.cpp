@@ -2,7 +2,6 @@
 #include "launch.h"
 
 #include <ATen/ops/empty.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -80,22 +79,51 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
   record.members = members;
 }
 
-at::Tensor empty_rows(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  at::Tensor t = at::empty(sizes, options);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t data = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t begin = (data + kHuge - 1) / kHuge * kHuge, end = (data + t.nbytes()) / kHuge * kHuge;
-  // a hint: what it returns does not matter
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return t;
+namespace {
+
+constexpr int64_t kKeptBytes = 64 << 20;
+
+struct Kept {
+  std::mutex mutex;
+  at::Tensor block;
+};
+
+// never destroyed: the last backward may end after static destructors have begun
+Kept& kept() {
+  static Kept& instance = *new Kept;
+  return instance;
+}
+
+}  // namespace
+
+Scratch::Scratch(int64_t numbers, const at::TensorOptions& options) {
+  const int64_t bytes = numbers * static_cast<int64_t>(options.dtype().itemsize());
+  {
+    Kept& shared = kept();
+    const std::lock_guard<std::mutex> lock(shared.mutex);
+    if (shared.block.defined() && shared.block.numel() >= bytes) block_ = std::move(shared.block);
+  }
+  if (!block_.defined()) block_ = at::empty({bytes}, options.dtype(at::kByte));
+  free_ = block_.narrow(0, 0, bytes).view(options.dtype().toScalarType());
+}
+
+Scratch::~Scratch() {
+  if (!block_.defined() || block_.numel() > kKeptBytes) return;
+  Kept& shared = kept();
+  const std::lock_guard<std::mutex> lock(shared.mutex);
+  if (!shared.block.defined() || shared.block.numel() < block_.numel()) shared.block = std::move(block_);
+}
+
+at::Tensor Scratch::take(int64_t rows, int64_t columns) {
+  const at::Tensor piece = free_.narrow(0, 0, rows * columns).view({rows, columns});
+  free_ = free_.narrow(0, rows * columns, free_.numel() - rows * columns);
+  return piece;
 }
 
 namespace {
 
 // Below this many multiply-adds a second thread costs more than it takes over.
-constexpr int64_t kSerialWork = 400'000;
+constexpr int64_t kSerialWork = 3'000'000;
 
 template <class A>
 void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b,
@@ -127,7 +155,7 @@ void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::T
 }
 
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options) {
-  return empty_rows({M, padded(N)}, options);
+  return at::empty({M, padded(N)}, options);
 }
 
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {

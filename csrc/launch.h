@@ -45,9 +45,20 @@ void launch(const char* op, const Shape& shape, bool flush, const F& call) {
   launch_with(op, choose_plan(shape), flush, call);
 }
 
-// at::empty for buffers of the size of all rows: in huge pages where the system lends them. Touching a fresh
-// buffer page by page costs as much as a tenth of the work done on it.
-at::Tensor empty_rows(at::IntArrayRef sizes, const at::TensorOptions& options);
+// Room for the temporaries of one backward, handed out in pieces. Touching a fresh block page by page costs
+// as much as a tenth of the work done on it, so the last block is kept for the next call, if it is not too
+// large.
+class Scratch {
+ public:
+  Scratch(int64_t numbers, const at::TensorOptions& options);
+  ~Scratch();
+  Scratch(Scratch&& other) noexcept = default;
+  Scratch& operator=(Scratch&&) = delete;
+  at::Tensor take(int64_t rows, int64_t columns);
+
+ private:
+  at::Tensor block_, free_;  // of bytes; of numbers
+};
 
 // C = A B (or C += A B) for a gradient: a [M, K], or turned [K, M], and b [K, N] may have padded rows; c is
 // of gradient_buffer's making.

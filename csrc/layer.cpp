@@ -35,7 +35,7 @@ Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
 // Vectors narrower than the padding leave some of it unwritten.
 Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
   const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
-  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? empty_rows(sizes, options)
+  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? at::empty(sizes, options)
                                                           : at::zeros(sizes, options);
 }
 
@@ -97,15 +97,16 @@ template <class A>
 Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
                               const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
                               const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
-                              const Tensor& dh0, const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
+                              const Tensor& dh0, const Tensor& dc0, Scratch& scratch, bool need_w_hh,
+                              bool need_w_hr) {
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H), GH = s.gates * s.H;
   Directions r;
-  r.da = empty_rows({s.N, GH}, gates.options());
-  r.dx = s.slots > s.gates ? empty_rows({s.N, GH}, gates.options()) : r.da;
-  if (need_w_hh) r.h_previous = empty_rows({s.N, s.P}, gates.options());
-  if (w.w_hr.defined()) r.dprojected = empty_rows({s.N, s.P}, gates.options());
-  if (w.w_hr.defined() && need_w_hr) r.hidden = empty_rows({s.N, s.H}, gates.options());
+  r.da = scratch.take(s.N, GH);
+  r.dx = s.slots > s.gates ? scratch.take(s.N, GH) : r.da;
+  if (need_w_hh) r.h_previous = scratch.take(s.N, s.P);
+  if (w.w_hr.defined()) r.dprojected = scratch.take(s.N, s.P);
+  if (w.w_hr.defined() && need_w_hr) r.hidden = scratch.take(s.N, s.H);
   BackwardParams<A> p{};
   p.walk = walk;
   p.walk.reverse = d == 1;
@@ -156,7 +157,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
-  const Tensor y = empty_rows(output_shape(s), options);
+  const Tensor y = at::empty(output_shape(s), options);
   const Tensor hn = at::empty({s.D, s.B, s.P}, options);
   const Tensor cn =
       at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
@@ -227,11 +228,13 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   grads[2] = dc0;
   for (int64_t d = 0; d < s.D; ++d) {
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
+    const int64_t gate_buffers = s.slots > s.gates ? 2 : 1, projection = w_hr ? s.P + s.H : 0;
+    Scratch scratch(s.N * (gate_buffers * s.gates * s.H + s.P + projection), options);
     Directions r;
     if (s.N > 0) {
       const auto run = type == at::kDouble ? backward_direction<double> : backward_direction<float>;
       r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
-              gates_dense, cells_dense, dh0, dc0, wanted(first + 1), wanted(first + 4));
+              gates_dense, cells_dense, dh0, dc0, scratch, wanted(first + 1), wanted(first + 4));
     } else {
       r.da = r.dx = at::zeros({0, s.gates * s.H}, options);
       r.h_previous = r.dprojected = at::zeros({0, s.P}, options);

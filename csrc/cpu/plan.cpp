@@ -7,16 +7,17 @@
 namespace rnnfast {
 namespace {
 
-// Measured on Zen 5 with two threads, 512-bit: about three multiply-adds of a vector a nanosecond from the
-// nearer caches, a barrier 0.15 us, entering a warm pool 2 us. Only their ratios matter here.
-constexpr double kVectorFmaPerNs = 3.0;
+// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond, half of that for a
+// single row, where W is the bound; a barrier 0.1 us; entering the pool 2 us when its threads still spin, 20
+// to 50 us when they sleep. Only their ratios matter here.
+constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kBarrierNs = 150;
-constexpr double kEnterNs = 2500;
+constexpr double kEnterNs = 20000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kFarBytesPerNs = 40;   // one thread reading weights from beyond its second cache
 constexpr double kNearBytes = 1 << 20;
 constexpr double kVectorBytes = 64;
-constexpr int64_t kFewRows = 4;  // a product of fewer rows takes as long as one of these: W is the bound
+constexpr int64_t kFewRows = 2;  // a product of fewer rows takes as long as one of these: W is the bound
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
