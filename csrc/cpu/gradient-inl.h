@@ -65,12 +65,7 @@ struct Gradient {
   // to[m, k] = from[k, m] for K rows of n numbers
   void turn(A* to, const A* from, int64_t K, int64_t n) const {
     for (int64_t k = 0; k < K; k += L)
-      for (int64_t m = 0; m < n; m += L) {
-        V r[L];
-        for (int i = 0; i < L; ++i) r[i] = k + i < K ? load_part(from + (k + i) * p.lda + m, n - m) : V{};
-        transpose<A>(r);
-        const int64_t left = least<int64_t>(L, n - m);
-        for (int64_t i = 0; i < left; ++i) store(to + (m + i) * depth + k, r[i]);
-      }
+      for (int64_t m = 0; m < n; m += L)
+        turn_block(to + m * depth + k, depth, from + k * p.lda + m, p.lda, K - k, n - m);
   }
 };

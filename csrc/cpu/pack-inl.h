@@ -128,6 +128,26 @@ RNNFAST_INLINE void transpose(typename Vec<A>::type* r) {
   if constexpr (2 * kBlock < L) transpose<A, 2 * kBlock>(r);
 }
 
+// to[j, i] = from[i, j] for at most L rows i and L columns j; whole vectors of `to` are written, what is
+// missing as zero
+template <class A>
+RNNFAST_INLINE void turn_block(A* to, int64_t to_ld, const A* from, int64_t ld, int64_t rows,
+                               int64_t columns) {
+  constexpr int L = Vec<A>::kLanes;
+  typename Vec<A>::type r[L];
+  if (rows >= L && columns >= L) {  // constant indices: the block stays in registers
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) r[i] = load(from + i * ld);
+    transpose<A>(r);
+#pragma GCC unroll 16
+    for (int j = 0; j < L; ++j) store(to + j * to_ld, r[j]);
+    return;
+  }
+  for (int i = 0; i < L; ++i) r[i] = i < rows ? load_part(from + i * ld, columns) : typename Vec<A>::type{};
+  transpose<A>(r);
+  for (int64_t j = 0; j < least<int64_t>(L, columns); ++j) store(to + j * to_ld, r[j]);
+}
+
 // Workspace handed out from one block in lines of 64 bytes; with a null base it only counts.
 struct Arena {
   char* base;

@@ -14,6 +14,7 @@ constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kBarrierNs = 150;
 constexpr double kEnterNs = 20000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
+constexpr double kPackNs = 0.1;         // of one number of W, once a call
 constexpr double kFarBytesPerNs = 40;   // one thread reading weights from beyond its second cache
 constexpr double kNearBytes = 1 << 20;
 constexpr double kVectorBytes = 64;
@@ -35,20 +36,21 @@ double step_ns(const Shape& s, double rows, double vectors) {
 Plan make_plan(const Shape& s, int threads) {
   const int64_t vectors = divide_up(s.units, s.lanes);
   const double rows = s.steps > 0 ? static_cast<double>(s.total) / s.steps : 0;  // the mean, when packed
-  const double serial = s.steps * step_ns(s, rows, vectors);
+  const double pack = kPackNs * s.units * s.gates * (s.inputs + s.reads);
+  const double serial = pack + s.steps * step_ns(s, rows, vectors);
   Plan best{Split::kSerial, 1};
   double best_ns = serial;
   if (threads < 2) return best;
 
   const int unit_parts = static_cast<int>(std::min<int64_t>(threads, vectors));
-  const double units =
-      kEnterNs + s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kBarrierNs);
+  const double units = kEnterNs + pack / unit_parts +
+                       s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kBarrierNs);
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
   // rows end at different times when packed, so a row split leaves threads idle
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
-  const double by_rows =
-      kEnterNs + s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
+  const double by_rows = kEnterNs + pack / row_parts +
+                         s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
   return best;
 }

@@ -161,16 +161,9 @@ struct Packed {
     const int64_t stride = gates * p.size() * L;
     for (int64_t g = 0; g < gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v, to += L)
-        for (int64_t k = 0; k < K; k += L) {
-          V r[L];
-          for (int i = 0; i < L; ++i) {
-            const int64_t unit = v * L + i;
-            r[i] = unit < units ? load_part(source.W + (g * units + unit) * source.ld + k, K - k) : V{};
-          }
-          transpose<A>(r);
-          const int64_t n = least<int64_t>(L, K - k);
-          for (int64_t i = 0; i < n; ++i) store(to + (k + i) * stride, r[i]);
-        }
+        for (int64_t k = 0; k < K; k += L)
+          turn_block(to + k * stride, stride, source.W + (g * units + v * L) * source.ld + k, source.ld,
+                     units - v * L, K - k);
   }
 };
 
