@@ -1,5 +1,5 @@
-// The deep-transition RNN's ops on the CPU; the recurrence is a kernel of csrc/cpu, the weight gradients are
-// big products through ATen.
+// The deep-transition RNN's ops on the CPU. The recurrence is a kernel of csrc/cpu, and so are the big
+// products that make the gradients.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import rnnfast
-from rnnfast import info
+from rnnfast import _C, info
 from rnnfast.testing import assert_close_to_oracle
 
 # What torch says of its own LSTM, which runs here as the peer.
@@ -268,3 +268,36 @@ def test_a_call_overrules_the_environment():
     done = child(code, RNNFAST_ISA=ISAS[-1], RNNFAST_SPLIT="units")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["generic", "generic", "serial"]
+
+
+def planned(mode="lstm", T=100, B=1, H=512, threads=2, packed=False):
+    """The plan of one dense layer whose input is as wide as its state."""
+    return _C.plan(mode, T=T, B=B, I=H, H=H, P=H, N=T * B, packed=packed, threads=threads)
+
+
+def test_one_thread_is_never_split():
+    assert planned(B=64, threads=1)["split"] == "serial"
+
+
+@pytest.mark.parametrize("mode", ["lstm", "gru", "rnn_tanh"])
+def test_a_call_too_short_to_pay_for_a_second_thread_is_not_split(mode):
+    assert planned(mode, T=1, H=16)["split"] == "serial"
+
+
+def test_one_row_is_split_by_units():
+    plan = planned(B=1)
+    assert (plan["split"], plan["parts"]) == ("units", 2)
+
+
+def test_rows_of_different_lengths_are_not_split_by_rows():
+    assert planned(B=64, H=256, packed=True)["split"] == "units"
+
+
+def test_the_plan_never_has_more_parts_than_threads():
+    for threads in (1, 2, 3, 8, 64):
+        assert 1 <= planned(B=64, threads=threads)["parts"] <= threads
+
+
+def test_the_plan_of_an_unknown_mode_names_it():
+    with pytest.raises(RuntimeError, match="'lstn'"):
+        planned("lstn")
