@@ -32,7 +32,7 @@ SOURCES = [
     "csrc/cpu/isa_generic.cpp",
 ]
 if X86:
-    SOURCES += ["csrc/cpu/isa_avx2.cpp", "csrc/cpu/isa_avx512.cpp"]
+    SOURCES += [f"csrc/cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "avx512_bf16")]
 
 COMPILE_ARGS = [
     "-std=c++20",

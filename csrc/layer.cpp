@@ -1,5 +1,6 @@
 // The recurrent layer's ops on the CPU: forward and backward of LSTM, GRU and RNN over one layer, one or both
 // directions. The recurrence is a kernel of csrc/cpu, and so are the big products that make the gradients.
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -17,14 +18,25 @@ struct Weights {
 Tensor dense(const Tensor& t, at::ScalarType type) { return t.to(type).contiguous(); }
 Tensor dense(const OptTensor& t, at::ScalarType type) { return t ? dense(*t, type) : Tensor(); }
 
-template <class A>
-const A* in(const Tensor& t, int64_t offset = 0) {
-  return t.defined() ? t.const_data_ptr<A>() + offset : nullptr;
+// dense and in the dtype that products read; rows of bfloat16 have an even length, as the kernel asks
+Tensor operand(const Tensor& t, at::ScalarType type) {
+  const Tensor rows = dense(t, type);
+  return type == at::kBFloat16 && rows.size(-1) % 2 ? at::constant_pad_nd(rows, {0, 1}) : rows;
+}
+Tensor operand(const OptTensor& t, at::ScalarType type) { return t ? operand(*t, type) : Tensor(); }
+
+template <class E>
+using TorchType = std::conditional_t<std::is_same_v<E, Bfloat16>, at::BFloat16, E>;
+
+template <class E>
+const E* in(const Tensor& t, int64_t offset = 0) {
+  return t.defined() ? reinterpret_cast<const E*>(t.const_data_ptr<TorchType<E>>()) + offset : nullptr;
 }
 
-template <class A>
-A* out(const Tensor& t, int64_t offset = 0) {
-  return t.defined() && t.numel() ? t.mutable_data_ptr<A>() + offset : nullptr;
+template <class E>
+E* out(const Tensor& t, int64_t offset = 0) {
+  return t.defined() && t.numel() ? reinterpret_cast<E*>(t.mutable_data_ptr<TorchType<E>>()) + offset
+                                  : nullptr;
 }
 
 Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
@@ -49,43 +61,47 @@ std::vector<int64_t> output_shape(const LayerSizes& s) {
                        : std::vector<int64_t>{s.T, s.B, s.D * s.P};
 }
 
-std::array<Weights, 2> all_weights(at::ScalarType type, const Tensor& w_ih, const Tensor& w_hh,
-                                   const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
-                                   const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
-                                   const OptTensor& b_hh_r, const OptTensor& w_hr_r) {
-  return {
-      Weights{dense(w_ih, type), dense(w_hh, type), dense(b_ih, type), dense(b_hh, type), dense(w_hr, type)},
-      Weights{dense(w_ih_r, type), dense(w_hh_r, type), dense(b_ih_r, type), dense(b_hh_r, type),
-              dense(w_hr_r, type)}};
+// matrices in the dtype that products read, biases in the accumulation dtype
+std::array<Weights, 2> all_weights(at::ScalarType element, at::ScalarType type, const Tensor& w_ih,
+                                   const Tensor& w_hh, const OptTensor& b_ih, const OptTensor& b_hh,
+                                   const OptTensor& w_hr, const OptTensor& w_ih_r, const OptTensor& w_hh_r,
+                                   const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                                   const OptTensor& w_hr_r) {
+  const auto w = [&](const auto& t) { return operand(t, element); };
+  const auto b = [&](const auto& t) { return dense(t, type); };
+  return {Weights{w(w_ih), w(w_hh), b(b_ih), b(b_hh), w(w_hr)},
+          Weights{w(w_ih_r), w(w_hh_r), b(b_ih_r), b(b_hh_r), w(w_hr_r)}};
 }
 
-template <class A>
+template <class E>
 void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
                         const Tensor& c0, const std::array<Weights, 2>& weights, const Tensor& y,
                         const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
+  typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H);
+  Shape shape = shape_of(s, k, sizeof(A) == 8);
+  if (sizeof(E) < sizeof(A)) shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
   for (int64_t d = 0; d < s.D; ++d) {
     const Weights& w = weights[d];
-    ForwardParams<A> p{};
+    ForwardParams<E> p{};
     p.walk = walk;
     p.walk.reverse = d == 1;
     p.I = s.I, p.H = s.H, p.P = s.P;
-    p.x = in<A>(x);
-    p.w_ih = in<A>(w.w_ih), p.w_hh = in<A>(w.w_hh), p.w_hr = in<A>(w.w_hr);
+    p.x = in<E>(x);
+    p.w_ih = in<E>(w.w_ih), p.w_hh = in<E>(w.w_hh), p.w_hr = in<E>(w.w_hr);
     p.b_ih = in<A>(w.b_ih), p.b_hh = in<A>(w.b_hh);
     p.h0 = in<A>(h0, d * s.B * s.P);
     p.c0 = in<A>(c0, d * s.B * s.H);
-    p.y = out<A>(y, d * s.P);
+    p.y = out<E>(y, d * s.P);
     p.ldy = s.D * s.P;
     p.hn = out<A>(hn, d * s.B * s.P);
     p.cn = out<A>(cn, d * s.B * s.H);
     p.gates = out<A>(gates, d * s.N * s.slots * Hp);
     p.cells = out<A>(cells, d * s.N * Hp);
-    launch("recurrent", shape_of(s, k, sizeof(A) == 8), sizeof(A) == 4,
-           [&](Plan plan, void* workspace, Team::Member* member) {
-             return k.of(A()).forward(s.mode, p, plan, workspace, member);
-           });
+    launch("recurrent", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
+      return k.forward(E())(s.mode, p, plan, workspace, member);
+    });
   }
 }
 
@@ -157,7 +173,8 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
-  const Tensor y = at::empty(output_shape(s), options);
+  const at::ScalarType element = k.forward_bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : type;
+  const Tensor y = at::empty(output_shape(s), options.dtype(element));
   const Tensor hn = at::empty({s.D, s.B, s.P}, options);
   const Tensor cn =
       at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
@@ -167,10 +184,13 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
       save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : at::empty({0}, options);
   if (s.N > 0) {
     const auto weights =
-        all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+        all_weights(element, type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
     const WalkStorage storage = walk_of(s, batch_sizes);
-    const auto run = type == at::kDouble ? forward_directions<double> : forward_directions<float>;
-    run(s, storage.walk, dense(x, type), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates, cells);
+    const auto run = element == at::kDouble     ? forward_directions<double>
+                     : element == at::kBFloat16 ? forward_directions<Bfloat16>
+                                                : forward_directions<float>;
+    run(s, storage.walk, operand(x, element), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates,
+        cells);
   }
   return {y.to(x.scalar_type()), hn.to(x.scalar_type()), cn.to(x.scalar_type()), gates, cells};
 }
@@ -199,7 +219,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const auto weights =
-      all_weights(type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+      all_weights(type, type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
   const Tensor x_rows = dense(x, type).view({s.N, s.I}), y_dense = dense(y, type);
   const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
   const Tensor dy_dense = dense(dy, type), dhn_dense = dense(dhn, type);

@@ -60,7 +60,9 @@ def test_every_machine_has_the_generic_instruction_set_and_no_name_twice():
 def test_the_machine_uses_the_instruction_sets_its_cpu_lists():
     listed = Path("/proc/cpuinfo").read_text().split()
     assert ("avx2" in ISAS) == ({"avx2", "fma"} <= set(listed))
-    assert ("avx512" in ISAS) == ({"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(listed))
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(listed)
+    assert ("avx512" in ISAS) == avx512
+    assert ("avx512_bf16" in ISAS) == (avx512 and "avx512_bf16" in listed)
 
 
 @isas
@@ -150,12 +152,14 @@ def test_splits_and_thread_counts_give_the_same_bits(isa, cell, dtype, shape):
 @isas
 @splits
 @cells
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("T,features,H", [(4, 7, 19), (3, 1, 1), (5, 33, 35), (2, 101, 129)])
-def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, T, features, H):
+def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, dtype, T, features, H):
     if cell == "lstm_proj":
         H = max(H, 7)
-    layer = make(rnnfast, cell, features, H, torch.float32)
-    x = torch.randn(T, 13, features)
+    kind = getattr(torch, dtype)
+    layer = make(rnnfast, cell, features, H, kind)
+    x = torch.randn(T, 13, features, dtype=kind)
     info.set_isa(isa)
     info.set_split(split)
     with torch.no_grad():

@@ -5,6 +5,7 @@ struct Gru {
   static constexpr int kGates = 3;
   static constexpr int kSlots = 4;  // saved: r z n, and q = W_hn h + b_hn
   static constexpr bool kHasCell = false;
+  static constexpr bool kBlends = true;            // h itself is part of h'
   static constexpr int kHiddenSlot[] = {0, 1, 3};  // q stays apart from W_in x + b_in
 
   // in: s = [a_r, a_z, W_in x + b_in, q], h;  out: s = r z n q, returns h'

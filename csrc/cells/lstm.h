@@ -6,6 +6,7 @@ struct Lstm {
   static constexpr int kGates = 4;                    // rows of W per hidden unit
   static constexpr int kSlots = 4;                    // values saved per hidden unit: i f g o
   static constexpr bool kHasCell = true;              // c is carried beside h
+  static constexpr bool kBlends = false;              // h' is made of the gates and c alone
   static constexpr int kHiddenSlot[] = {0, 1, 2, 3};  // the slot that W_hh h is added to, per gate
 
   // in: s = W_i x + b_i + W_h h + b_h per gate;  out: s = i f g o, c = c', returns h'

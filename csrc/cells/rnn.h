@@ -4,6 +4,7 @@ struct RnnTanh {
   static constexpr int kGates = 1;
   static constexpr int kSlots = 1;  // saved: h'
   static constexpr bool kHasCell = false;
+  static constexpr bool kBlends = false;
   static constexpr int kHiddenSlot[] = {0};
 
   template <class V>

@@ -17,6 +17,9 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace avx512_bf16 {
+extern const ForwardBf16 kForward;
+}
 #endif
 
 namespace {
@@ -26,13 +29,29 @@ struct Candidate {
   bool usable;
 };
 
+#ifdef RNNFAST_X86
+const Kernels& avx512_with_bf16() {
+  static const Kernels all = [] {
+    Kernels k = avx512::kKernels;
+    k.name = "avx512_bf16";
+    k.forward_bf16 = avx512_bf16::kForward;
+    return k;
+  }();
+  return all;
+}
+#endif
+
 const std::vector<Candidate>& candidates() {
+#ifdef RNNFAST_X86
+  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
   static const std::vector<Candidate> all = {
       {&generic::kKernels, true},
 #ifdef RNNFAST_X86
       {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {&avx512::kKernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {&avx512::kKernels, avx512},
+      {&avx512_with_bf16(), avx512 && __builtin_cpu_supports("avx512bf16")},
 #endif
   };
   return all;

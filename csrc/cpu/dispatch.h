@@ -21,14 +21,21 @@ struct KernelsOf {
   void (*math)(char function, const A* x, A* y, int64_t n);
 };
 
+using ForwardBf16 = size_t (*)(Mode, const ForwardParams<Bfloat16>&, Plan, void* workspace, Team::Member*);
+
 struct Kernels {
   const char* name;
   int vector_bytes;
   KernelsOf<float> f32;
   KernelsOf<double> f64;
+  ForwardBf16 forward_bf16;  // null: this set has no products of bfloat16
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }
+
+  auto forward(float) const { return f32.forward; }
+  auto forward(double) const { return f64.forward; }
+  auto forward(Bfloat16) const { return forward_bf16; }
 };
 
 // The set in use: forced by set_isa or RNNFAST_ISA, else the best that was built and that this processor has.

@@ -43,7 +43,7 @@ struct Gradient {
     Packed<A> b = blocks;
     b.data += part * block_size;
     for (int64_t k = 0; k < p.K; k += depth) {
-      b.source.W = p.b + k * p.ldb;
+      b.source.weights = p.b + k * p.ldb;
       b.K = least(depth, p.K - k);
       b.pack({0, b.vectors()}, {0, 1});
       const bool first = k == 0 && !p.accumulate;

@@ -1,12 +1,15 @@
-// Everything of one instruction set, in the order in which it builds on itself, and its table. Included once
-// in each isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32 and
-// RNNFAST_FMA_F64.
+// Everything of one instruction set, in the order in which it builds on itself. Included once in each
+// isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32,
+// RNNFAST_FMA_F64 and, where pairs of bfloat16 can be multiplied, what bfloat16-inl.h asks for.
 #include "cpu/pack-inl.h"
 
 RNNFAST_INLINE f32v fma(f32v a, f32v b, f32v c) { return RNNFAST_FMA_F32(a, b, c); }
 RNNFAST_INLINE f64v fma(f64v a, f64v b, f64v c) { return RNNFAST_FMA_F64(a, b, c); }
 
 // clang-format off: each needs what the one before it gives
+#ifdef RNNFAST_DOT_BF16
+#include "cpu/bfloat16-inl.h"
+#endif
 #include "cells/math.h"
 #include "cells/lstm.h"
 #include "cells/gru.h"
@@ -55,6 +58,3 @@ constexpr KernelsOf<A> kKernelsOf = {
     run_cell<Forward, A, ForwardParams<A>>,   run_cell<Backward, A, BackwardParams<A>>,
     run_loop<DeepForward<A>, DeepParams<A>>,  run_loop<DeepBackward<A>, DeepParams<A>>,
     run_loop<Gradient<A>, GradientParams<A>>, apply_math<A>};
-
-extern const Kernels kKernels;
-const Kernels kKernels = {RNNFAST_ISA_NAME, kVectorBytes, kKernelsOf<float>, kKernelsOf<double>};

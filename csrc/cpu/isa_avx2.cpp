@@ -9,9 +9,10 @@
 RNNFAST_TARGET_BEGIN("avx2,fma")
 namespace rnnfast::avx2 {
 constexpr int kVectorBytes = 32;
-#define RNNFAST_ISA_NAME "avx2"
 #define RNNFAST_FMA_F32(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm256_fmadd_pd(a, b, c)
 #include "cpu/isa-inl.h"
+extern const Kernels kKernels;
+const Kernels kKernels = {"avx2", kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, nullptr};
 }  // namespace rnnfast::avx2
 RNNFAST_TARGET_END

@@ -9,9 +9,10 @@
 RNNFAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace rnnfast::avx512 {
 constexpr int kVectorBytes = 64;
-#define RNNFAST_ISA_NAME "avx512"
 #define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
 #include "cpu/isa-inl.h"
+extern const Kernels kKernels;
+const Kernels kKernels = {"avx512", kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, nullptr};
 }  // namespace rnnfast::avx512
 RNNFAST_TARGET_END

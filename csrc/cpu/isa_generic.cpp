@@ -7,8 +7,9 @@
 
 namespace rnnfast::generic {
 constexpr int kVectorBytes = 16;
-#define RNNFAST_ISA_NAME "generic"
 #define RNNFAST_FMA_F32(a, b, c) ((a) * (b) + (c))
 #define RNNFAST_FMA_F64(a, b, c) ((a) * (b) + (c))
 #include "cpu/isa-inl.h"
+extern const Kernels kKernels;
+const Kernels kKernels = {"generic", kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, nullptr};
 }  // namespace rnnfast::generic

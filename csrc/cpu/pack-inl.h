@@ -21,8 +21,18 @@ struct Vec<double> {
   static constexpr int kLanes = kVectorBytes / 8;
 };
 
+// a lane is a pair of bfloat16
+template <>
+struct Vec<int32_t> {
+  typedef Vec<float>::Int type;
+  typedef Vec<float>::Int Int;
+  typedef int32_t unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  static constexpr int kLanes = kVectorBytes / 4;
+};
+
 typedef Vec<float>::type f32v;
 typedef Vec<double>::type f64v;
+typedef Vec<int32_t>::type pairs;
 
 template <class V>
 struct Real;

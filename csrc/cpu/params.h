@@ -46,20 +46,35 @@ struct Plan {
 constexpr int64_t kPad = 16;
 RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
+// What a tensor stores (E), and what is computed with (A): bfloat16 stays in memory and in products.
+struct Bfloat16 {
+  uint16_t bits;
+};
+template <class E>
+struct ComputeType {
+  typedef E type;
+};
+template <>
+struct ComputeType<Bfloat16> {
+  typedef float type;
+};
+
 // One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
-template <class A>
+// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with a zero to an even length.
+template <class E>
 struct ForwardParams {
+  typedef typename ComputeType<E>::type A;
   Walk walk;
   int64_t I, H, P;  // input, hidden and output width; P = H without a projection
-  const A* x;       // [N, I]
-  const A* w_ih;    // [G H, I]
-  const A* w_hh;    // [G H, P]
+  const E* x;       // [N, I]
+  const E* w_ih;    // [G H, I]
+  const E* w_hh;    // [G H, P]
   const A* b_ih;    // [G H] or null
   const A* b_hh;    // [G H] or null
-  const A* w_hr;    // [P, H] or null
+  const E* w_hr;    // [P, H] or null
   const A* h0;      // [B, P]
   const A* c0;      // [B, H] or null
-  A* y;             // [N, P], leading dimension ldy
+  E* y;             // [N, P], leading dimension ldy
   int64_t ldy;
   A* hn;     // [B, P]
   A* cn;     // [B, H] or null

@@ -1,7 +1,33 @@
 // C[M, N] += A[M, K] . B[K, N] with B packed: the one matrix product of every recurrence, forward and
 // backward. The sums of a tile (some rows, some vectors) stay in registers while it walks K; each is one
-// chain of multiply-adds in the order of k, added to C at the end, so tiles of any size round alike. Compiled
-// once per instruction set, inside its namespace. No guard on purpose.
+// chain of multiply-adds in the order of k, added to C at the end, so tiles of any size round alike. K counts
+// words (W): a float, a double, or a pair of bfloat16 that one instruction multiplies and adds up in float.
+// Compiled once per instruction set, inside its namespace. No guard on purpose.
+
+// What storage of type E is read as by a product, and what a product of words W adds up in.
+template <class E>
+struct WordOf {
+  typedef E type;
+  static constexpr int kNumbers = 1;
+};
+template <>
+struct WordOf<Bfloat16> {
+  typedef int32_t type;
+  static constexpr int kNumbers = 2;
+};
+template <class W>
+struct SumOf {
+  typedef W type;
+};
+template <>
+struct SumOf<int32_t> {
+  typedef float type;
+};
+
+template <class E>
+RNNFAST_INLINE const typename WordOf<E>::type* words(const E* p) {
+  return reinterpret_cast<const typename WordOf<E>::type*>(p);
+}
 
 // Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
 // it, and rounding errors of one chain do not grow with the length of the whole.
@@ -16,37 +42,39 @@ constexpr int tile_rows(int vectors) {
   return kVectorBytes == 64 ? wide[vectors] : narrow[vectors];
 }
 
-template <class A>
+template <class W>
 struct Tile {
-  const A* a[kMaxRows];         // [K] each
+  typedef typename SumOf<W>::type A;
+  const W* a[kMaxRows];         // [K] each
   const A* in[kMaxRows];        // what C starts from, and
   A* out[kMaxRows];             // where it goes: rows of C
   int64_t offset[kMaxVectors];  // of each vector within a row of C
-  const A* b;                   // [K, vectors, lanes]
+  const W* b;                   // [K, vectors, lanes]
   int64_t K;
 };
 
-template <class A, int kRows, int kVectors>
-__attribute__((noinline)) void multiply_tile(const Tile<A>& tile) {
-  typedef typename Vec<A>::type V;
-  constexpr int L = Vec<A>::kLanes;
+template <class W, int kRows, int kVectors>
+__attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
+  typedef typename Vec<W>::type Operand;
+  typedef typename Vec<typename SumOf<W>::type>::type V;
+  constexpr int L = Vec<W>::kLanes;
   V acc[kRows][kVectors];
-  const A* a[kRows];
+  const W* a[kRows];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
     a[m] = tile.a[m];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[m][v] = V{};
   }
-  const A* b = tile.b;
+  const W* b = tile.b;
   const int64_t K = tile.K;
   for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
-    V row[kVectors];
+    Operand row[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const V x = a[m][k] - V{};
+      const Operand x = a[m][k] - Operand{};
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
     }
@@ -61,9 +89,9 @@ __attribute__((noinline)) void multiply_tile(const Tile<A>& tile) {
 }
 
 // multiply_tile by [vectors][rows], filled for all sizes that a tile may have
-template <class A>
+template <class W>
 struct TileTable {
-  void (*entry[kMaxVectors + 1][kMaxRows + 1])(const Tile<A>&) = {};
+  void (*entry[kMaxVectors + 1][kMaxRows + 1])(const Tile<W>&) = {};
 
   constexpr TileTable() { fill_vectors<1>(); }
 
@@ -74,24 +102,24 @@ struct TileTable {
   }
   template <int kVectors, int kRows>
   constexpr void fill_rows() {
-    entry[kVectors][kRows] = multiply_tile<A, kRows, kVectors>;
+    entry[kVectors][kRows] = multiply_tile<W, kRows, kVectors>;
     if constexpr (kRows < tile_rows(kVectors)) fill_rows<kVectors, kRows + 1>();
   }
 };
 
-template <class A>
-inline constexpr TileTable<A> kTiles;
+template <class W>
+inline constexpr TileTable<W> kTiles;
 
 // Which slice of every weight matrix: its unit vectors are cut in so many pieces, and this one is meant.
 struct Cut {
   int64_t pieces, piece;
 };
 
-// Where a weight matrix comes from: W[g units + unit, k] of torch (forward), or, straight, W[k, unit]
-// (backward).
-template <class A>
+// Where a weight matrix comes from: weights[g units + unit, k] of torch (forward), or, straight,
+// weights[k, unit] (backward).
+template <class W>
 struct Source {
-  const A* W;
+  const W* weights;
   int64_t ld;
   bool straight;
 };
@@ -100,13 +128,12 @@ struct Source {
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
 // A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
 // into a place that stays in the nearest cache.
-template <class A>
+template <class W>
 struct Packed {
-  typedef typename Vec<A>::type V;
-  static constexpr int L = Vec<A>::kLanes;
+  static constexpr int L = Vec<W>::kLanes;
 
-  Source<A> source{};
-  A* data = nullptr;  // all panels, or one for each piece
+  Source<W> source{};
+  W* data = nullptr;  // all panels, or one for each piece
   int64_t K = 0;
   int64_t units = 0;
   int gates = 1;
@@ -118,7 +145,7 @@ struct Packed {
 
   // rows: of a product, at most. uses: how often each panel is read. Few rows have wider panels, so that
   // enough chains are in flight to hide the latency of one.
-  static Packed make(Arena& arena, Source<A> source, int64_t K, int64_t units, int gates, int64_t rows,
+  static Packed make(Arena& arena, Source<W> source, int64_t K, int64_t units, int gates, int64_t rows,
                      int64_t uses, Plan plan) {
     Packed w;
     w.source = source;
@@ -127,7 +154,7 @@ struct Packed {
     w.gates = gates;
     w.width = (rows < 4 ? kMaxVectors : 4) / gates;
     w.once = uses == 1 && plan.split != Split::kRows;
-    w.data = arena.take<A>((w.once ? plan.parts * w.width : w.vectors()) * K * gates * L);
+    w.data = arena.take<W>((w.once ? plan.parts * w.width : w.vectors()) * K * gates * L);
     return w;
   }
 
@@ -139,9 +166,9 @@ struct Packed {
   }
 
   // the panel of p, ready to be read by the owner of this piece
-  const A* panel(Range p, Cut cut) const {
+  const W* panel(Range p, Cut cut) const {
     if (!once) return data + p.begin * K * gates * L;
-    A* place = data + cut.piece * width * K * gates * L;
+    W* place = data + cut.piece * width * K * gates * L;
     pack_panel(p, place);
     return place;
   }
@@ -150,11 +177,11 @@ struct Packed {
     for_panels(vectors, turn, [&](Range p) { pack_panel(p, data + p.begin * K * gates * L); });
   }
 
-  void pack_panel(Range p, A* to) const {
+  void pack_panel(Range p, W* to) const {
     if (source.straight) {
       for (int64_t k = 0; k < K; ++k)
         for (int64_t v = p.begin; v < p.end; ++v, to += L)
-          store(to, load_part(source.W + k * source.ld + v * L, units - v * L));
+          store(to, load_part(source.weights + k * source.ld + v * L, units - v * L));
       return;
     }
     // blocks of 16 k of 16 units are turned in registers
@@ -162,7 +189,7 @@ struct Packed {
     for (int64_t g = 0; g < gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v, to += L)
         for (int64_t k = 0; k < K; k += L)
-          turn_block(to + k * stride, stride, source.W + (g * units + v * L) * source.ld + k, source.ld,
+          turn_block(to + k * stride, stride, source.weights + (g * units + v * L) * source.ld + k, source.ld,
                      units - v * L, K - k);
   }
 };
@@ -170,18 +197,18 @@ struct Packed {
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
 // gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
 // are done.
-template <class A, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<A>& w, Cut cut, int64_t n, const int64_t* slot, Rows rows,
+template <class W, class Rows, class Then>
+RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_t* slot, Rows rows,
                             Then then) {
-  constexpr int L = Vec<A>::kLanes;
+  constexpr int L = Vec<W>::kLanes;
   if (n <= 0) return;
   w.for_panels(w.vectors_of(cut), {0, 1}, [&](Range p) {
-    Tile<A> tile;
+    Tile<W> tile;
     for (int64_t g = 0; g < w.gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;
     const int64_t width = w.gates * p.size();
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
-    const A* const panel = w.panel(p, cut);
+    const W* const panel = w.panel(p, cut);
     const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = share(w.K, blocks, block);
@@ -194,7 +221,7 @@ RNNFAST_INLINE void product(const Packed<A>& w, Cut cut, int64_t n, const int64_
           tile.a[m] += k.begin;
           if (block > 0) tile.in[m] = tile.out[m];
         }
-        kTiles<A>.entry[width][r.size()](tile);
+        kTiles<W>.entry[width][r.size()](tile);
         if (block + 1 < blocks) continue;
         for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
       }

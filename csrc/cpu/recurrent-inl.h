@@ -5,26 +5,33 @@
 // gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh to its dL/dh. Compiled
 // once per instruction set, inside its namespace. No guard on purpose.
 
-template <class Cell, class A>
+template <class Cell, class E>
 struct Forward {
+  typedef typename ComputeType<E>::type A;
+  typedef typename WordOf<E>::type W;
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes, G = Cell::kGates, S = Cell::kSlots;
+  static constexpr int kNumbers = WordOf<E>::kNumbers;
+  // products read a rounded h, which must not be what the cell goes on from
+  static constexpr bool kRounds = kNumbers > 1 && Cell::kBlends;
 
-  const ForwardParams<A>& p;
+  const ForwardParams<E>& p;
   const Plan plan;
   const bool projected;
   const int64_t Hp, Pp, B;
   int64_t chunk;
-  Packed<A> w_ih, w_hh, w_hr;
+  Packed<W> w_ih, w_hh, w_hr;
   A* bias;    // [S, Hp]
   A* zeros;   // [Pp]
-  A* h[2];    // [B, Pp]: read one, write the other
+  E* h[2];    // [B, Pp]: read one, write the other
+  A* exact;   // [B, Pp]: h before rounding
   A* c;       // [B, Hp]
-  A* m;       // [B, Hp]: what the projection multiplies
+  E* m;       // [B, Hp]: what the projection multiplies, and
+  A* r;       // [B, Pp]: what it gives
   A* buffer;  // [chunk, B, S, Hp], when the gates are not saved
   int64_t slot_x[G], slot_h[G];
 
-  Forward(const ForwardParams<A>& params, Plan how, Arena& arena)
+  Forward(const ForwardParams<E>& params, Plan how, Arena& arena)
       : p(params),
         plan(how),
         projected(params.w_hr),
@@ -34,15 +41,21 @@ struct Forward {
     chunk = chunk_steps<A>(p.walk, S * Hp, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
-    w_ih = Packed<A>::make(arena, {p.w_ih, p.I, false}, p.I, p.H, G, chunk * rows, chunks, plan);
-    w_hh = Packed<A>::make(arena, {p.w_hh, p.P, false}, p.P, p.H, G, rows, steps, plan);
-    if (projected) w_hr = Packed<A>::make(arena, {p.w_hr, p.H, false}, p.H, p.P, 1, rows, steps, plan);
+    const auto pack = [&](const E* w, int64_t numbers, int64_t units, int gates, int64_t n, int64_t uses) {
+      const int64_t K = divide_up(numbers, kNumbers);
+      return Packed<W>::make(arena, {words(w), K, false}, K, units, gates, n, uses, plan);
+    };
+    w_ih = pack(p.w_ih, p.I, p.H, G, chunk * rows, chunks);
+    w_hh = pack(p.w_hh, p.P, p.H, G, rows, steps);
+    if (projected) w_hr = pack(p.w_hr, p.H, p.P, 1, rows, steps);
     bias = arena.take<A>(S * Hp);
     zeros = arena.take<A>(Pp);
-    h[0] = arena.take<A>(B * Pp);
-    h[1] = arena.take<A>(B * Pp);
+    h[0] = arena.take<E>(B * Pp);
+    h[1] = arena.take<E>(B * Pp);
+    exact = arena.take<A>(kRounds ? B * Pp : 0);
     c = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
-    m = arena.take<A>(projected ? B * Hp : 0);
+    m = arena.take<E>(projected ? B * Hp : 0);
+    r = arena.take<A>(projected ? B * Pp : 0);
     buffer = arena.take<A>(p.gates ? 0 : chunk * B * S * Hp);
     for (int g = 0; g < G; ++g) slot_x[g] = g * Hp, slot_h[g] = Cell::kHiddenSlot[g] * Hp;
   }
@@ -69,7 +82,8 @@ struct Forward {
     share.pack(w_hh);
     if (projected) share.pack(w_hr);
     const Range rows = share.batch_share();
-    for (A* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
+    for (E* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
+    if (kRounds) copy_padded(exact, Pp, p.h0, p.P, rows);
     if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
     if (share.member.rank != 0) return;
     for (int64_t i = 0; i < S * Hp; ++i) bias[i] = 0;
@@ -102,10 +116,10 @@ struct Forward {
     int64_t s = 0, b = 0, t = 0;
     product(
         w_ih, part.cut, n, slot_x,
-        [&](int64_t row, const A*& a, const A*& in, A*& out) {
+        [&](int64_t row, const W*& a, const A*& in, A*& out) {
           if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
           while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
-          a = p.x + p.walk.row(t, b) * p.I;
+          a = words(p.x) + p.walk.row(t, b) * w_ih.K;
           in = bias;
           out = gates(t, b, s - begin);
           ++b;
@@ -115,6 +129,7 @@ struct Forward {
 
   void emit(int64_t s, int64_t t, int64_t b, int64_t v, V value, bool ends) const {
     store(h[(s + 1) & 1] + b * Pp + v * L, value);
+    if (kRounds) store(exact + b * Pp + v * L, value);
     store_part(p.y + p.walk.row(t, b) * p.ldy + v * L, value, p.P - v * L);
     if (ends) store_part(p.hn + b * p.P + v * L, value, p.P - v * L);
   }
@@ -123,21 +138,25 @@ struct Forward {
   void step(const Part& part, int64_t s, int64_t local) const {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t);
     const Range rows = part.active(p.walk, t);
-    const A* before = h[s & 1];
+    const E* before = h[s & 1];
     product(
         w_hh, part.cut, rows.size(), slot_h,
-        [&](int64_t i, const A*& a, const A*& in, A*& out) {
-          a = before + (rows.begin + i) * Pp;
+        [&](int64_t i, const W*& a, const A*& in, A*& out) {
+          a = words(before + (rows.begin + i) * Pp);
           in = out = gates(t, rows.begin + i, local);
         },
         [&](int64_t i, Range vectors) {
           const int64_t b = rows.begin + i;
           A* saved = gates(t, b, local);
           for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-            V state[S], cell{};
+            V state[S], cell{}, blended{};
             for (int j = 0; j < S; ++j) state[j] = load(saved + j * Hp + v * L);
             if constexpr (Cell::kHasCell) cell = load(c + b * Hp + v * L);
-            const V value = Cell::forward(state, cell, projected ? V{} : load(before + b * Pp + v * L));
+            if constexpr (Cell::kBlends) {
+              const int64_t at = b * Pp + v * L;
+              blended = kRounds ? load(exact + at) : load(before + at);
+            }
+            const V value = Cell::forward(state, cell, blended);
             if (p.gates)
               for (int j = 0; j < S; ++j) store(saved + j * Hp + v * L, state[j]);
             if constexpr (Cell::kHasCell) {
@@ -157,18 +176,17 @@ struct Forward {
   void project(const Part& part, int64_t s) const {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t), slot = 0;
     const Range rows = part.active(p.walk, t);
-    A* after = h[(s + 1) & 1];
     product(
         w_hr, part.cut, rows.size(), &slot,
-        [&](int64_t i, const A*& a, const A*& in, A*& out) {
-          a = m + (rows.begin + i) * Hp;
+        [&](int64_t i, const W*& a, const A*& in, A*& out) {
+          a = words(m + (rows.begin + i) * Hp);
           in = zeros;
-          out = after + (rows.begin + i) * Pp;
+          out = r + (rows.begin + i) * Pp;
         },
         [&](int64_t i, Range vectors) {
           const int64_t b = rows.begin + i;
           for (int64_t v = vectors.begin; v < vectors.end; ++v)
-            emit(s, t, b, v, load(after + b * Pp + v * L), b >= ends);
+            emit(s, t, b, v, load(r + b * Pp + v * L), b >= ends);
         });
   }
 };

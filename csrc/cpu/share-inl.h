@@ -26,8 +26,8 @@ struct Share {
   }
 
   // Who shares units packs his own, so that they lie in his cache; else all take turns.
-  template <class A>
-  void pack(const Packed<A>& w) const {
+  template <class W>
+  void pack(const Packed<W>& w) const {
     if (w.once) return;
     if (plan.split == Split::kUnits)
       for_parts([&](const Part& part) { w.pack(w.vectors_of(part.cut), {0, 1}); });
@@ -44,8 +44,8 @@ struct Share {
 };
 
 // from [rows, n] to [rows, np], the rest zero; a null source counts as zero
-template <class A>
-void copy_padded(A* to, int64_t np, const A* from, int64_t n, Range rows) {
+template <class E, class A>
+void copy_padded(E* to, int64_t np, const A* from, int64_t n, Range rows) {
   constexpr int L = Vec<A>::kLanes;
   for (int64_t b = rows.begin; b < rows.end; ++b)
     for (int64_t i = 0; i < np; i += L)
