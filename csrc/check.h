@@ -25,6 +25,8 @@ inline Mode parse_mode(const char* op, std::string_view mode) {
   TORCH_CHECK(false, op, ": mode is '", mode, "', expected one of lstm, gru, rnn_tanh, rnn_relu");
 }
 
+inline int gates_of(Mode mode) { return mode == Mode::kLstm ? 4 : mode == Mode::kGru ? 3 : 1; }
+
 // dtype and device of x are what all others must have
 inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
   TORCH_CHECK(t.defined(), op, ": ", name, " is an undefined tensor");
@@ -84,7 +86,7 @@ inline LayerSizes check_layer(const char* op, std::string_view mode_name, const 
   LayerSizes s{};
   s.mode = parse_mode(op, mode_name);
   s.has_cell = s.mode == Mode::kLstm;
-  s.gates = s.mode == Mode::kLstm ? 4 : s.mode == Mode::kGru ? 3 : 1;
+  s.gates = gates_of(s.mode);
   s.slots = s.mode == Mode::kLstm || s.mode == Mode::kGru ? 4 : 1;
   s.packed = batch_sizes.has_value();
   s.batch_first = batch_first && !s.packed;

@@ -45,7 +45,10 @@ std::string forced_split() {
 }
 
 Plan choose_plan(const Shape& shape) {
-  const int threads = Team::usable_threads(), now = forced().load();
+  const int now = forced().load();
+  // what many threads would not take up, few will not: most small calls end here, without a system call
+  if (now == kFree && make_plan(shape, Team::kMaxMembers).split == Split::kSerial) return {Split::kSerial, 1};
+  const int threads = Team::usable_threads();
   if (now == kFree) return make_plan(shape, threads);
   const Split split = static_cast<Split>(now);
   return {split, split == Split::kSerial ? 1 : std::max(2, threads)};
@@ -61,7 +64,7 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
   const int64_t bytes = static_cast<int64_t>(call(context, plan, nullptr, nullptr));
   const at::Tensor workspace = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
   Bound bound{plan, call, context, workspace.mutable_data_ptr()};
-  const int wanted = std::min(plan.parts, Team::usable_threads());
+  const int wanted = plan.parts > 1 ? std::min(plan.parts, Team::usable_threads()) : 1;
   const int members = Team::run(
       wanted, flush,
       [](void* self, Team::Member& member) noexcept {

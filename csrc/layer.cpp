@@ -15,7 +15,9 @@ struct Weights {
 };
 
 // dense and in the accumulation dtype: half and bfloat16 stop here
-Tensor dense(const Tensor& t, at::ScalarType type) { return t.to(type).contiguous(); }
+Tensor dense(const Tensor& t, at::ScalarType type) {
+  return t.scalar_type() == type && t.is_contiguous() ? t : t.to(type).contiguous();
+}
 Tensor dense(const OptTensor& t, at::ScalarType type) { return t ? dense(*t, type) : Tensor(); }
 
 // dense and in the dtype that products read; rows of bfloat16 have an even length, as the kernel asks

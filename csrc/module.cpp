@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include "check.h"
 #include "launch.h"
+#include "step.h"
 
 namespace py = pybind11;
 using namespace rnnfast;
@@ -32,18 +34,19 @@ py::dict last_run_dict() {
   return d;
 }
 
-int gates_of(const std::string& mode) {
-  if (mode == "lstm") return 4;
-  if (mode == "gru") return 3;
-  if (mode == "rnn_tanh" || mode == "rnn_relu") return 1;
-  throw std::runtime_error("mode is '" + mode + "', expected one of lstm, gru, rnn_tanh, rnn_relu");
-}
-
 // The plan that a call of this shape would take with `threads` threads (0: those it would have now)
 py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t N,
                    bool packed, bool wide, int threads) {
-  const Shape shape{
-      T, B, N, I, H, P, gates_of(mode), P == H ? 1 : 2, kernels().vector_bytes / (wide ? 8 : 4), packed};
+  const Shape shape{T,
+                    B,
+                    N,
+                    I,
+                    H,
+                    P,
+                    gates_of(parse_mode("plan", mode)),
+                    P == H ? 1 : 2,
+                    kernels().vector_bytes / (wide ? 8 : 4),
+                    packed};
   const Plan plan = threads > 0 ? make_plan(shape, threads) : choose_plan(shape);
   py::dict d;
   d["split"] = name_of(plan.split);
@@ -78,6 +81,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,
         py::arg("threads") = 0);
+  PyModule_AddFunctions(m.ptr(), step_methods);
   m.def("math", &math<float>, py::arg("function"), py::arg("x"));
   m.def("math64", &math<double>, py::arg("function"), py::arg("x"));
 }

@@ -256,6 +256,17 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
     return y, h, c
 
 
+def try_step(mode, parameters, x, h, c):
+    """One step of a cell at once, by the kernel alone -> h', or (h', c') for LSTM; or None.
+
+    x [B, I] and h, c [B, H], or without B; None is zeros. None comes back for whatever needs more than plain
+    float tensors that no graph follows (and for every error): then `step` is to be called.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    return ops.try_step(mode, parameters, x, h, c)
+
+
 def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
     """One step of a cell: x [B, I], h [B, H], c [B, H] or None -> h', c' (size [0] unless LSTM).
 

@@ -235,6 +235,9 @@ class GRU(_Layers):
         return y, h
 
 
+_RNN_MODES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
+
+
 class _Cell(RNNCellBase):
     """What the three cells share; `_name` is what torch's errors call them."""
 
@@ -313,9 +316,11 @@ class RNNCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """-> h'; see the class."""
-        if self.nonlinearity not in ("tanh", "relu"):
+        mode = _RNN_MODES.get(self.nonlinearity)
+        if mode is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._run("rnn_" + self.nonlinearity, input, hx)[0]
+        h = functional.try_step(mode, self._parameters, input, hx, None)
+        return self._run(mode, input, hx)[0] if h is None else h
 
 
 class LSTMCell(_Cell):
@@ -349,7 +354,9 @@ class LSTMCell(_Cell):
             raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
         elif len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
-        return self._run("lstm", input, *hx)
+        h, c = hx
+        done = functional.try_step("lstm", self._parameters, input, h, c)
+        return self._run("lstm", input, h, c) if done is None else done
 
 
 class GRUCell(_Cell):
@@ -375,7 +382,8 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """-> h'; see the class."""
-        return self._run("gru", input, hx)[0]
+        h = functional.try_step("gru", self._parameters, input, hx, None)
+        return self._run("gru", input, hx)[0] if h is None else h
 
 
 def _check_size(name, value):

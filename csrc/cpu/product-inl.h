@@ -33,6 +33,7 @@ RNNFAST_INLINE const typename WordOf<E>::type* words(const E* p) {
 // it, and rounding errors of one chain do not grow with the length of the whole.
 constexpr int64_t kBlock = 1024;
 constexpr int kMaxRows = 8;
+constexpr int kTurnedRows = 3;
 constexpr int kMaxVectors = 8;
 
 // Rows of a tile, by its vectors: as many accumulators as the registers hold beside a row of B.
@@ -127,7 +128,7 @@ struct Source {
 // A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
 // A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
-// into a place that stays in the nearest cache.
+// into a place that stays in the nearest cache; for a few rows it is not packed at all (`turned`).
 template <class W>
 struct Packed {
   static constexpr int L = Vec<W>::kLanes;
@@ -139,6 +140,7 @@ struct Packed {
   int gates = 1;
   int width = 1;
   bool once = false;
+  bool turned = false;
 
   int64_t vectors() const { return divide_up(units, L); }
   Range vectors_of(Cut cut) const { return share(vectors(), cut.pieces, cut.piece); }
@@ -152,9 +154,11 @@ struct Packed {
     w.K = K;
     w.units = units;
     w.gates = gates;
-    w.width = (rows < 4 ? kMaxVectors : 4) / gates;
     w.once = uses == 1 && plan.split != Split::kRows;
-    w.data = arena.take<W>((w.once ? plan.parts * w.width : w.vectors()) * K * gates * L);
+    w.turned = w.once && !source.straight && rows <= kTurnedRows;
+    w.width = (rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
+    const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
+    w.data = arena.take<W>(held * K * gates * L);
     return w;
   }
 
@@ -184,15 +188,57 @@ struct Packed {
           store(to, load_part(source.weights + k * source.ld + v * L, units - v * L));
       return;
     }
-    // blocks of 16 k of 16 units are turned in registers
     const int64_t stride = gates * p.size() * L;
     for (int64_t g = 0; g < gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v, to += L)
         for (int64_t k = 0; k < K; k += L)
-          turn_block(to + k * stride, stride, source.weights + (g * units + v * L) * source.ld + k, source.ld,
-                     units - v * L, K - k);
+          turn_block(to + k * stride, stride, at(g, v, k), source.ld, units - v * L, K - k);
+  }
+
+  // word k of the first unit of a vector, in the matrix itself
+  const W* at(int64_t g, int64_t v, int64_t k) const {
+    return source.weights + (g * units + v * L) * source.ld + k;
   }
 };
+
+// multiply_tile for a few rows without a packed B: each block of `w` is turned in registers on its way to the
+// sums. The tile's words begin at word `first` of w.
+template <class W, int kRows>
+__attribute__((noinline)) void multiply_turned(const Tile<W>& tile, const Packed<W>& w, Range p,
+                                               int64_t first) {
+  typedef typename Vec<W>::type Operand;
+  typedef typename Vec<typename SumOf<W>::type>::type V;
+  constexpr int L = Vec<W>::kLanes;
+  int n = 0;
+  for (int64_t g = 0; g < w.gates; ++g)
+    for (int64_t v = p.begin; v < p.end; ++v, ++n) {
+      const W* from = w.at(g, v, first);
+      const int64_t units = w.units - v * L, whole = units >= L ? tile.K / L * L : 0;
+      V acc[kRows] = {};
+      const auto add = [&](int64_t k, Operand row) {
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) acc[m] = fma(tile.a[m][k] - Operand{}, row, acc[m]);
+      };
+      for (int64_t k = 0; k < whole; k += L) {
+        Operand block[L];
+        load_turned(block, from + k, w.source.ld);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) add(k + j, block[j]);
+      }
+      for (int64_t k = whole; k < tile.K; k += L) {
+        Operand block[L];
+        load_turned_part(block, from + k, w.source.ld, units, tile.K - k);
+        for (int64_t j = 0; j < least<int64_t>(L, tile.K - k); ++j) add(k + j, block[j]);
+      }
+      const int64_t at = tile.offset[n];
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) store(tile.out[m] + at, load(tile.in[m] + at) + acc[m]);
+    }
+}
+
+template <class W>
+inline constexpr void (*kTurnedTiles[])(const Tile<W>&, const Packed<W>&, Range, int64_t) = {
+    nullptr, multiply_turned<W, 1>, multiply_turned<W, 2>, multiply_turned<W, 3>};
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
 // gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
@@ -208,11 +254,11 @@ RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;
     const int64_t width = w.gates * p.size();
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
-    const W* const panel = w.panel(p, cut);
+    const W* const panel = w.turned ? nullptr : w.panel(p, cut);
     const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = share(w.K, blocks, block);
-      tile.b = panel + k.begin * width * L;
+      if (panel) tile.b = panel + k.begin * width * L;
       tile.K = k.size();
       for (int64_t i = 0; i < tiles; ++i) {
         const Range r = share(n, tiles, i);
@@ -221,7 +267,10 @@ RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_
           tile.a[m] += k.begin;
           if (block > 0) tile.in[m] = tile.out[m];
         }
-        kTiles<W>.entry[width][r.size()](tile);
+        if (panel)
+          kTiles<W>.entry[width][r.size()](tile);
+        else
+          kTurnedTiles<W>[r.size()](tile, w, p, k.begin);
         if (block + 1 < blocks) continue;
         for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
       }

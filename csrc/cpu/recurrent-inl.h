@@ -88,11 +88,14 @@ struct Forward {
     if (share.member.rank != 0) return;
     for (int64_t i = 0; i < S * Hp; ++i) bias[i] = 0;
     for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
-    for (int64_t g = 0; g < G; ++g)
-      for (int64_t i = 0; i < p.H; ++i) {
-        if (p.b_ih) bias[slot_x[g] + i] += p.b_ih[g * p.H + i];
-        if (p.b_hh) bias[slot_h[g] + i] += p.b_hh[g * p.H + i];
-      }
+    for (int64_t g = 0; g < G; ++g) {
+      if (p.b_ih) add(bias + slot_x[g], p.b_ih + g * p.H, p.H);
+      if (p.b_hh) add(bias + slot_h[g], p.b_hh + g * p.H, p.H);
+    }
+  }
+
+  static void add(A* sum, const A* term, int64_t n) {
+    for (int64_t i = 0; i < n; i += L) store(sum + i, load(sum + i) + load_part(term + i, n - i));
   }
 
   // the gates of (t, b), [S, Hp]; `local` counts the steps of this chunk
