@@ -66,7 +66,7 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
   Bound bound{plan, call, context, workspace.mutable_data_ptr()};
   const int wanted = plan.parts > 1 ? std::min(plan.parts, Team::usable_threads()) : 1;
   const int members = Team::run(
-      wanted, flush,
+      wanted, plan.parts, flush,
       [](void* self, Team::Member& member) noexcept {
         const Bound& b = *static_cast<const Bound*>(self);
         b.call(b.context, b.plan, b.workspace, &member);

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,7 @@ def test_calls_inside_a_parallel_region_do_not_hang(levels):
 
 TOGETHER = """
 import threading
+import time
 torch.set_num_threads(2)
 expected = {(cell, seed): alone(cell, seed=seed) for cell in CELLS for seed in range(THREADS)}
 start, problems = threading.Barrier(THREADS), []
@@ -255,9 +257,9 @@ def test_a_forked_child_and_its_parent_both_go_on():
 
 
 def members_of(function):
-    """The largest team in some calls: a late partner may miss one, not all of them."""
-    largest = 0
-    for _ in range(20):
+    """The largest team in some calls: after a late partner calls go alone, but for a second at most."""
+    largest, end = 0, time.monotonic() + 3
+    while largest < torch.get_num_threads() and time.monotonic() < end:
         function()
         largest = max(largest, info.last_run()["members"])
     return largest

@@ -40,24 +40,20 @@ struct DeepForward {
 
   void run(Team::Member& member) const {
     const Share share{plan, B, member};
-    prepare(share);
-    member.barrier();
-    for (int64_t begin = 0; begin < p.walk.steps; begin += chunk) {
-      const int64_t end = least(begin + chunk, p.walk.steps);
-      share.for_parts([&](const Part& part) { input_product(part, begin, end); });
-      for (int64_t t = begin; t < end; ++t)
-        for (int l = 0; l <= last; ++l) {
-          share.for_parts([&](const Part& part) { layer(part, l, t, t - begin); });
-          share.meet();
-        }
-    }
+    share.phase([&](const Part& part) { prepare(share, part); });
+    share.phases(p.walk.steps * p.depth, [&](const Part& part, int64_t k) {
+      const int64_t t = k / p.depth, local = t % chunk;
+      const int l = static_cast<int>(k % p.depth);
+      if (l == 0 && local == 0) input_product(part, t, least(t + chunk, p.walk.steps));
+      layer(part, l, t, local);
+    });
   }
 
-  void prepare(const Share& share) const {
-    share.pack(w_x);
-    for (int l = 0; l <= last; ++l) share.pack(w[l]);
-    for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, share.batch_share());
-    if (share.member.rank == 0)
+  void prepare(const Share& share, const Part& part) const {
+    share.pack(w_x, part);
+    for (int l = 0; l <= last; ++l) share.pack(w[l], part);
+    for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, share.rows_of(part));
+    if (part.index == 0)
       for (int l = 0; l <= last; ++l) copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], {0, 1});
   }
 
@@ -146,25 +142,25 @@ struct DeepBackward {
 
   void run(Team::Member& member) const {
     const Share share{plan, B, member};
-    prepare(share);
-    member.barrier();
-    for (int64_t t = p.walk.steps - 1; t >= 0; --t) {
-      share.for_parts([&](const Part& part) { collect(part, t); });
-      for (int l = last; l >= 0; --l) {
-        share.meet();
-        share.for_parts([&](const Part& part) { layer(part, l, t); });
-      }
-    }
-    member.barrier();
-    const Range rows = share.batch_share();
-    for (int64_t b = rows.begin; b < rows.end; ++b)
-      for (int64_t i = 0; i < p.H; i += L) store_part(p.dh0 + b * p.H + i, load(dh + b * Hp + i), p.H - i);
+    share.phase([&](const Part& part) { prepare(share, part); });
+    // layer 0 of a step and the collecting of the step before touch the same units: one phase
+    share.phases(p.walk.steps * p.depth + 1, [&](const Part& part, int64_t k) {
+      const int64_t t = p.walk.steps - 1 - k / p.depth;
+      if (const int l = static_cast<int>(k % p.depth)) return layer(part, p.depth - l, t);
+      if (k > 0) layer(part, 0, t + 1);
+      if (t >= 0) collect(part, t);
+    });
+    share.phase([&](const Part& part) {
+      const Range rows = share.rows_of(part);
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        for (int64_t i = 0; i < p.H; i += L) store_part(p.dh0 + b * p.H + i, load(dh + b * Hp + i), p.H - i);
+    });
   }
 
-  void prepare(const Share& share) const {
-    for (int l = 0; l <= last; ++l) share.pack(w[l]);
-    copy_padded(dh, Hp, p.dhn, p.H, share.batch_share());
-    if (share.member.rank == 0)
+  void prepare(const Share& share, const Part& part) const {
+    for (int l = 0; l <= last; ++l) share.pack(w[l], part);
+    copy_padded(dh, Hp, p.dhn, p.H, share.rows_of(part));
+    if (part.index == 0)
       for (int64_t i = 0; i < widest(); ++i) zeros[i] = 0;
   }
 

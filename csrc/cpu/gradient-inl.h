@@ -28,27 +28,26 @@ struct Gradient {
   }
 
   void run(Team::Member& member) const {
-    if (member.rank == 0)
-      for (int64_t i = 0; i < padded(p.N); ++i) zeros[i] = 0;
-    member.barrier();
-    const Range mine = share(plan.parts, member.size, member.rank);
-    for (int64_t i = mine.begin; i < mine.end; ++i) multiply(i);
+    const Share share{plan, p.M, member};
+    share.phase([&](const Part& part) {
+      for (int64_t i = part.index; i < padded(p.N); i += part.parts) zeros[i] = 0;
+    });
+    share.phase([&](const Part& part) { multiply(part); });
   }
 
   // the rows of C of one part
-  void multiply(int64_t part) const {
-    const Range rows = share(p.M, plan.parts, part);
+  void multiply(const Part& part) const {
     const int64_t slot = 0;
-    A* block = turned + part * kRows * depth;
+    A* block = turned + part.index * kRows * depth;
     Packed<A> b = blocks;
-    b.data += part * block_size;
+    b.data += part.index * block_size;
     for (int64_t k = 0; k < p.K; k += depth) {
       b.source.weights = p.b + k * p.ldb;
       b.K = least(depth, p.K - k);
       b.pack({0, b.vectors()}, {0, 1});
       const bool first = k == 0 && !p.accumulate;
-      for (int64_t m = rows.begin; m < rows.end; m += kRows) {
-        const int64_t n = least(kRows, rows.end - m);
+      for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
+        const int64_t n = least(kRows, part.rows.end - m);
         if (p.turned) turn(block, p.a + k * p.lda + m, b.K, n);
         product(
             b, {1, 0}, n, &slot,

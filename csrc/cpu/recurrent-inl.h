@@ -62,30 +62,25 @@ struct Forward {
 
   void run(Team::Member& member) const {
     const Share share{plan, B, member};
-    prepare(share);
-    member.barrier();
-    for (int64_t begin = 0; begin < p.walk.steps; begin += chunk) {
-      const int64_t end = least(begin + chunk, p.walk.steps);
-      share.for_parts([&](const Part& part) { input_product(part, begin, end); });
-      for (int64_t s = begin; s < end; ++s) {
-        share.for_parts([&](const Part& part) { step(part, s, s - begin); });
-        share.meet();
-        if (!projected) continue;
-        share.for_parts([&](const Part& part) { project(part, s); });
-        share.meet();
-      }
-    }
+    share.phase([&](const Part& part) { prepare(share, part); });
+    const int64_t stages = projected ? 2 : 1;
+    share.phases(p.walk.steps * stages, [&](const Part& part, int64_t k) {
+      const int64_t s = k / stages, local = s % chunk;
+      if (k % stages == 1) return project(part, s);
+      if (local == 0) input_product(part, s, least(s + chunk, p.walk.steps));
+      step(part, s, local);
+    });
   }
 
-  void prepare(const Share& share) const {
-    share.pack(w_ih);
-    share.pack(w_hh);
-    if (projected) share.pack(w_hr);
-    const Range rows = share.batch_share();
+  void prepare(const Share& share, const Part& part) const {
+    share.pack(w_ih, part);
+    share.pack(w_hh, part);
+    if (projected) share.pack(w_hr, part);
+    const Range rows = share.rows_of(part);
     for (E* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
     if (kRounds) copy_padded(exact, Pp, p.h0, p.P, rows);
     if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
-    if (share.member.rank != 0) return;
+    if (part.index != 0) return;
     for (int64_t i = 0; i < S * Hp; ++i) bias[i] = 0;
     for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
     for (int64_t g = 0; g < G; ++g) {
@@ -228,35 +223,34 @@ struct Backward {
 
   void run(Team::Member& member) const {
     const Share share{plan, B, member};
-    prepare(share);
-    member.barrier();
-    for (int64_t s = p.walk.steps - 1; s >= 0; --s) {
-      const int64_t t = p.walk.time(s);
-      if (projected) {
-        share.for_parts([&](const Part& part) { collect(part, t); });
-        share.meet();
-        share.for_parts([&](const Part& part) { unproject(part, t); });
+    share.phase([&](const Part& part) { prepare(share, part); });
+    const int64_t stages = projected ? 2 : 1, steps = p.walk.steps;
+    share.phases(steps * stages + 1, [&](const Part& part, int64_t k) {
+      const int64_t t = p.walk.time(steps - 1 - k / stages);  // of this step
+      if (k % stages == 0 && k > 0) carry(part, p.walk.time(steps - k / stages));
+      if (k == steps * stages) return;
+      if (projected && k % stages == 0) return collect(part, t);
+      if (projected) unproject(part, t);
+      cell(part, t);
+    });
+    share.phase([&](const Part& part) {
+      const Range rows = share.rows_of(part);
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        for (int64_t i = 0; i < p.P; i += L) store_part(p.dh0 + b * p.P + i, load(dh + b * Pp + i), p.P - i);
+        if constexpr (Cell::kHasCell)
+          for (int64_t i = 0; i < p.H; i += L)
+            store_part(p.dc0 + b * p.H + i, load(dc + b * Hp + i), p.H - i);
       }
-      share.for_parts([&](const Part& part) { cell(part, t); });
-      share.meet();
-      share.for_parts([&](const Part& part) { carry(part, t); });
-    }
-    member.barrier();
-    const Range rows = share.batch_share();
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-      for (int64_t i = 0; i < p.P; i += L) store_part(p.dh0 + b * p.P + i, load(dh + b * Pp + i), p.P - i);
-      if constexpr (Cell::kHasCell)
-        for (int64_t i = 0; i < p.H; i += L) store_part(p.dc0 + b * p.H + i, load(dc + b * Hp + i), p.H - i);
-    }
+    });
   }
 
-  void prepare(const Share& share) const {
-    share.pack(w_hh);
-    if (projected) share.pack(w_hr);
-    const Range rows = share.batch_share();
+  void prepare(const Share& share, const Part& part) const {
+    share.pack(w_hh, part);
+    if (projected) share.pack(w_hr, part);
+    const Range rows = share.rows_of(part);
     copy_padded(dh, Pp, p.dhn, p.P, rows);
     if (Cell::kHasCell) copy_padded(dc, Hp, p.dcn, p.H, rows);
-    if (share.member.rank == 0)
+    if (part.index == 0)
       for (int64_t i = 0; i < Hp; ++i) zeros[i] = 0;
   }
 

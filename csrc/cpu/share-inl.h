@@ -1,7 +1,8 @@
-// How one member of the team finds its slices of a call: rows, or vectors of hidden units, or everything.
+// How a call is cut into parts: rows, or vectors of hidden units, or everything.
 // Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 struct Part {
+  int index, parts;
   Range rows;  // of the batch
   Cut cut;     // of the units
 
@@ -16,31 +17,40 @@ struct Share {
   int64_t batch;
   Team::Member& member;
 
+  // f(part) for every part, by whoever does it; then all are done
   template <class F>
-  RNNFAST_INLINE void for_parts(F f) const {
-    const Range mine = share(plan.parts, member.size, member.rank);
-    for (int64_t i = mine.begin; i < mine.end; ++i)
-      f(plan.split == Split::kUnits  ? Part{{0, batch}, {plan.parts, i}}
-        : plan.split == Split::kRows ? Part{share(batch, plan.parts, i), {1, 0}}
-                                     : Part{{0, batch}, {1, 0}});
+  RNNFAST_INLINE void phase(const F& f) const {
+    member.phase([&](int i) {
+      f(plan.split == Split::kUnits  ? Part{i, plan.parts, {0, batch}, {plan.parts, i}}
+        : plan.split == Split::kRows ? Part{i, plan.parts, share(batch, plan.parts, i), {1, 0}}
+                                     : Part{i, plan.parts, {0, batch}, {1, 0}});
+    });
+  }
+
+  // f(part, k) for k = 0 .. n - 1 in turn. Where units are shared one part reads what others wrote, so all of
+  // k is done before k + 1 begins; rows never meet.
+  template <class F>
+  RNNFAST_INLINE void phases(int64_t n, const F& f) const {
+    if (plan.split == Split::kUnits)
+      for (int64_t k = 0; k < n; ++k) phase([&](const Part& part) { f(part, k); });
+    else
+      phase([&](const Part& part) {
+        for (int64_t k = 0; k < n; ++k) f(part, k);
+      });
   }
 
   // Who shares units packs his own, so that they lie in his cache; else all take turns.
   template <class W>
-  void pack(const Packed<W>& w) const {
+  void pack(const Packed<W>& w, const Part& part) const {
     if (w.once) return;
     if (plan.split == Split::kUnits)
-      for_parts([&](const Part& part) { w.pack(w.vectors_of(part.cut), {0, 1}); });
+      w.pack(w.vectors_of(part.cut), {0, 1});
     else
-      w.pack({0, w.vectors()}, {member.rank, member.size});
+      w.pack({0, w.vectors()}, {part.index, part.parts});
   }
 
-  // Between two phases in which one reads what another wrote. Rows never meet.
-  void meet() const {
-    if (plan.split == Split::kUnits) member.barrier();
-  }
-
-  Range batch_share() const { return share(batch, member.size, member.rank); }
+  // what a part does of work that is shared by rows in any case
+  Range rows_of(const Part& part) const { return share(batch, part.parts, part.index); }
 };
 
 // from [rows, n] to [rows, np], the rest zero; a null source counts as zero

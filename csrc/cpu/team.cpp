@@ -5,9 +5,9 @@
 #include <sched.h>
 #include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <memory>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -16,12 +16,36 @@
 namespace rnnfast {
 namespace {
 
-constexpr uint32_t kClosed = 1u << 31;
-constexpr uint32_t kMember = 1u << 16;
-constexpr uint32_t kWeightMask = kMember - 1;
-// A partner that comes later than this is left out: he wakes in some microseconds, or his core is taken.
-constexpr auto kPatience = std::chrono::microseconds(500);
-constexpr int kSpins = 2000;
+using Clock = Team::Clock;
+
+constexpr int kSpins = 2000;  // about 30 us: more than a step takes
+constexpr auto kPatience = std::chrono::milliseconds(1);
+
+// The pool ends a call only when its last thread has come, be there work left for it or not. Where others
+// hold the cores (more processes, another library's spinning threads) that takes milliseconds, many times the
+// work. So after two calls in a row that waited in vain calls go alone for a while: long enough that the
+// waiting is a few percent of all. One may have met a thread that had gone to sleep.
+class Solitude {
+ public:
+  bool lasts(Clock::time_point now) const {
+    return now.time_since_epoch().count() < until_.load(std::memory_order_relaxed);
+  }
+  void learn(Clock::duration total, Clock::duration waited, Clock::time_point now) {
+    const bool in_vain = 4 * waited > total && waited > kShortWait;
+    if (in_vain && again_.load(std::memory_order_relaxed)) {
+      const auto end = now + std::min<Clock::duration>(32 * waited, kLongest);
+      until_.store(end.time_since_epoch().count(), std::memory_order_relaxed);
+    }
+    again_.store(in_vain, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr auto kShortWait = std::chrono::microseconds(100);
+  static constexpr auto kLongest = std::chrono::seconds(1);
+  std::atomic<Clock::rep> until_{0};
+  std::atomic<bool> again_{false};
+};
+Solitude solitude;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -29,17 +53,6 @@ inline void relax() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-}
-
-// Spin for about the time of a step, because the partner is usually near; then give the core away.
-template <class Ready>
-void wait_for(Ready ready) {
-  for (int spins = 0; !ready(); ++spins) {
-    if (spins < kSpins)
-      relax();
-    else
-      sched_yield();
-  }
 }
 
 // Denormals are a hundred times slower on some machines and carry nothing here; the threads are torch's, so
@@ -84,70 +97,133 @@ int Team::usable_threads() {
   int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : kMaxMembers;
   if (quota < cpus) cpus = quota;
   if (static_cast<int>(threads) < cpus) cpus = static_cast<int>(threads);
-  return cpus < 1 ? 1 : cpus;
+  return cpus < 1 ? 1 : cpus < kMaxMembers ? cpus : kMaxMembers;
 }
 
-bool Team::join(int64_t weight, int& rank) noexcept {
-  uint32_t seen = state_.load(std::memory_order_acquire);
-  do {
-    if (seen & kClosed) return false;
-    rank = static_cast<int>(seen >> 16);
-  } while (!state_.compare_exchange_weak(seen, seen + kMember + static_cast<uint32_t>(weight),
-                                         std::memory_order_acq_rel, std::memory_order_acquire));
-  return true;
+bool Team::Member::claim(int part) noexcept {
+  auto& taken = team_->progress_[part].taken;
+  uint32_t before = now_;
+  const bool mine = taken.load(std::memory_order_relaxed) == before &&
+                    taken.compare_exchange_strong(before, now_ + 1, std::memory_order_acq_rel);
+  worked_ |= mine;
+  return mine;
 }
 
-// The first member closes the team: when all shares have come, or when his patience is over.
-int Team::close(int rank) noexcept {
-  if (rank == 0) {
-    const auto start = std::chrono::steady_clock::now();
-    int spins = 0;
-    wait_for([&] {
-      if (static_cast<int>(state_.load(std::memory_order_acquire) & kWeightMask) >= wanted_) return true;
-      return (++spins & 63) == 0 && std::chrono::steady_clock::now() - start > kPatience;
-    });
-    state_.fetch_or(kClosed, std::memory_order_acq_rel);
-  } else {
-    wait_for([&] { return (state_.load(std::memory_order_acquire) & kClosed) != 0; });
+// Parts rank, rank + wanted, ... are a member's own. After them it takes over what nobody has begun: at once
+// if the owner was away the last time (at first all are), else when its patience is over.
+int Team::Member::next() noexcept {
+  for (; own_ < parts_; own_ += team_->wanted_)
+    if (claim(own_)) return own_;
+  const Progress* const progress = team_->progress_.get();
+  const Group* const groups = team_->groups_.get();
+  const auto over = [&](const std::atomic<uint32_t>& done) {
+    return static_cast<int32_t>(done.load(std::memory_order_acquire) - now_) > 0;
+  };
+  Clock::time_point lost{};  // since when its patience is over
+  for (int spins = 0;; ++spins) {
+    const bool patient = spins < kSpins;
+    if (spins == kSpins) lost = Clock::now();
+    bool all = true;
+    for (int first = 0; first < parts_; first += kGroup) {
+      if (groups && over(groups[first / kGroup].done)) continue;
+      if (groups && patient && away_.none()) {
+        all = false;
+        continue;
+      }
+      for (int part = first; part < parts_ && part < first + kGroup; ++part) {
+        if (over(progress[part].done)) continue;
+        all = false;
+        if (patient && !away_[part]) continue;
+        away_[part] = claim(part);
+        if (!away_[part]) continue;
+        if (!patient) waited_ += Clock::now() - lost;
+        return part;
+      }
+    }
+    if (all) {
+      if (!patient) waited_ += Clock::now() - lost;
+      break;
+    }
+    if (patient)
+      relax();
+    else
+      sched_yield();
   }
-  return static_cast<int>((state_.load(std::memory_order_acquire) & ~kClosed) >> 16);
+  ++now_;
+  own_ = rank_;
+  return -1;
+}
+
+void Team::Member::finish(int part) noexcept {
+  Progress* const progress = team_->progress_.get();
+  progress[part].done.store(now_ + 1, std::memory_order_release);
+  if (!team_->groups_) return;
+  // Of two who finish a group's last parts at once, the fence lets one see both.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const int first = part / kGroup * kGroup;
+  for (int i = first; i < parts_ && i < first + kGroup; ++i)
+    if (static_cast<int32_t>(progress[i].done.load(std::memory_order_acquire) - now_) <= 0) return;
+  auto& group = team_->groups_[part / kGroup].done;
+  uint32_t before = group.load(std::memory_order_relaxed);
+  while (
+      static_cast<int32_t>(before - now_) <= 0 &&
+      !group.compare_exchange_weak(before, now_ + 1, std::memory_order_acq_rel, std::memory_order_relaxed)) {
+  }
+}
+
+// A pool's thread wakes where it last ran, which may be where another member runs now, and it is not moved
+// while it has so little to do: then the one only ever runs when the other waits. So it steps over to a
+// processor that no member has, for good, with its own set of processors left as it is.
+void Team::spread() noexcept {
+  const auto take = [&](int cpu) {
+    const uint64_t bit = uint64_t{1} << (cpu % 64);
+    return cpu < 0 || cpu >= kCpus || !(cpus_[cpu / 64].fetch_or(bit, std::memory_order_relaxed) & bit);
+  };
+  if (take(sched_getcpu())) return;
+  cpu_set_t mine, free;
+  if (sched_getaffinity(0, sizeof mine, &mine) != 0) return;
+  free = mine;
+  for (int cpu = 0; cpu < kCpus; ++cpu)
+    if (cpus_[cpu / 64].load(std::memory_order_relaxed) >> (cpu % 64) & 1) CPU_CLR(cpu, &free);
+  if (CPU_COUNT(&free) == 0 || sched_setaffinity(0, sizeof free, &free) != 0) return;
+  take(sched_getcpu());
+  sched_setaffinity(0, sizeof mine, &mine);
 }
 
 void Team::enter(int64_t begin, int64_t end) noexcept {
-  Member member{this, 0, 1};
-  if (!join(end - begin, member.rank)) return;
-  member.size = close(member.rank);
-  const FlushDenormals flush(flush_);
-  work_(context_, member);
-}
-
-void Team::Member::barrier() noexcept {
-  ++epoch;
-  for (int round = 0, reach = 1; reach < size; ++round, reach *= 2) {
-    team->flags_[(rank + reach) % size].round[round].store(epoch, std::memory_order_release);
-    const auto& mine = team->flags_[rank].round[round];
-    wait_for([&] { return static_cast<int32_t>(mine.load(std::memory_order_acquire) - epoch) >= 0; });
+  spread();
+  came_.fetch_add(static_cast<int>(end - begin), std::memory_order_relaxed);
+  Member member(this, members_.fetch_add(1, std::memory_order_relaxed), parts_);
+  {
+    const FlushDenormals flush(flush_);
+    work_(context_, member);
   }
+  if (member.worked_) worked_.fetch_add(1, std::memory_order_relaxed);
+  const Clock::time_point start = Clock::now();
+  if (!over_.exchange(true)) end_ = start - member.waited_;
+  // Who has not come may be waiting for this very core, and the pool would wait for him without giving it
+  // away.
+  while (came_.load(std::memory_order_relaxed) < wanted_ && Clock::now() - start < kPatience) sched_yield();
 }
 
-int Team::run(int wanted, bool flush, void (*work)(void*, Member&) noexcept, void* context) {
-  if (wanted > kMaxMembers) wanted = kMaxMembers;
-  if (wanted <= 1) {
-    Member member{nullptr, 0, 1};
+int Team::run(int wanted, int parts, bool flush, void (*work)(void*, Member&) noexcept, void* context) {
+  const Clock::time_point start = wanted > 1 ? Clock::now() : Clock::time_point();
+  if (wanted <= 1 || solitude.lasts(start)) {
+    Member member(nullptr, 0, parts);
     const FlushDenormals mode(flush);
     work(context, member);
     return 1;
   }
-  const auto team = std::make_unique<Team>();
-  team->wanted_ = wanted;
-  team->flush_ = flush;
-  team->work_ = work;
-  team->context_ = context;
+  Team team(wanted, parts);
+  team.flush_ = flush;
+  team.work_ = work;
+  team.context_ = context;
   torch_parallel_for(
       0, wanted, 1,
-      [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); },
-      team.get());
-  return static_cast<int>((team->state_.load() & ~kClosed) >> 16);
+      [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); }, &team);
+  const Clock::time_point now = Clock::now();
+  solitude.learn(now - start, now - team.end_, now);
+  return team.worked_.load();
 }
 
 }  // namespace rnnfast
