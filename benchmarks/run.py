@@ -40,7 +40,7 @@ def settle() -> None:
 
 
 def interleave(
-    calls: dict[str, Callable], seconds: float, least: int, most: int = 50, min_time: float = 2e-3
+    calls: dict[str, Callable], seconds: float, least: int, most: int = 50, min_time: float = 10e-3
 ) -> dict[str, list[float]]:
     """Seconds per call in rounds A B C A B C ..., one figure a round and peer."""
 

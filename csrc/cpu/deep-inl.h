@@ -69,7 +69,7 @@ struct DeepForward {
   void input_product(const Part& part, int64_t begin, int64_t end) const {
     const int64_t slot = 0, rows = part.rows.size();
     product(
-        w_x, part.cut, rows * (end - begin), &slot,
+        w_x, part.cut, rows * (end - begin), &slot, false,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t local = i / rows, b = part.rows.begin + i % rows;
           a = p.x + p.walk.row(begin + local, b) * p.I;
@@ -82,7 +82,7 @@ struct DeepForward {
   void layer(const Part& part, int l, int64_t t, int64_t local) const {
     const int64_t slot = 0, first = part.rows.begin;
     product(
-        w[l], part.cut, part.rows.size(), &slot,
+        w[l], part.cut, part.rows.size(), &slot, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t b = first + i;
           a = l ? output(l - 1, t, b, local) : h[t & 1] + b * Hp;
@@ -186,7 +186,7 @@ struct DeepBackward {
     const int64_t W = l ? padded(p.width[l - 1]) : Hp;
     A* result = l ? scratch : dh;
     product(
-        w[l], part.cut, part.rows.size(), &slot,
+        w[l], part.cut, part.rows.size(), &slot, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.da[l] + p.walk.row(t, first + i) * p.width[l];
           in = zeros;

@@ -50,7 +50,7 @@ struct Gradient {
         const int64_t n = least(kRows, part.rows.end - m);
         if (p.turned) turn(block, p.a + k * p.lda + m, b.K, n);
         product(
-            b, {1, 0}, n, &slot,
+            b, {1, 0}, n, &slot, false,
             [&](int64_t i, const A*& a, const A*& in, A*& out) {
               a = p.turned ? block + i * depth : p.a + (m + i) * p.lda + k;
               out = p.c + (m + i) * p.ldc;

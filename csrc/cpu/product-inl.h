@@ -164,9 +164,10 @@ struct Packed {
 
   // every panel of a range of unit vectors; with turn {i, n} only each n-th one, from the i-th on
   template <class F>
-  RNNFAST_INLINE void for_panels(Range vectors, Range turn, F f) const {
+  RNNFAST_INLINE void for_panels(Range vectors, Range turn, bool last_first, F f) const {
     const int64_t panels = divide_up(vectors.size(), width);
-    for (int64_t j = turn.begin; j < panels; j += turn.end) f(share(vectors, panels, j));
+    for (int64_t j = turn.begin; j < panels; j += turn.end)
+      f(share(vectors, panels, last_first ? panels - 1 - j : j));
   }
 
   // the panel of p, ready to be read by the owner of this piece
@@ -178,7 +179,7 @@ struct Packed {
   }
 
   void pack(Range vectors, Range turn) const {
-    for_panels(vectors, turn, [&](Range p) { pack_panel(p, data + p.begin * K * gates * L); });
+    for_panels(vectors, turn, false, [&](Range p) { pack_panel(p, data + p.begin * K * gates * L); });
   }
 
   void pack_panel(Range p, W* to) const {
@@ -242,13 +243,13 @@ inline constexpr void (*kTurnedTiles[])(const Tile<W>&, const Packed<W>&, Range,
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
 // gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
-// are done.
+// are done. Every other step reads the panels last first: what it begins with is still in the nearer cache.
 template <class W, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_t* slot, Rows rows,
-                            Then then) {
+RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_t* slot, bool last_first,
+                            Rows rows, Then then) {
   constexpr int L = Vec<W>::kLanes;
   if (n <= 0) return;
-  w.for_panels(w.vectors_of(cut), {0, 1}, [&](Range p) {
+  w.for_panels(w.vectors_of(cut), {0, 1}, last_first, [&](Range p) {
     Tile<W> tile;
     for (int64_t g = 0; g < w.gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;

@@ -113,7 +113,7 @@ struct Forward {
     }
     int64_t s = 0, b = 0, t = 0;
     product(
-        w_ih, part.cut, n, slot_x,
+        w_ih, part.cut, n, slot_x, false,
         [&](int64_t row, const W*& a, const A*& in, A*& out) {
           if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
           while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
@@ -132,13 +132,26 @@ struct Forward {
     if (ends) store_part(p.hn + b * p.P + v * L, value, p.P - v * L);
   }
 
+  // h lies in the caches of those who wrote its parts: its lines are asked for all at once, not one by one as
+  // the product meets them, and so are those that this part will write, which the others have read.
+  void fetch_state(const Part& part, Range rows, int64_t s) const {
+    constexpr int64_t kLine = 64 / sizeof(E);
+    const Range vectors = w_hh.vectors_of(part.cut);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t i = 0; i < p.P; i += kLine) __builtin_prefetch(h[s & 1] + b * Pp + i);
+      for (int64_t i = vectors.begin * L; i < vectors.end * L; i += kLine)
+        __builtin_prefetch(h[(s + 1) & 1] + b * Pp + i, 1);
+    }
+  }
+
   // gates += W_hh h, then the cell
   void step(const Part& part, int64_t s, int64_t local) const {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t);
     const Range rows = part.active(p.walk, t);
     const E* before = h[s & 1];
+    if (plan.split == Split::kUnits) fetch_state(part, rows, s);
     product(
-        w_hh, part.cut, rows.size(), slot_h,
+        w_hh, part.cut, rows.size(), slot_h, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(before + (rows.begin + i) * Pp);
           in = out = gates(t, rows.begin + i, local);
@@ -175,7 +188,7 @@ struct Forward {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t), slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part.cut, rows.size(), &slot,
+        w_hr, part.cut, rows.size(), &slot, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(m + (rows.begin + i) * Hp);
           in = zeros;
@@ -285,7 +298,7 @@ struct Backward {
     const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part.cut, rows.size(), &slot,
+        w_hr, part.cut, rows.size(), &slot, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.dprojected + p.walk.row(t, rows.begin + i) * p.P;
           in = zeros;
@@ -331,7 +344,7 @@ struct Backward {
     const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hh, part.cut, rows.size(), &slot,
+        w_hh, part.cut, rows.size(), &slot, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.da + p.walk.row(t, rows.begin + i) * G * p.H;
           in = out = dh + (rows.begin + i) * Pp;
