@@ -26,7 +26,7 @@ SOURCES = [
     "csrc/launch.cpp",
     "csrc/layer.cpp",
     "csrc/deep.cpp",
-    "csrc/step.cpp",
+    "csrc/direct.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/dispatch.cpp",

@@ -6,7 +6,7 @@
 
 #include "check.h"
 #include "launch.h"
-#include "step.h"
+#include "direct.h"
 
 namespace py = pybind11;
 using namespace rnnfast;
@@ -81,7 +81,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,
         py::arg("threads") = 0);
-  PyModule_AddFunctions(m.ptr(), step_methods);
+  PyModule_AddFunctions(m.ptr(), direct_methods);
   m.def("math", &math<float>, py::arg("function"), py::arg("x"));
   m.def("math64", &math<double>, py::arg("function"), py::arg("x"));
 }

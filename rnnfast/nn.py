@@ -37,6 +37,11 @@ def _check_features(input, input_size):
         )
 
 
+# torch's names of the modes -> those of the ops
+_MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+_CELL_MODES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
+
+
 class _Layers(RNNBase):
     """What RNN, LSTM and GRU share: reading weights, checking, and the three kinds of input."""
 
@@ -49,6 +54,11 @@ class _Layers(RNNBase):
 
     def _run(self, input, h, c):
         """input, h_0 and c_0 (None: zeros; c_0 for LSTM only) as the caller gave them -> output, h_n, c_n."""
+        if self.num_layers == 1 and not self.bidirectional and not self.proj_size:
+            mode = _MODES[self.mode]
+            done = functional.try_layer(mode, self._parameters, input, h, c, self.batch_first)
+            if done is not None:
+                return done
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
         if packed:
@@ -77,7 +87,7 @@ class _Layers(RNNBase):
                 h, c = h.index_select(1, order), c if c is None else c.index_select(1, order)
 
         y, h, c = functional.layers(
-            self.mode.lower(), x, h, c, weights, self.bidirectional, self.batch_first, batch_sizes,
+            _MODES[self.mode], x, h, c, weights, self.bidirectional, self.batch_first, batch_sizes,
             self.dropout, self.training,
         )  # fmt: skip
         if packed:
@@ -235,9 +245,6 @@ class GRU(_Layers):
         return y, h
 
 
-_RNN_MODES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
-
-
 class _Cell(RNNCellBase):
     """What the three cells share; `_name` is what torch's errors call them."""
 
@@ -316,10 +323,10 @@ class RNNCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """-> h'; see the class."""
-        mode = _RNN_MODES.get(self.nonlinearity)
+        mode = _CELL_MODES.get(self.nonlinearity)
         if mode is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        h = functional.try_step(mode, self._parameters, input, hx, None)
+        h = functional.try_cell(mode, self._parameters, input, hx, None)
         return self._run(mode, input, hx)[0] if h is None else h
 
 
@@ -355,7 +362,7 @@ class LSTMCell(_Cell):
         elif len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
         h, c = hx
-        done = functional.try_step("lstm", self._parameters, input, h, c)
+        done = functional.try_cell("lstm", self._parameters, input, h, c)
         return self._run("lstm", input, h, c) if done is None else done
 
 
@@ -382,7 +389,7 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """-> h'; see the class."""
-        h = functional.try_step("gru", self._parameters, input, hx, None)
+        h = functional.try_cell("gru", self._parameters, input, hx, None)
         return self._run("gru", input, hx)[0] if h is None else h
 
 

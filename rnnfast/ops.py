@@ -22,7 +22,8 @@ recurrent_backward = torch.ops.rnnfast.recurrent_backward.default
 deep_transition = torch.ops.rnnfast.deep_transition.default
 deep_transition_backward = torch.ops.rnnfast.deep_transition_backward.default
 
-try_step = _C.try_step
+try_cell = _C.try_cell
+try_layer = _C.try_layer
 
 SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}  # values saved for each unit and step
 LANES = 16  # saved buffers are padded to whole vectors

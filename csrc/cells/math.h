@@ -1,8 +1,9 @@
 // The elementwise functions of the recurrence, for a value V: a scalar (float, double) or a pack of lanes.
 //
 // A room that includes this file gives, in the same namespace and before it:
-//   Real<V>     the constants of V's scalar type, and Int, the integers of V's shape
-//   fma(V,V,V)  one multiply-add
+//   Real<V>      the constants of V's scalar type, and Int, the integers of V's shape
+//   fma(V,V,V)   one multiply-add
+//   scale(p, k)  p 2^k for an integer k, for any k that exp's argument can lead to
 // There is no include guard on purpose: every instruction set compiles its own copy in its own namespace.
 // Errors stay below 4 ulp for every float; NaN stays NaN, and both infinities go to the limits.
 
@@ -22,34 +23,23 @@ RNNFAST_INLINE V expm1_polynomial(V r) {
   return fma(q * r, r, r);
 }
 
-// x = n ln(2) + r, with n an integer and |r| <= ln(2)/2; returns r
+// x = k ln(2) + r, with k an integer and |r| <= ln(2)/2; returns r
 template <class V>
-RNNFAST_INLINE V reduce(V x, typename Real<V>::Int& n) {
-  typedef typename Real<V>::Int Int;
-  // adding 1.5 * 2^mantissa rounds to an integer, which then stands in the low bits
+RNNFAST_INLINE V reduce(V x, V& k) {
+  // adding 1.5 * 2^mantissa rounds to an integer
   const V magic = fill<V>(Real<V>::kMagic);
-  const V shifted = fma(x, fill<V>(Real<V>::kLog2E), magic);
-  n = __builtin_bit_cast(Int, shifted) - __builtin_bit_cast(Int, magic);
-  const V k = shifted - magic;
+  k = fma(x, fill<V>(Real<V>::kLog2E), magic) - magic;
   return fma(k, fill<V>(-Real<V>::kLn2Low), fma(k, fill<V>(-Real<V>::kLn2High), x));
 }
 
-// 2^n for an n in the range of normal exponents
-template <class V>
-RNNFAST_INLINE V power_of_two(typename Real<V>::Int n) {
-  return __builtin_bit_cast(V, (n + Real<V>::kBias) << Real<V>::kMantissa);
-}
-
-// exp(x) = (1 + expm1(r)) 2^n, the power in two factors because n passes both ends of the exponent
+// exp(x) = (1 + expm1(r)) 2^k
 template <class V>
 RNNFAST_INLINE V exp(V x) {
-  typedef typename Real<V>::Int Int;
   x = x > Real<V>::kExpHigh ? fill<V>(Real<V>::kExpHigh) : x;
   x = x < Real<V>::kExpLow ? fill<V>(Real<V>::kExpLow) : x;
-  Int n;
-  const V p = expm1_polynomial(reduce(x, n));
-  const Int half = n >> 1;
-  return (p + Real<V>::kOne) * power_of_two<V>(half) * power_of_two<V>(n - half);
+  V k;
+  const V p = expm1_polynomial(reduce(x, k));
+  return scale(p + Real<V>::kOne, k);
 }
 
 // sigmoid(x) = 1 / (1 + exp(-x))
@@ -66,10 +56,10 @@ RNNFAST_INLINE V tanh(V x) {
   V y = __builtin_bit_cast(V, __builtin_bit_cast(Int, x) ^ sign);
   y = y + y;
   y = y > Real<V>::kTanhHigh ? fill<V>(Real<V>::kTanhHigh) : y;
-  Int n;
-  const V p = expm1_polynomial(reduce(y, n));
-  const V scale = power_of_two<V>(n);
-  const V e = fma(scale, p, scale - Real<V>::kOne);
+  V k;
+  const V p = expm1_polynomial(reduce(y, k));
+  const V power = scale(fill<V>(Real<V>::kOne), k);
+  const V e = fma(power, p, power - Real<V>::kOne);
   const V t = e / (e + (Real<V>::kOne + Real<V>::kOne));
   return __builtin_bit_cast(V, __builtin_bit_cast(Int, t) | sign);
 }

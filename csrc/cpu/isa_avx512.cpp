@@ -11,6 +11,8 @@ namespace rnnfast::avx512 {
 constexpr int kVectorBytes = 64;
 #define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
+#define RNNFAST_SCALE_F32(p, k) _mm512_maskz_scalef_ps(0xffff, p, k)
+#define RNNFAST_SCALE_F64(p, k) _mm512_maskz_scalef_pd(0xff, p, k)
 #define RNNFAST_MASKED_LOAD(V, p, n)                                                            \
   (sizeof *(p) == 4 ? __builtin_bit_cast(V, _mm512_maskz_loadu_epi32(0xffffu >> (16 - (n)), p)) \
                     : __builtin_bit_cast(V, _mm512_maskz_loadu_epi64(0xffu >> (8 - (n)), p)))

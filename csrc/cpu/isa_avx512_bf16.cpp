@@ -11,6 +11,8 @@ namespace rnnfast::avx512_bf16 {
 constexpr int kVectorBytes = 64;
 #define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
+#define RNNFAST_SCALE_F32(p, k) _mm512_maskz_scalef_ps(0xffff, p, k)
+#define RNNFAST_SCALE_F64(p, k) _mm512_maskz_scalef_pd(0xff, p, k)
 #define RNNFAST_DOT_BF16(a, b, c) \
   _mm512_dpbf16_ps(c, __builtin_bit_cast(__m512bh, a), __builtin_bit_cast(__m512bh, b))
 #define RNNFAST_ROUND_BF16(v) __builtin_bit_cast(halves, _mm512_cvtneps_pbh(v))

@@ -1,8 +1,8 @@
-"""A cell's step at once: it gives the op's bits, and steps aside wherever more than a kernel is needed."""
+"""Straight to the kernel: it gives the op's bits, and steps aside wherever more than a kernel is needed."""
 
 import pytest
 import torch
-from helpers import CELLS, draw, pair, same, tensors
+from helpers import CELLS, LAYERS, draw, packed, pair, same, tensors
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,34 +10,66 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rnnfast
 from rnnfast import functional, info
 
+KINDS = [*CELLS, *LAYERS.keys() - {"lstm_proj"}]
 cells = pytest.mark.parametrize("kind", list(CELLS))
+layers = pytest.mark.parametrize("kind", sorted(LAYERS.keys() - {"lstm_proj"}))
+kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 
 
-def inputs(kind, B=3, dtype=torch.float32, I=5, H=19):  # noqa: E741
-    x, h, c = (draw(*((B, n) if B else (n,)), seed=n + k, dtype=dtype) for k, n in enumerate((I, H, H)))
-    return x, ((h, c) if kind == "lstm_cell" else h)
+def inputs(kind, B=3, dtype=torch.float32, I=5, H=19, T=4):  # noqa: E741
+    rows = (B,) if B else ()
+    x, state = (rows, rows) if kind in CELLS else ((T, *rows), (1, *rows))
+    x, h, c = (
+        draw(*lead, n, seed=k, dtype=dtype) for k, (lead, n) in enumerate([(x, I), (state, H), (state, H)])
+    )
+    return x, ((h, c) if "lstm" in kind else h)
 
 
 def ran():
     return info.last_run()["op"]
 
 
-@cells
+@kinds
 @pytest.mark.parametrize("B", [None, 1, 3, 4, 40])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("state", [True, False])
-def test_a_step_at_once_gives_the_bits_of_the_op(kind, B, bias, dtype, state):
+def test_straight_to_the_kernel_gives_the_bits_of_the_op(kind, B, bias, dtype, state):
     ours, theirs = pair(kind, 5, 19, bias=bias, dtype=dtype)
     x, hx = inputs(kind, B, dtype)
     args = (x, hx) if state else (x,)
     by_op = ours(*args)
     assert ran() == "recurrent"
     with torch.no_grad():
-        at_once = ours(*args)
-    assert ran() == "step"
-    same(at_once, by_op, rtol=0, atol=0)
-    same(at_once, theirs(*args))
+        direct = ours(*args)
+    assert ran() == "direct"
+    same(direct, by_op, rtol=0, atol=0)
+    same(direct, theirs(*args))
+
+
+@layers
+def test_batch_first_and_one_step_go_straight_too(kind):
+    ours, theirs = pair(kind, 5, 19, batch_first=True)
+    x, hx = inputs(kind)
+    x = x.transpose(0, 1).contiguous()
+    with torch.no_grad():
+        for steps in (4, 1):
+            same(ours(x[:, :steps].contiguous(), hx), theirs(x[:, :steps], hx))
+            assert ran() == "direct"
+
+
+@layers
+@pytest.mark.parametrize("option", [{"num_layers": 2}, {"bidirectional": True}])
+def test_several_layers_directions_and_packed_input_are_the_ops(kind, option):
+    with torch.no_grad():
+        ours, theirs = pair(kind, 5, 19, **option)
+        x, _ = inputs(kind)
+        same(ours(x), theirs(x))
+        assert ran() == "recurrent"
+        ours, theirs = pair(kind, 4, 19)
+        rows = packed(3, 2, 2, dtype=torch.float32)
+        same(ours(rows)[0].data, theirs(rows)[0].data)
+        assert ran() == "recurrent"
 
 
 @cells
@@ -52,17 +84,17 @@ def test_a_row_alone_and_in_a_batch_gives_the_same_bits_at_every_size(kind, size
             same(ours(x[k : k + 1], alone), [t[k : k + 1] for t in together], rtol=0, atol=0)
 
 
-@cells
-def test_inference_mode_and_frozen_weights_step_at_once(kind):
+@kinds
+def test_inference_mode_and_frozen_weights_go_straight(kind):
     ours, _ = pair(kind, 5, 19)
     x, hx = inputs(kind)
     with torch.inference_mode():
         first = ours(x, hx)
-    assert ran() == "step"
+    assert ran() == "direct"
     assert all(t.is_inference() for t in tensors(first))
     ours.requires_grad_(False)
     ours(x, hx)
-    assert ran() == "step"
+    assert ran() == "direct"
 
 
 class Watch(TorchDispatchMode):
@@ -81,7 +113,7 @@ class WatchFunctions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@cells
+@kinds
 @pytest.mark.parametrize("mode", [Watch, WatchFunctions])
 def test_a_mode_sees_the_op(kind, mode):
     ours, _ = pair(kind, 5, 19)
@@ -96,7 +128,7 @@ class Marked(torch.Tensor):
 
 
 def parametrized(cell, x, hx):
-    torch.nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+    torch.nn.utils.parametrizations.weight_norm(cell, next(n for n in cell._parameters if "weight_hh" in n))
     return cell, x, hx
 
 
@@ -107,7 +139,7 @@ def of_input(change):
 ASIDE = {
     "graph": lambda cell, x, hx: (cell, x.requires_grad_(), hx),
     "subclass": of_input(lambda x: x.as_subclass(Marked)),
-    "strided": of_input(lambda x: x.t().contiguous().t()),
+    "strided": of_input(lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2)),
     "negative": of_input(lambda x: torch.complex(x, -x).conj().imag),
     "parametrized": parametrized,
     "half": lambda cell, x, hx: (
@@ -118,7 +150,7 @@ ASIDE = {
 }
 
 
-@cells
+@kinds
 @pytest.mark.parametrize("case", list(ASIDE))
 def test_what_a_kernel_cannot_read_as_it_is_goes_by_the_op(kind, case):
     ours, theirs = pair(kind, 5, 19)
@@ -136,7 +168,7 @@ def test_what_a_kernel_cannot_read_as_it_is_goes_by_the_op(kind, case):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script(_method)?. is deprecated:DeprecationWarning")
-@cells
+@kinds
 def test_autocast_transforms_tangents_and_tracing_are_not_stepped_over(kind):
     ours, _ = pair(kind, 5, 19)
     x, hx = inputs(kind)
@@ -156,8 +188,14 @@ def test_autocast_transforms_tangents_and_tracing_are_not_stepped_over(kind):
 
 
 def test_a_call_with_a_wrong_number_of_arguments_says_so():
-    with pytest.raises(RuntimeError, match="try_step: expected mode, parameters, input, hx and cx"):
-        rnnfast.ops.try_step("gru", {}, torch.zeros(1, 1), None)
+    with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx and cx"):
+        rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
+    with pytest.raises(
+        RuntimeError, match="try_layer: expected mode, parameters, input, hx, cx and batch_first"
+    ):
+        rnnfast.ops.try_layer("gru", {}, torch.zeros(1, 1), None)
+    with pytest.raises(RuntimeError, match="try_layer: expected mode, a str, and parameters, a dict"):
+        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, False)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
-        functional.try_step("gro", cell._parameters, torch.zeros(1, 5), None, None)
+        functional.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

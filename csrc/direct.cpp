@@ -1,0 +1,194 @@
+// From Python straight to the kernel, for a caller who wants no graph: `_C.try_cell` and `_C.try_layer`,
+// plain functions. They take what a kernel can read as it is, and leave everything else, every error too, to
+// the op by returning None. A stream calls a layer thousands of times a second, and the way through Python's
+// checks and the dispatcher takes 10 us, which is more than a step.
+#include "direct.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "check.h"
+#include "launch.h"
+
+namespace rnnfast {
+namespace {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+
+// Whether something stands between the caller and a CPU kernel: a transform, a tracer, a mode, autocast.
+bool interposed() {
+  static const DispatchKeySet usual{DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView};
+  return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty() ||
+         at::impl::torch_function_mode_enabled() || at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+// A tensor whose numbers lie row by row in the CPU's memory, of this type and size, and outside any graph;
+// null otherwise
+const Tensor* readable(PyObject* object, at::ScalarType type, at::IntArrayRef size) {
+  static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
+                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
+  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
+  if (!object || !THPVariable_CheckExact(object)) return nullptr;
+  const Tensor& t = THPVariable_Unpack(object);
+  const bool plain = t.defined() && (t.key_set() - usual) == cpu && t.scalar_type() == type &&
+                     t.sizes() == size && t.is_contiguous() && !t._fw_grad(/*level=*/0).defined() &&
+                     !(at::GradMode::is_enabled() && t.requires_grad());
+  return plain ? &t : nullptr;
+}
+
+// The names of the weights in a module's dict of parameters
+struct Names {
+  PyObject *w_ih, *w_hh, *b_ih, *b_hh;
+
+  explicit Names(const std::string& suffix)
+      : w_ih(PyUnicode_InternFromString(("weight_ih" + suffix).c_str())),
+        w_hh(PyUnicode_InternFromString(("weight_hh" + suffix).c_str())),
+        b_ih(PyUnicode_InternFromString(("bias_ih" + suffix).c_str())),
+        b_hh(PyUnicode_InternFromString(("bias_hh" + suffix).c_str())) {}
+};
+
+struct Direct {
+  Mode mode;
+  at::ScalarType type;
+  int64_t T, B, I, H;
+  bool batch_first;
+  const Tensor *x, *h, *c;                  // h and c may be null: zeros
+  const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
+
+  // Finds the tensors; false if one of them is the op's. T, B, I are set, and the size of a state is known.
+  bool read(const Names& names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
+            at::IntArrayRef leading) {
+    const auto parameter = [&](PyObject* name) { return PyDict_GetItemWithError(parameters, name); };
+    PyObject* const hh = parameter(names.w_hh);
+    if (!hh || !THPVariable_CheckExact(hh) || THPVariable_Unpack(hh).dim() != 2) return false;
+    H = THPVariable_Unpack(hh).size(1);
+    if (T == 0 || B == 0 || I == 0 || H == 0) return false;
+    // an absent one is null, which is fine; a tensor that cannot be read is not
+    bool all = true;
+    const auto optional = [&](PyObject* object, at::IntArrayRef size) -> const Tensor* {
+      if (object == Py_None) return nullptr;
+      const Tensor* t = readable(object, type, size);
+      all &= t != nullptr;
+      return t;
+    };
+    const int64_t rows = gates_of(mode) * H;
+    state_size.assign(leading.begin(), leading.end());
+    state_size.push_back(H);
+    x = readable(input, type, THPVariable_Unpack(input).sizes());
+    w_ih = readable(parameter(names.w_ih), type, {rows, I});
+    w_hh = readable(hh, type, {rows, H});
+    PyObject *const bi = parameter(names.b_ih), *const bh = parameter(names.b_hh);
+    b_ih = optional(bi ? bi : Py_None, {rows});
+    b_hh = optional(bh ? bh : Py_None, {rows});
+    h = optional(hx, state_size);
+    c = optional(cx, state_size);
+    return all && x && w_ih && w_hh && !b_ih == !b_hh && (mode != Mode::kLstm || !h == !c);
+  }
+
+  c10::SmallVector<int64_t, 3> state_size;
+
+  Tensor empty(at::IntArrayRef size) const { return at::detail::empty_cpu(size, x->options()); }
+
+  // y, h_n and c_n; y may be h_n (one step), c_n is undefined for a cell without c
+  void run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+    const pybind11::gil_scoped_release without_gil;
+    type == at::kDouble ? run_as<double>(y, hn, cn) : run_as<float>(y, hn, cn);
+  }
+
+  template <class A>
+  void run_as(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+    const auto in = [](const Tensor* t) { return t ? t->const_data_ptr<A>() : nullptr; };
+    const Kernels& k = kernels();
+    const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
+    ForwardParams<A> p{};
+    p.walk = walk.walk;
+    p.I = I, p.H = H, p.P = H;
+    p.x = in(x), p.h0 = in(h), p.c0 = in(c);
+    p.w_ih = in(w_ih), p.w_hh = in(w_hh);
+    p.b_ih = in(b_ih), p.b_hh = in(b_hh);
+    p.y = y.mutable_data_ptr<A>();
+    p.ldy = H;
+    p.hn = hn.mutable_data_ptr<A>();
+    p.cn = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
+    const Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
+    launch("direct", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
+      return k.forward(A())(mode, p, plan, workspace, member);
+    });
+  }
+};
+
+// What both functions begin with: mode, parameters, input; false if the input is the op's.
+bool begin(Direct& d, const char* name, PyObject* const* args) {
+  TORCH_CHECK(PyUnicode_Check(args[0]) && PyDict_Check(args[1]), name,
+              ": expected mode, a str, and parameters, a dict");
+  if (interposed() || !THPVariable_CheckExact(args[2])) return false;
+  d.mode = parse_mode(name, PyUnicode_AsUTF8(args[0]));
+  d.type = THPVariable_Unpack(args[2]).scalar_type();
+  return d.type == at::kFloat || d.type == at::kDouble;
+}
+
+PyObject* wrap(const Tensor& t) { return t.defined() ? THPVariable_Wrap(t) : Py_NewRef(Py_None); }
+
+// try_cell(mode, parameters, input, hx, cx) -> h', or (h', c') for LSTM; hx None is zeros
+PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  HANDLE_TH_ERRORS
+  static const Names names("");
+  TORCH_CHECK(n == 5, "try_cell: expected mode, parameters, input, hx and cx");
+  Direct d{};
+  if (!begin(d, "try_cell", args)) Py_RETURN_NONE;
+  const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
+  if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
+  d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back();
+  if (!d.read(names, args[1], args[2], args[3], args[4], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  RECORD_FUNCTION("rnnfast::cell", {});
+  const Tensor h = d.empty(d.state_size), c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
+  d.run(h, h, c);
+  return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
+  END_HANDLE_TH_ERRORS
+}
+
+// try_layer(mode, parameters, input, hx, cx, batch_first) -> (y, h_n, c_n or None), of one layer in one
+// direction
+PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  HANDLE_TH_ERRORS
+  static const Names names("_l0");
+  TORCH_CHECK(n == 6, "try_layer: expected mode, parameters, input, hx, cx and batch_first");
+  Direct d{};
+  if (!begin(d, "try_layer", args)) Py_RETURN_NONE;
+  const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
+  if (x.size() < 2 || x.size() > 3) Py_RETURN_NONE;
+  const bool batched = x.size() == 3;
+  d.batch_first = batched && args[5] == Py_True;
+  d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
+  const int64_t leading[] = {1, d.B};
+  if (!d.read(names, args[1], args[2], args[3], args[4], {leading, batched ? 2u : 1u})) Py_RETURN_NONE;
+  RECORD_FUNCTION("rnnfast::layer", {});
+  c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
+  y_size.back() = d.H;
+  const Tensor y = d.empty(y_size), h = d.empty(d.state_size),
+               c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
+  d.run(y, h, c);
+  return Py_BuildValue("(NNN)", wrap(y), wrap(h), wrap(c));
+  END_HANDLE_TH_ERRORS
+}
+
+template <class F>
+PyMethodDef method(const char* name, F function, const char* text) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, text};
+}
+
+}  // namespace
+
+PyMethodDef direct_methods[] = {
+    method("try_cell", try_cell, "One step of a cell without a graph, or None: then it is the op's."),
+    method("try_layer", try_layer, "One layer without a graph, or None: then it is the op's."),
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace rnnfast
