@@ -82,10 +82,10 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type);
   DeepTensors t = convert(s, type, x, h0, weights, biases);
-  t.y = at::empty({s.B, s.T, s.H}, options);
+  t.y = kept_empty({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
   // zeros: vectors narrower than the padding leave some of it unwritten
-  t.acts = at::zeros({save ? s.saved : 0}, options);
+  t.acts = kept_empty({save ? s.saved : 0}, options).zero_();
   if (s.B > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, false);
   return {t.y.to(x.scalar_type()), t.hn.to(x.scalar_type()), t.acts};
 }

@@ -4,7 +4,6 @@
 // checks and the dispatcher takes 10 us, which is more than a step.
 #include "direct.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
@@ -94,7 +93,7 @@ struct Direct {
 
   c10::SmallVector<int64_t, 3> state_size;
 
-  Tensor empty(at::IntArrayRef size) const { return at::detail::empty_cpu(size, x->options()); }
+  Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }
 
   // y, h_n and c_n; y may be h_n (one step), c_n is undefined for a cell without c
   void run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {

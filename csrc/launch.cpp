@@ -1,7 +1,11 @@
 // Plan, workspace and team of a kernel call; see launch.h.
 #include "launch.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <atomic>
@@ -84,38 +88,61 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
 
 namespace {
 
-constexpr int64_t kKeptBytes = 64 << 20;
+// Blocks of memory that nobody uses at the moment, the last one given back at the end
+class Attic {
+ public:
+  // a block of at least so many bytes and at most twice as many, or an undefined tensor
+  at::Tensor take(int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block)
+      if (block->numel() >= bytes && block->numel() <= 2 * bytes) {
+        const at::Tensor found = std::move(*block);
+        blocks_.erase(std::next(block).base());
+        held_ -= found.numel();
+        return found;
+      }
+    return {};
+  }
 
-struct Kept {
-  std::mutex mutex;
-  at::Tensor block;
+  void give(at::Tensor block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    held_ += block.numel();
+    blocks_.push_back(std::move(block));
+    for (; held_ > kMostBytes; blocks_.erase(blocks_.begin())) held_ -= blocks_.front().numel();
+  }
+
+ private:
+  static constexpr int64_t kMostBytes = 256 << 20;
+  std::mutex mutex_;
+  std::vector<at::Tensor> blocks_;
+  int64_t held_ = 0;
 };
 
-// never destroyed: the last backward may end after static destructors have begun
-Kept& kept() {
-  static Kept& instance = *new Kept;
+// never destroyed: the last tensor may end after static destructors have begun
+Attic& attic() {
+  static Attic& instance = *new Attic;
   return instance;
 }
 
+constexpr int64_t kLargeBytes = 1 << 20;  // malloc keeps smaller ones itself
+
 }  // namespace
 
-Scratch::Scratch(int64_t numbers, const at::TensorOptions& options) {
-  const int64_t bytes = numbers * static_cast<int64_t>(options.dtype().itemsize());
-  {
-    Kept& shared = kept();
-    const std::lock_guard<std::mutex> lock(shared.mutex);
-    if (shared.block.defined() && shared.block.numel() >= bytes) block_ = std::move(shared.block);
-  }
-  if (!block_.defined()) block_ = at::empty({bytes}, options.dtype(at::kByte));
-  free_ = block_.narrow(0, 0, bytes).view(options.dtype().toScalarType());
+at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(options.dtype().itemsize());
+  if (bytes < kLargeBytes) return at::detail::empty_cpu(sizes, options);
+  at::Tensor block = attic().take(bytes);
+  if (!block.defined()) block = at::empty({bytes}, options.dtype(at::kByte));
+  void* const data = block.mutable_data_ptr();
+  return at::for_blob(data, sizes)
+      .options(at::TensorOptions().dtype(options.dtype()))
+      .deleter([block = std::move(block)](void*) mutable { attic().give(std::move(block)); })
+      .allocator(c10::GetCPUAllocator())
+      .resizeable_storage()
+      .make_tensor();
 }
 
-Scratch::~Scratch() {
-  if (!block_.defined() || block_.numel() > kKeptBytes) return;
-  Kept& shared = kept();
-  const std::lock_guard<std::mutex> lock(shared.mutex);
-  if (!shared.block.defined() || shared.block.numel() < block_.numel()) shared.block = std::move(block_);
-}
+Scratch::Scratch(int64_t numbers, const at::TensorOptions& options) : free_(kept_empty({numbers}, options)) {}
 
 at::Tensor Scratch::take(int64_t rows, int64_t columns) {
   const at::Tensor piece = free_.narrow(0, 0, rows * columns).view({rows, columns});
@@ -158,7 +185,7 @@ void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::T
 }
 
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options) {
-  return at::empty({M, padded(N)}, options);
+  return kept_empty({M, padded(N)}, options);
 }
 
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {

@@ -49,8 +49,8 @@ Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
 // Vectors narrower than the padding leave some of it unwritten.
 Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
   const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
-  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? at::empty(sizes, options)
-                                                          : at::zeros(sizes, options);
+  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? kept_empty(sizes, options)
+                                                          : kept_empty(sizes, options).zero_();
 }
 
 WalkStorage walk_of(const LayerSizes& s, const OptTensor& batch_sizes) {
@@ -176,7 +176,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
   const at::ScalarType element = k.forward_bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : type;
-  const Tensor y = at::empty(output_shape(s), options.dtype(element));
+  const Tensor y = kept_empty(output_shape(s), options.dtype(element));
   const Tensor hn = at::empty({s.D, s.B, s.P}, options);
   const Tensor cn =
       at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
