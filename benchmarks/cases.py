@@ -24,6 +24,8 @@ class Case:
     dtype: str = "float32"
     lengths: tuple[int, ...] | None = None  # [B], falling; None: all rows have `steps` steps
     modes: tuple[str, ...] = BOTH
+    fresh_weights: bool = False  # every peer changes a weight in place before each call
+    required: bool = False  # counts in the geometric means
     quick: bool = False
 
     @property
@@ -43,6 +45,8 @@ class Case:
         parts += [f"{self.layers} layers"] * (self.layers > 1) + ["both directions"] * (self.directions > 1)
         if self.lengths:
             parts.append(f"packed {min(self.lengths)} to {max(self.lengths)}")
+        if self.fresh_weights:
+            parts.append("new weights")
         return " ".join([*parts, self.dtype if self.dtype != "float32" else ""]).strip()
 
 
@@ -56,22 +60,28 @@ MANY_ROWS = "a training batch: the products dominate"
 STREAM = "one step of a stream, state passed in: the cost of a call"
 CELL = "a cell called by the user's own loop"
 
+# (B, I = H) of the rows that every cell has and the geometric means are taken over: T = 100, float32.
+REQUIRED = {
+    (1, 64): "one small sequence: overhead dominates",
+    (1, 128): ONE_ROW,
+    (1, 256): ONE_ROW + ", 0.25 to 1 MB",
+    (1, 512): ONE_ROW + ", 1 to 4 MB",
+    (1, 1024): ONE_ROW + ", 4 to 16 MB",
+    (16, 256): SOME_ROWS,
+    (64, 128): MANY_ROWS + ", short sums",
+    (64, 256): MANY_ROWS,
+    (64, 512): MANY_ROWS + ", large weights",
+    (128, 1024): "a large model: nothing but products",
+}
+QUICK = {"lstm-b1-h64", "gru-b1-h64", "rnn-b1-h256", "lstm-b16-h256", "lstmcell-b1-h128"}
+
 CASES = [
-    Case("lstm-b1-h64", "one small sequence: overhead dominates", "LSTM", 1, 64, quick=True),
-    Case("lstm-b1-h128", ONE_ROW, "LSTM", 1, 128),
-    Case("lstm-b1-h256", ONE_ROW + ", from L2", "LSTM", 1, 256),
-    Case("lstm-b1-h512", ONE_ROW + ", beyond L2", "LSTM", 1, 512),
-    Case("gru-b1-h64", "one small sequence: overhead dominates", "GRU", 1, 64, quick=True),
-    Case("gru-b1-h256", ONE_ROW, "GRU", 1, 256),
-    Case("gru-b1-h512", ONE_ROW + ", beyond L2", "GRU", 1, 512),
-    Case("rnn-b1-h256", ONE_ROW + ", least work a step", "RNN", 1, 256, quick=True),
-    Case("lstm-b16-h256", SOME_ROWS, "LSTM", 16, 256, quick=True),
-    Case("gru-b16-h256", SOME_ROWS, "GRU", 16, 256),
-    Case("lstm-b64-h256", MANY_ROWS, "LSTM", 64, 256),
-    Case("gru-b64-h256", MANY_ROWS, "GRU", 64, 256),
-    Case("rnn-b64-h256", MANY_ROWS, "RNN", 64, 256),
-    Case("lstm-b64-h512", MANY_ROWS + ", torch's best ground", "LSTM", 64, 512),
-    Case("gru-b64-h512", MANY_ROWS, "GRU", 64, 512),
+    *(
+        Case(name, reason, cell, *size, required=True, quick=name in QUICK)
+        for cell in ("LSTM", "GRU", "RNN")
+        for size, reason in REQUIRED.items()
+        for name in ["{}-b{}-h{}".format(cell.lower(), *size)]
+    ),
     #
     Case("lstm-b16-i40-h128", "few features a step (speech, sensors): I < H", "LSTM", 16, 128, inputs=40),
     Case("gru-b16-i512-h128", "wide embeddings: I > H, the projection dominates", "GRU", 16, 128, inputs=512),
@@ -84,8 +94,11 @@ CASES = [
     Case("gru-b16-h256-d2", "both directions, a small batch", "GRU", 16, 256, directions=2),
     Case("lstm-t1-b64-h256", "one step of many rows: nothing to amortise packing", "LSTM", 64, 256, steps=1),
     Case("lstm-t10-b1-h128", "a short sequence: packing hardly pays", "LSTM", 1, 128, steps=10, quick=True),
+    Case("lstm-t1000-b1-h64", "a long sequence, few units: time to meet at every step", "LSTM", 1, 64, 1000),
     Case("lstm-t1000-b1-h128", "a long sequence", "LSTM", 1, 128, steps=1000),
     Case("gru-t1000-b16-h64", "a long sequence, a small batch", "GRU", 16, 64, steps=1000),
+    Case("lstm-t10000-b1-h64", "a very long sequence", "LSTM", 1, 64, steps=10000),
+    Case("lstm-b1-h128-fresh", "nothing kept from the last call helps", "LSTM", 1, 128, fresh_weights=True),
     Case(
         "lstm-packed", "lengths that differ, 0.65 full", "LSTM", 64, 128, 400, lengths=LENGTHS, modes=BOTH[1:]
     ),
@@ -94,14 +107,17 @@ CASES = [
     ),
     *(
         Case(f"lstm-stream-h{hidden}", STREAM, "LSTM", 1, hidden, 1, modes=INFERENCE, quick=hidden == 128)
-        for hidden in (32, 128, 256, 512)
+        for hidden in (32, 64, 128, 256, 512)
     ),
     *(Case(f"gru-stream-h{hidden}", STREAM, "GRU", 1, hidden, 1, modes=INFERENCE) for hidden in (32, 256)),
     Case("rnn-stream-h128", STREAM, "RNN", 1, 128, 1, modes=INFERENCE),
-    Case("lstmcell-b1-h128", CELL, "LSTMCell", 1, 128, 1, quick=True),
-    Case("lstmcell-b64-h256", CELL, "LSTMCell", 64, 256, 1),
-    Case("grucell-b1-h128", CELL, "GRUCell", 1, 128, 1),
-    Case("rnncell-b1-h128", CELL, "RNNCell", 1, 128, 1),
+    *(
+        Case(name, CELL, cell, 1, hidden, 1, quick=name in QUICK)
+        for cell in ("LSTMCell", "GRUCell", "RNNCell")
+        for hidden in (64, 128)
+        for name in [f"{cell.lower()}-b1-h{hidden}"]
+    ),
+    Case("lstmcell-b64-h256", CELL + ", a batch", "LSTMCell", 64, 256, 1),
     Case("deep-b1-h300", "the teaching RNN at the examples' size", "DeepTransitionRNN", 1, 300, quick=True),
     Case("deep-b64-h300", "the teaching RNN, a training batch", "DeepTransitionRNN", 64, 300),
     Case("deep-b1-h128", "the teaching RNN, weights in L2", "DeepTransitionRNN", 1, 128),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -176,22 +177,22 @@ class Problem:
     @classmethod
     def draw(cls, case: Case, seed: int) -> Problem:
         torch.manual_seed(seed)
-        time, batch, inputs, hidden = case.steps, case.batch, case.input_size, case.hidden
+        steps, batch, inputs, hidden = case.steps, case.batch, case.input_size, case.hidden
         is_cell, state = case.cell.endswith("Cell"), None
         if case.cell == "DeepTransitionRNN":
-            layer, lead = DeepTransitionLoop(inputs, hidden), (batch, time)
+            layer, lead = DeepTransitionLoop(inputs, hidden), (batch, steps)
         elif is_cell:
             layer, lead = getattr(nn, case.cell)(inputs, hidden), (batch,)
         else:
             layer = getattr(nn, case.cell)(inputs, hidden, case.layers, bidirectional=case.directions == 2)
-            lead = (time, batch)
+            lead = (steps, batch)
         x, dy = torch.randn(*lead, inputs), torch.randn(*lead, hidden * case.directions)
         if case.steps == 1:
             shape = (batch, hidden) if is_cell else (case.layers * case.directions, batch, hidden)
             state = torch.randn(shape).tanh()
             state = (state, torch.randn(shape)) if "LSTM" in case.cell else state
         if case.lengths:
-            dy *= (torch.arange(time)[:, None] < torch.tensor(case.lengths))[:, :, None]
+            dy *= (torch.arange(steps)[:, None] < torch.tensor(case.lengths))[:, :, None]
         return cls(case, layer, x, state, dy).to(getattr(torch, case.dtype))
 
     def to(self, dtype: torch.dtype) -> Problem:
@@ -215,8 +216,28 @@ class Peer:
     compare: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple
 
 
-def timed_call(forward: Forward, layer: nn.Module | None, x: Tensor, dy: Tensor, training: bool) -> Callable:
+def with_fresh_weights(forward: Forward, layer: nn.Module) -> Forward:
+    """`forward` with every element of one weight changed in place before each call.
+
+    By so much that what an earlier call kept would show in the result, and back again every third time.
+    """
+    weight = next(p for name, p in layer.named_parameters() if "weight_hh" in name)
+    changes = itertools.cycle((1e-3, 1e-3, -2e-3))
+
+    def changed(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight.add_(next(changes))
+        return forward(x)
+
+    return changed
+
+
+def timed_call(
+    forward: Forward, layer: nn.Module | None, x: Tensor, dy: Tensor, training: bool, fresh: bool = False
+) -> Callable:
     """Inference: (y,). Training: (y, dx, the gradient of every parameter)."""
+    if fresh:
+        forward = with_fresh_weights(forward, layer)
     if not training:
         return lambda: (forward(x),)
     x = x.detach().requires_grad_()
@@ -250,7 +271,18 @@ def reference(problem: Problem, training: bool) -> tuple[Tensor, ...]:
     problem = problem.to(torch.float64)
     name = "torch.nn padded" if problem.case.lengths else baseline(problem.case)
     peer = torch_peers(problem, training)[name]
-    return peer.compare(peer.call())
+    return peer.compare(first_outcome(peer, problem.case)[0])
+
+
+def first_outcome(peer: Peer, case: Case) -> tuple[tuple[Tensor, ...], float]:
+    """The outputs to compare, and the seconds of the first call.
+
+    Where weights change they are the second call's, which would show what the first had kept.
+    """
+    start = time.perf_counter()
+    outputs = peer.call()
+    seconds = time.perf_counter() - start
+    return (peer.call() if case.fresh_weights else outputs), seconds
 
 
 def baseline(case: Case) -> str:
@@ -260,14 +292,18 @@ def baseline(case: Case) -> str:
 
 def torch_peers(problem: Problem, training: bool) -> dict[str, Peer]:
     case, layer, x, dy = problem.case, problem.layer, problem.x, problem.dy
-    call = timed_call(as_forward(layer, problem), layer, problem.pack(x), problem.pack(dy), training)
+    call = timed_call(
+        as_forward(layer, problem), layer, problem.pack(x), problem.pack(dy), training, case.fresh_weights
+    )
     peers = {baseline(case): Peer(call)}
     if case.lengths:
         padded = timed_call(lambda x: layer(x)[0], layer, x, dy, training)
         peers["torch.nn padded"] = Peer(padded, lambda out: (*map(problem.pack, out[:2]), *out[2:]))
     elif isinstance(layer, nn.RNNBase):
         loop = CellLoop(layer)
-        peers["Python loop"] = Peer(timed_call(lambda x: loop(x, problem.state), loop, x, dy, training))
+        peers["Python loop"] = Peer(
+            timed_call(lambda x: loop(x, problem.state), loop, x, dy, training, case.fresh_weights)
+        )
     return peers
 
 
@@ -275,7 +311,8 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
     """Every peer that has this case, the baseline first, rnnfast last."""
     case = problem.case
     peers = torch_peers(problem, training)
-    if not training and case.dtype == "float32" and case.cell in OnnxSession.ORDER:
+    has_onnx = case.dtype == "float32" and case.cell in OnnxSession.ORDER and not case.fresh_weights
+    if not training and has_onnx:  # a session's weights are constants
         peers["onnxruntime"] = Peer(
             timed_call(OnnxSession(problem.layer, problem.state, threads), None, problem.x, problem.dy, False)
         )
@@ -285,7 +322,6 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
     else:
         ours = ours(case.input_size, case.hidden)
     ours.to(problem.x.dtype).load_state_dict(problem.layer.state_dict())
-    call = timed_call(
-        as_forward(ours, problem), ours, problem.pack(problem.x), problem.pack(problem.dy), training
-    )
+    x, dy = problem.pack(problem.x), problem.pack(problem.dy)
+    call = timed_call(as_forward(ours, problem), ours, x, dy, training, case.fresh_weights)
     return peers | {"rnnfast": Peer(call)}

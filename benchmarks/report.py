@@ -8,54 +8,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import json
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
+from statistics import geometric_mean
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from . import record
 from .roofline import SLACK
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
-
-
-def meta(threads: int, command: str) -> dict:
-    """Without these a number does not exist."""
-    import onnxruntime
-    import torch
-
-    import rnnfast.info
-
-    def git(*arguments: str) -> str:
-        result = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-        return result.stdout.strip() if result.returncode == 0 else ""
-
-    def cpu() -> str:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        return models[0] if models else platform.processor()
-
-    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "cpu": cpu(),
-        "isa": rnnfast.info.isa(),
-        "python": platform.python_version(),
-        **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast)},
-        "commit": (git("rev-parse", "--short", "HEAD") or "none") + changed,
-        "threads": threads,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": command,
-    }
 
 
 def faults(result: dict) -> list[str]:
@@ -85,12 +51,7 @@ def speedup(row: dict) -> str:
 
 
 def header(result: dict) -> str:
-    m = result["meta"]
-    lines = [
-        f"{m['cpu']} ({m['machine']}), {m['isa']}, threads: {m['threads']}; Python {m['python']}, "
-        f"torch {m['torch']}, onnxruntime {m['onnxruntime']}, rnnfast {m['rnnfast']} at {m['commit']}; "
-        f"{m['date']}; `{m['command']}`."
-    ]
+    lines = [record.machine(result)]
     for threads, rates in result["roofline"].items():
         flops = ", ".join(f"{value:.0f} GFLOP/s {dtype}" for dtype, value in rates["gflops"].items())
         reads = ", ".join(f"{level} {value:.0f}" for level, value in rates["read_gb_per_s"].items())
@@ -121,32 +82,59 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
     return columns, lines
 
 
-def terminal(result: dict) -> str:
-    columns, lines = table(result)
-    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
-    text = [
-        "  ".join(
-            cell.ljust(w) if i < 3 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [columns, *lines]
+def geometric_means(result: dict) -> dict[tuple[str, str, str], tuple[float, str, float]]:
+    """Of the required rows: (peer, mode, cell) -> the mean speed-up, the worst row, its speed-up."""
+    ratios: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in result["rows"]:
+        for peer in ("torch.nn", "onnxruntime"):
+            if row["required"] and peer in row["peers"]:
+                key = peer, row["mode"], row["cell"]
+                ratios.setdefault(key, {})[row["name"]] = row["peers"][peer]["ratio"]
+    return {
+        key: (geometric_mean(of.values()), min(of, key=of.get), min(of.values()))
+        for key, of in ratios.items()
+    }
+
+
+def summary(result: dict) -> record.Table:
+    """The means and the worst rows: a line for each peer and mode, a column for each cell."""
+    means = geometric_means(result)
+    cells = list(dict.fromkeys(cell for _, _, cell in means))
+
+    def cell_text(mean: float, name: str, worst: float) -> str:
+        return f"{mean:.2f}× (worst {name} {worst:.2f}×)"
+
+    lines = [
+        [f"over {peer}, {mode}"]
+        + [cell_text(*means[peer, mode, cell]) if (peer, mode, cell) in means else "–" for cell in cells]
+        for peer, mode in sorted({key[:2] for key in means}, key=lambda key: (key[0] != "torch.nn", key[1]))
     ]
-    return "\n".join([header(result), "", *text, *(f"FAILED {fault}" for fault in faults(result))])
+    return ["geometric mean of the speed-ups", *cells], lines
+
+
+def terminal(result: dict) -> str:
+    means = [record.aligned(summary(result), 1)] if geometric_means(result) else []
+    parts = [header(result), *means, record.aligned(table(result), 3)]
+    return "\n\n".join(parts) + "".join(f"\nFAILED {fault}" for fault in faults(result))
 
 
 def markdown(result: dict) -> str:
     """The README's table; a run with faults makes none."""
     if found := faults(result):
         raise ValueError("this run is no result: " + "; ".join(found))
-    columns, lines = table(result)
-    rule = ["---"] * 3 + ["---:"] * (len(columns) - 3)
-    body = "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
     note = (
         "Milliseconds, medians of interleaved rounds. Speed-up: median of the pairs over torch.nn (deep "
         "transition: over the Python loop). Of limit: the roofline of the row over the time. Max diff: "
         "rnnfast against float64, as a share of the largest value; with all gradients when training."
     )
-    return "\n\n".join([header(result).replace("\n", "  \n"), body, note])
+    shapes = len({row["shape"] for row in result["rows"] if row["required"]})
+    means = (
+        f"Over the {shapes} shapes that stand first in the table below, the same for all three cells "
+        "(T = 100, I = H, float32):"
+    )
+    parts = [means, record.pipes(summary(result), 1)] if shapes else []
+    parts = [header(result).replace("\n", "  \n"), *parts, record.pipes(table(result), 3), note]
+    return "\n\n".join(parts)
 
 
 def readme(text: str, result: dict) -> str:
@@ -233,8 +221,7 @@ def chart(result: dict, path: Path) -> Figure:
 
 def write(result: dict, folder: Path) -> None:
     """Prints the table; leaves bench.json, bench.csv and bench.png in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
+    record.save(result, folder, "bench")
     write_csv(result, folder / "bench.csv")
     chart(result, folder / "bench.png")
     print(terminal(result))

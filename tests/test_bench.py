@@ -11,7 +11,7 @@ import torch
 import rnnfast
 from benchmarks import report, run
 from benchmarks.cases import BOTH, CASES, Case
-from benchmarks.peers import Problem, all_peers, baseline, reference
+from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
 from benchmarks.roofline import Team, limit
 
 TINY = Case("tiny", "a test", "LSTM", batch=2, hidden=5, steps=3, inputs=4)
@@ -80,6 +80,7 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
         Case("cell", "", "LSTMCell", 2, 5, 1),
         Case("deep", "", "DeepTransitionRNN", 2, 5, 3, inputs=4),
         Case("bfloat16", "", "LSTM", 2, 5, 3, dtype="bfloat16"),
+        Case("new weights", "", "GRU", 2, 5, 3, fresh_weights=True),
     ],
     ids=lambda case: f"{case.cell}-{case.name}".replace(" ", "-"),
 )
@@ -88,9 +89,10 @@ def test_all_peers_compute_the_same(case):
         training = mode == "training"
         problem = Problem.make(case)
         with torch.inference_mode(not training):
+            exact = reference(problem, training)  # before the peers change a weight
             peers = all_peers(problem, training, threads=1)
-            results = {name: peer.compare(peer.call()) for name, peer in peers.items()}
-            differences, wrong = run.compare(results, reference(problem, training), baseline(case))
+            results = {name: peer.compare(first_outcome(peer, case)[0]) for name, peer in peers.items()}
+            differences, wrong = run.compare(results, exact, baseline(case))
         assert wrong == []
         assert len(results["rnnfast"]) == (2 + len(list(problem.layer.parameters())) if training else 1)
         assert list(peers)[0] == baseline(case) and list(peers)[-1] == "rnnfast"
@@ -109,6 +111,78 @@ def test_a_wrong_output_fails_the_run(monkeypatch, round_machine, tmp_path, caps
     assert "FAILED tiny inference: rnnfast differs by" in printed
     with pytest.raises(ValueError, match="rnnfast differs"):
         report.markdown(json.loads((tmp_path / "bench.json").read_text()))
+
+
+def test_fresh_weights_change_every_result_and_onnxruntime_is_left_out():
+    problem = Problem.make(Case("", "", "LSTM", 2, 5, 3, fresh_weights=True))
+    with torch.inference_mode():
+        peers = all_peers(problem, False, threads=1)
+        assert list(peers) == ["torch.nn", "Python loop", "rnnfast"]
+        for peer in peers.values():
+            results = [peer.call()[0] for _ in range(4)]
+            assert all(not torch.equal(a, b) for a, b in zip(results, results[1:], strict=False))
+            torch.testing.assert_close(results[0], results[3])  # back where the first began: nothing drifts
+
+
+@pytest.mark.parametrize("before", [0.0, 1e-3], ids=["first call", "construction"])
+def test_weights_kept_from_an_earlier_call_fail_the_run(before, monkeypatch, round_machine):
+    class Stale(rnnfast.LSTM):
+        kept = None
+
+        def forward(self, x, hx=None):
+            if self.kept is None:
+                self.kept = [w.detach().clone() for w in self.all_weights[0]]
+                self.kept[1] -= before
+            return rnnfast.functional.lstm(x, hx, [self.kept])
+
+    monkeypatch.setattr(rnnfast, "LSTM", Stale)
+    case = Case("tiny", "", "LSTM", 2, 5, 3, modes=("inference",), fresh_weights=True)
+    (row,) = run.run([case], threads=1, seconds=0.0, least=2, command="a test")["rows"]
+    assert "rnnfast differs" in row["failed"]
+
+
+def test_a_brief_peer_is_timed_in_three_rounds_and_the_others_go_on():
+    calls = {name: lambda: None for name in ("a", "b", "c")}
+    times = run.interleave(calls, seconds=60, least=5, most=5, min_time=1e-6, slow={"a"}, brief={"b"})
+    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 3, "c": 5}
+
+
+def made_up(cell, name, mode, required=True, **ratios):
+    peers = {peer: {"ratio": ratio} for peer, ratio in ratios.items()}
+    return {"cell": cell, "name": name, "mode": mode, "required": required, "peers": peers}
+
+
+def test_geometric_means_are_of_the_required_rows_alone_and_name_the_worst():
+    rows = [
+        made_up("LSTM", "one", "inference", **{"torch.nn": 1.0, "onnxruntime": 0.5}),
+        made_up("LSTM", "two", "inference", **{"torch.nn": 4.0, "onnxruntime": 8.0}),
+        made_up("LSTM", "other", "inference", required=False, **{"torch.nn": 1e-3}),
+        made_up("LSTM", "one", "training", **{"torch.nn": 3.0}),
+        made_up("RNN", "three", "inference", **{"torch.nn": 9.0}),
+    ]
+    assert report.geometric_means({"rows": rows}) == {
+        ("torch.nn", "inference", "LSTM"): (pytest.approx(2.0), "one", 1.0),
+        ("onnxruntime", "inference", "LSTM"): (pytest.approx(2.0), "one", 0.5),
+        ("torch.nn", "training", "LSTM"): (pytest.approx(3.0), "one", 3.0),
+        ("torch.nn", "inference", "RNN"): (pytest.approx(9.0), "three", 9.0),
+    }
+    assert report.summary({"rows": rows}) == (
+        ["geometric mean of the speed-ups", "LSTM", "RNN"],
+        [
+            ["over torch.nn, inference", "2.00× (worst one 1.00×)", "9.00× (worst three 9.00×)"],
+            ["over torch.nn, training", "3.00× (worst one 3.00×)", "–"],
+            ["over onnxruntime, inference", "2.00× (worst one 0.50×)", "–"],
+        ],
+    )
+
+
+def test_means_stand_above_the_table_where_rows_are_required(result):
+    assert "geometric mean" not in report.markdown(result) + report.terminal(result)
+    for row in result["rows"]:
+        row["required"] = True
+    for text in (report.markdown(result), report.terminal(result)):
+        assert text.index("geometric mean") < text.index("max diff")
+    assert "Over the 1 shapes" in report.markdown(result)
 
 
 def test_a_wrong_gradient_or_nan_is_seen():
@@ -221,13 +295,14 @@ def test_rows_of_the_performance_page_are_there():
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     assert all(case.reason for case in CASES)
-    lone = {
-        (c.cell, c.batch, c.hidden) for c in CASES if c.steps == 100 and c.inputs is None and c.layers == 1
+    required = [case for case in CASES if case.required]
+    assert {(c.steps, c.inputs, c.layers, c.directions, c.dtype, c.modes) for c in required} == {
+        (100, None, 1, 1, "float32", BOTH)
     }
-    rows = {"LSTM": [(1, 64), (1, 128), (1, 256), (1, 512), (16, 256), (64, 256), (64, 512)]}
-    rows["GRU"] = [(1, 64), (1, 256), (1, 512), (16, 256), (64, 256), (64, 512)]
-    rows["RNN"] = [(1, 256), (64, 256)]
-    assert {(cell, *size) for cell, sizes in rows.items() for size in sizes} <= lone
+    sizes = [(1, 64), (1, 128), (1, 256), (1, 512), (1, 1024)]
+    sizes += [(16, 256), (64, 128), (64, 256), (64, 512), (128, 1024)]
+    cells = ("LSTM", "GRU", "RNN")
+    assert [(c.cell, c.batch, c.hidden) for c in required] == [(cell, *s) for cell in cells for s in sizes]
     packed = next(case for case in CASES if case.name == "lstm-packed")
     assert (packed.steps, packed.batch, packed.hidden) == (400, 64, 128)
     assert (min(packed.lengths), max(packed.lengths)) == (100, 400)
