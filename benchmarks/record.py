@@ -126,6 +126,6 @@ def in_processes(
     """
     context = multiprocessing.get_context(start)
     if start == "forkserver":
-        context.set_forkserver_preload(["torch", "rnnfast"])
+        context.set_forkserver_preload(["torch", "torch.utils.data", "rnnfast"])
     with ProcessPoolExecutor(count, context, prepare, tuple(given)) as pool:
         return [task.result() for task in [pool.submit(function, *arguments) for _ in range(count)]]

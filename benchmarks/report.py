@@ -1,7 +1,7 @@
-"""What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the README's table.
+"""What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the README's tables.
 
-python -m benchmarks.report JSON --readme README.md
-puts the table between the README's markers, from the JSON and nothing else.
+python -m benchmarks.report JSON ... --readme README.md
+puts what each JSON says between its markers in the README, from the JSON and nothing else.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from . import record
+from . import memory, record
 from .roofline import SLACK
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
 
 
@@ -137,11 +136,24 @@ def markdown(result: dict) -> str:
     return "\n\n".join(parts)
 
 
+def markers(kind: str) -> tuple[str, str]:
+    return f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->"
+
+
 def readme(text: str, result: dict) -> str:
-    """`text` with the table of `result` between the markers."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"the README needs {BEGIN} and, after it, {END}, once each")
-    return text[: text.index(BEGIN)] + f"{BEGIN}\n{markdown(result)}\n" + text[text.index(END) :]
+    """`text` with what `result` says between the markers of its kind."""
+    begin, end = markers(result["kind"])
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(f"the README needs {begin} and, after it, {end}, once each")
+    body = README[result["kind"]](result)
+    return text[: text.index(begin)] + f"{begin}\n{body}\n" + text[text.index(end) :]
+
+
+# What the README says of a result, by its kind.
+README = {
+    "bench": markdown,
+    "memory": memory.markdown,
+}
 
 
 def write_csv(result: dict, path: Path) -> None:
@@ -230,11 +242,14 @@ def write(result: dict, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[2])
-    parser.add_argument("json", type=Path)
+    parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--readme", type=Path, required=True)
     options = parser.parse_args(arguments)
+    results = [json.loads(path.read_text()) for path in options.json]
+    text = options.readme.read_text()
     try:
-        text = readme(options.readme.read_text(), json.loads(options.json.read_text()))
+        for result in results:
+            text = readme(text, result)
     except ValueError as error:
         sys.exit(f"benchmarks.report: {error}")
     options.readme.write_text(text)

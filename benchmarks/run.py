@@ -169,7 +169,12 @@ def run(cases: list[Case], threads: int, seconds: float, least: int, command: st
         row["limit_ms"] = limit(case, mode == "training", teams) * 1e3
         for peer in row["peers"].values():
             peer["fraction"] = row["limit_ms"] / peer["median_ms"]
-    return {"meta": record.meta(threads, command), "roofline": roofline, "rows": rows}
+    return {
+        "kind": "bench",
+        "meta": record.meta(threads, command),
+        "roofline": roofline,
+        "rows": rows,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import rnnfast
-from benchmarks import report, run
+from benchmarks import memory, record, report, run
 from benchmarks.cases import BOTH, CASES, Case
 from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
 from benchmarks.roofline import Team, limit
 
+BEGIN, END = report.markers("bench")
 TINY = Case("tiny", "a test", "LSTM", batch=2, hidden=5, steps=3, inputs=4)
 
 
@@ -209,7 +210,7 @@ def test_faster_than_the_limit_is_no_result(result, fraction, fine):
 def test_readme_table_comes_from_the_json_alone_and_once(result, tmp_path):
     data, page = tmp_path / "bench.json", tmp_path / "README.md"
     data.write_text(json.dumps(result))
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     report.main([str(data), "--readme", str(page)])
     once = page.read_text()
     assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once
@@ -218,9 +219,7 @@ def test_readme_table_comes_from_the_json_alone_and_once(result, tmp_path):
     assert page.read_text() == once
 
 
-@pytest.mark.parametrize(
-    "text", ["", report.BEGIN, report.END + report.BEGIN, (report.BEGIN + report.END) * 2]
-)
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, (BEGIN + END) * 2])
 def test_readme_without_its_markers_is_left_alone(result, text, tmp_path):
     data, page = tmp_path / "bench.json", tmp_path / "README.md"
     data.write_text(json.dumps(result))
@@ -307,3 +306,38 @@ def test_rows_of_the_performance_page_are_there():
     assert (packed.steps, packed.batch, packed.hidden) == (400, 64, 128)
     assert (min(packed.lengths), max(packed.lengths)) == (100, 400)
     assert sum(packed.lengths) / (400 * 64) == pytest.approx(0.65, abs=0.005)
+
+
+META = dict.fromkeys(
+    "machine cpu isa python torch onnxruntime rnnfast commit threads date command".split(), "x"
+)
+
+
+def page(tmp_path, *results):
+    """The README and docs/conditions.md that the made-up `results` give."""
+    readme, files = tmp_path / "README.md", []
+    readme.write_text("".join("{}\n{}\n".format(*report.markers(result["kind"])) for result in results))
+    for result in results:
+        record.save(result, tmp_path, result["kind"])
+        files.append(str(tmp_path / f"{result['kind']}.json"))
+    report.main([*files, "--readme", str(readme)])
+    return readme.read_text()
+
+
+def test_the_memory_table_counts_bytes_and_numbers_for_each_output(tmp_path):
+    row = {"shape": "LSTM T=9", "outputs": 10, "peers": {}}
+    row["peers"]["torch.nn"] = {"inference": 80.0, "forward": 2400.0, "training": 4000.0, "left": 0.0}
+    row["peers"]["rnnfast"] = {"inference": 40.0, "forward": 240.0, "training": 4400.0, "left": 40.0}
+    text = page(tmp_path, {"kind": "memory", "meta": META, "rows": [row]})
+    assert "| LSTM T=9 | inference, peak | 80 (2.0) | 40 (1.0) |" in text
+    assert "| 2,400 (60.0) | 240 (6.0) |" in text and "| 4,000 (100.0) | 4,400 (110.0) |" in text
+
+
+def test_memory_is_measured(tmp_path, capsys):
+    assert memory.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    numbers = {what: value / 4 / row["outputs"] for what, value in row["peers"]["rnnfast"].items()}
+    assert 1 <= numbers["inference"] < 1.5  # the output, and no more than a chunk beside it
+    assert 6 <= numbers["forward"] < 6.5  # the gates, c and the output
+    assert numbers["forward"] < numbers["training"]
+    assert "both directions" in capsys.readouterr().out
