@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from . import memory, record
+from . import memory, record, smooth
 from .roofline import SLACK
 
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
@@ -153,6 +153,7 @@ def readme(text: str, result: dict) -> str:
 README = {
     "bench": markdown,
     "memory": memory.markdown,
+    "smooth": smooth.markdown,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rnnfast
-from benchmarks import memory, record, report, run
+from benchmarks import memory, record, report, run, smooth
 from benchmarks.cases import BOTH, CASES, Case
 from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
 from benchmarks.roofline import Team, limit
@@ -341,3 +341,40 @@ def test_memory_is_measured(tmp_path, capsys):
     assert 6 <= numbers["forward"] < 6.5  # the gates, c and the output
     assert numbers["forward"] < numbers["training"]
     assert "both directions" in capsys.readouterr().out
+
+
+def curve(cell, **values):
+    return {"peer": "rnnfast", "cell": cell, "over": "hidden", "fixed": 1, "sizes": [4, 8, 12], **values}
+
+
+def test_the_worst_jump_is_the_largest_rise_for_a_unit_of_work(tmp_path):
+    assert smooth.worst_jump([1, 2, 4], [1.0, 1.0, 1.0]) == (1, 0.5)  # time stays, work grows: no cliff
+    assert smooth.worst_jump([1, 2, 3, 4], [1.0, 2.0, 6.0, 4.0]) == (2, 2.0)
+    calm = curve("GRU", work=[1, 2, 3], step_us=[1.0, 2.0, 3.0])
+    steep = curve("LSTM", work=[1, 2, 3], step_us=[1.0, 2.0, 4.5])
+    theirs = {**curve("LSTM", work=[1, 2, 3], step_us=[1.0, 9.0, 9.0]), "peer": "torch.nn"}
+    result = {"kind": "smooth", "meta": META, "curves": [calm, steep, theirs]}
+    assert smooth.jumps(result) == [(1.5, "LSTM B=1, H=8 to 12"), (1.0, "GRU B=1, H=4 to 8")]
+    assert "1.50× (LSTM B=1, H=8 to 12" in page(tmp_path, result)
+
+
+def test_smooth_visits_every_size():
+    chosen = {(c.peer, c.cell, c.over, c.fixed): c.sizes for c in smooth.curves(quick=False)}
+    for cell in ("LSTM", "GRU"):
+        for fixed in (1, 16):
+            assert chosen["rnnfast", cell, "hidden", fixed] == tuple(range(8, 601, 4))
+        for fixed in (128, 256):
+            assert chosen["rnnfast", cell, "batch", fixed] == tuple(range(1, 131))
+    for curve in smooth.curves(quick=False):
+        fixed = "batch" if curve.over == "hidden" else "hidden"
+        assert {(point.steps, getattr(point, fixed)) for point in curve.points()} in (
+            {(steps, curve.fixed)} for steps in (50, 100)
+        )
+
+
+def test_smooth_runs_end_to_end(tmp_path, capsys):
+    assert smooth.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
+    curves = json.loads((tmp_path / "smooth.json").read_text())["curves"]
+    assert len(curves) == 12 and all(us > 0 for curve in curves for us in curve["step_us"])
+    assert (tmp_path / "smooth.png").read_bytes().startswith(b"\x89PNG")
+    assert "Largest rise" in capsys.readouterr().out
