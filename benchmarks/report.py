@@ -1,7 +1,8 @@
 """What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the README's tables.
 
 python -m benchmarks.report JSON ... --readme README.md
-puts what each JSON says between its markers in the README, from the JSON and nothing else.
+puts what each JSON says between its markers in the README, from the JSON and nothing else; what conditions
+says also into docs/conditions.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from . import memory, record, smooth
+from . import conditions, memory, record, smooth
 from .roofline import SLACK
 
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
@@ -154,6 +155,7 @@ README = {
     "bench": markdown,
     "memory": memory.markdown,
     "smooth": smooth.markdown,
+    "conditions": conditions.markdown,
 }
 
 
@@ -254,6 +256,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"benchmarks.report: {error}")
     options.readme.write_text(text)
+    for result in results:
+        if result["kind"] == "conditions":
+            page = options.readme.parent / "docs" / "conditions.md"
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(conditions.page(result))
 
 
 if __name__ == "__main__":
