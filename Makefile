@@ -16,7 +16,7 @@ CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h')
 EXT    := $(VENV)/.extension
 FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 
-.PHONY: demo test bench bench-pytest lint format build clean force
+.PHONY: demo test bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 build: $(EXT)
@@ -29,6 +29,13 @@ test: $(EXT)
 
 bench: $(EXT)
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
+	$(PY) -m benchmarks.memory $(BENCH_ARGS)
+	$(PY) -m benchmarks.smooth $(BENCH_ARGS)
+	$(PY) -m benchmarks.conditions $(BENCH_ARGS)
+
+# One of them alone. BENCH_ARGS: --quick, --out FOLDER, --threads N; bench-run also --rows NAME ...
+bench-run bench-memory bench-smooth bench-conditions: bench-%: $(EXT)
+	$(PY) -m benchmarks.$* $(BENCH_ARGS)
 
 bench-pytest: $(EXT)
 	$(PY) -m pytest benchmarks $(TEST_ARGS)
