@@ -56,17 +56,6 @@ def calls_of(case: Case) -> dict[str, Callable[[], Tensor]]:
     return {peer: partial(call, layer) for peer, layer in layers.items()}
 
 
-def turn(call: Callable, seconds: float) -> list[float]:
-    """Seconds of each call, for so long; the one before them finds the caches as the other peer left them."""
-    call()
-    times, end = [], time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
-
-
 def sample(case: Case, seconds: float, rounds: int, meet: Callable = lambda: None) -> Samples:
     """Turns of one peer and the other; `meet` comes before each, so that all processes are at the same."""
     calls = calls_of(case)
@@ -75,7 +64,7 @@ def sample(case: Case, seconds: float, rounds: int, meet: Callable = lambda: Non
     for _ in range(rounds):
         for peer, call in calls.items():
             meet()
-            times[peer] += turn(call, seconds / rounds)
+            times[peer] += record.turn(call, seconds / rounds)
     return times
 
 
@@ -178,7 +167,7 @@ def first_call(peer: str, case: Case, threads: int) -> dict[str, float]:
     start = time.perf_counter()
     call()
     first = time.perf_counter() - start
-    return {"first_ms": first * 1e3, "warm_ms": median(turn(call, 0.1)) * 1e3}
+    return {"first_ms": first * 1e3, "warm_ms": median(record.turn(call, 0.1)) * 1e3}
 
 
 def first_calls(case: Case, threads: int, repeats: int, start: str) -> dict[str, dict[str, float]]:

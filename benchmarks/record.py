@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: options, what a result says of its run, tables, fresh processes.
+"""What the scripts of this folder share: options, what a result says of its run, tables, new processes.
 
 Nothing heavy is imported here: the processes that are started to be measured import this too.
 """
@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -104,6 +105,17 @@ def pipes(table: Table, texts: int) -> str:
     columns, lines = table
     rule = ["---"] * texts + ["---:"] * (len(columns) - texts)
     return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
+
+
+def turn(call: Callable, seconds: float) -> list[float]:
+    """Seconds of each call, for so long; one call before finds the caches as others left them, untimed."""
+    call()
+    times, end = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def in_process(function: Callable, *arguments: object, start: str = "spawn") -> object:

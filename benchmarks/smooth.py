@@ -95,16 +95,6 @@ class Numbers:
         return lambda: layer(x)[0]
 
 
-def timed(call: Callable) -> float:
-    """Seconds of a call: the mean over a turn, after one call that nobody times."""
-    call()
-    start, calls = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < TURN:
-        call()
-        calls += 1
-    return spent / calls
-
-
 def measure(points: list[Point], seconds: float, least: int) -> dict[Point, float]:
     """Seconds of a step at each point: the median of at least `least` rounds over all of them."""
     numbers, order = Numbers(points), random.Random(0)
@@ -119,7 +109,8 @@ def measure(points: list[Point], seconds: float, least: int) -> dict[Point, floa
             rounds += 1
             bar.total = max(bar.total, rounds * len(points))
             for point in order.sample(points, len(points)):
-                times[point].append(timed(numbers.call(point)) / point.steps)
+                call = numbers.call(point)
+                times[point].append(median(record.turn(call, TURN)) / point.steps)
                 bar.update()
     return {point: median(values) for point, values in times.items()}
 
@@ -179,7 +170,13 @@ def chart(result: dict, path: Path) -> Figure:
     styles = {
         ("rnnfast", "LSTM"): {"color": "#4c78a8"},
         ("rnnfast", "GRU"): {"color": "#e45756"},
-        ("torch.nn", "LSTM"): {"color": "grey", "linewidth": 0.8, "marker": ".", "markersize": 3},
+        ("torch.nn", "LSTM"): {
+            "color": "grey",
+            "linewidth": 0.8,
+            "marker": ".",
+            "markersize": 3,
+            "zorder": 1.5,
+        },
     }
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     for (over, fixed), axes in zip(PANELS, figure.subplots(2, 2).flat, strict=True):
