@@ -20,10 +20,12 @@ Tensor dense(const Tensor& t, at::ScalarType type) {
 }
 Tensor dense(const OptTensor& t, at::ScalarType type) { return t ? dense(*t, type) : Tensor(); }
 
-// dense and in the dtype that products read; rows of bfloat16 have an even length, as the kernel asks
+// dense and in the dtype that products read; rows of bfloat16 are whole pairs, as the kernel asks
 Tensor operand(const Tensor& t, at::ScalarType type) {
   const Tensor rows = dense(t, type);
-  return type == at::kBFloat16 && rows.size(-1) % 2 ? at::constant_pad_nd(rows, {0, 1}) : rows;
+  if (type != at::kBFloat16) return rows;
+  if (rows.size(-1) % 2) return at::constant_pad_nd(rows, {0, 1});
+  return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 ? rows.clone() : rows;
 }
 Tensor operand(const OptTensor& t, at::ScalarType type) { return t ? operand(*t, type) : Tensor(); }
 

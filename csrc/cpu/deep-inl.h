@@ -115,13 +115,15 @@ struct DeepBackward {
   const Plan plan;
   const int64_t Hp, B;
   const int last;
+  int64_t widest;          // row of C, padded
   Packed<A> w[kMaxDepth];  // what layer l's gradient passes on its way to layer l - 1, or to h
-  A* zeros;                // as wide as the widest row of C
+  A* zeros;                // [widest]
   A* dh;                   // [B, Hp]
-  A* scratch;              // [B, widest]
+  A* scratch;              // [B, widest], whatever the layer: parts of rows are not at the same layer
 
   DeepBackward(const DeepParams<A>& params, Plan how, Arena& arena)
-      : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
+      : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1), widest(Hp) {
+    for (int l = 0; l < last; ++l) widest = most(widest, padded(p.width[l]));
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     for (int l = 0; l <= last; ++l) {
       const Source<A> source =
@@ -129,15 +131,9 @@ struct DeepBackward {
       w[l] =
           Packed<A>::make(arena, source, p.width[l], l ? p.width[l - 1] : p.H, 1, rows, p.walk.steps, plan);
     }
-    zeros = arena.take<A>(widest());
+    zeros = arena.take<A>(widest);
     dh = arena.take<A>(B * Hp);
-    scratch = arena.take<A>(B * widest());
-  }
-
-  int64_t widest() const {
-    int64_t n = Hp;
-    for (int l = 0; l < last; ++l) n = most(n, padded(p.width[l]));
-    return n;
+    scratch = arena.take<A>(B * widest);
   }
 
   void run(Team::Member& member) const {
@@ -161,7 +157,7 @@ struct DeepBackward {
     for (int l = 0; l <= last; ++l) share.pack(w[l], part);
     copy_padded(dh, Hp, p.dhn, p.H, share.rows_of(part));
     if (part.index == 0)
-      for (int64_t i = 0; i < widest(); ++i) zeros[i] = 0;
+      for (int64_t i = 0; i < widest; ++i) zeros[i] = 0;
   }
 
   // dL/dh of step t, which is dL/d(pre-activation) of the last layer; and the state the step started from
@@ -183,7 +179,7 @@ struct DeepBackward {
   // da of layer l passes w[l]: to dL/dh under layer 0, else through LeakyReLU to da of layer l - 1
   void layer(const Part& part, int l, int64_t t) const {
     const int64_t slot = 0, first = part.rows.begin;
-    const int64_t W = l ? padded(p.width[l - 1]) : Hp;
+    const int64_t W = l ? widest : Hp;
     A* result = l ? scratch : dh;
     product(
         w[l], part.cut, part.rows.size(), &slot, t & 1,
@@ -196,7 +192,8 @@ struct DeepBackward {
           if (l == 0) return;
           const int64_t row = p.walk.row(t, first + i), n = p.width[l - 1];
           for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-            const V act = load(p.acts[l - 1] + row * W + v * L), da = load(result + (first + i) * W + v * L);
+            const V act = load(p.acts[l - 1] + row * padded(n) + v * L);
+            const V da = load(result + (first + i) * W + v * L);
             store_part(p.da[l - 1] + row * n + v * L, leaky_relu_backward(act, da, p.slope), n - v * L);
           }
         });

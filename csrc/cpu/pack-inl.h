@@ -76,13 +76,14 @@ RNNFAST_INLINE void store(A* p, typename Vec<A>::type v) {
   *reinterpret_cast<typename Vec<A>::unaligned*>(p) = v;
 }
 
-// The first n lanes, the rest zero; n may be anything.
+// The first n lanes, the rest zero; n may be anything. RNNFAST_CHECKED is for sanitizers, which do not see
+// what an intrinsic reads or writes.
 template <class A>
 RNNFAST_INLINE typename Vec<A>::type load_part(const A* p, int64_t n) {
   typedef typename Vec<A>::type V;
   if (n >= Vec<A>::kLanes) return load(p);
   if (n <= 0) return V{};
-#ifdef RNNFAST_MASKED_LOAD
+#if defined(RNNFAST_MASKED_LOAD) && !defined(RNNFAST_CHECKED)
   return RNNFAST_MASKED_LOAD(V, p, n);
 #else
   V v{};
@@ -95,7 +96,7 @@ template <class A>
 RNNFAST_INLINE void store_part(A* p, typename Vec<A>::type v, int64_t n) {
   if (n >= Vec<A>::kLanes) return store(p, v);
   if (n <= 0) return;
-#ifdef RNNFAST_MASKED_STORE
+#if defined(RNNFAST_MASKED_STORE) && !defined(RNNFAST_CHECKED)
   RNNFAST_MASKED_STORE(p, v, n);
 #else
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];

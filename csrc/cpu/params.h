@@ -60,7 +60,8 @@ struct ComputeType<Bfloat16> {
 };
 
 // One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
-// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with a zero to an even length.
+// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with a zero to an even length, and
+// the first begins at a multiple of 4 bytes: they are read by pairs.
 template <class E>
 struct ForwardParams {
   typedef typename ComputeType<E>::type A;
