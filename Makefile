@@ -12,11 +12,12 @@ BENCH_ARGS ?=
 
 PY     := $(VENV)/bin/python
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h')
+NATIVE := $(wildcard tests/native/*.cpp)
 # The stamp of the compiled extension; without a compiled file beside the package the stamp means nothing.
 EXT    := $(VENV)/.extension
 FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 
-.PHONY: demo test bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
+.PHONY: demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 build: $(EXT)
@@ -26,6 +27,10 @@ demo: $(EXT)
 
 test: $(EXT)
 	$(PY) -m pytest $(TEST_ARGS)
+
+# the sanitizers on as many random layers as the project promises
+fuzz: $(EXT)
+	RNNFAST_FUZZ=10000 $(PY) -m pytest tests/test_native.py -s $(TEST_ARGS)
 
 bench: $(EXT)
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
@@ -43,12 +48,12 @@ bench-pytest: $(EXT)
 lint: $(VENV)/.package
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC)
+	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC) $(NATIVE)
 
 format: $(VENV)/.package
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(CSRC)
+	$(VENV)/bin/clang-format -i $(CSRC) $(NATIVE)
 
 # Removes what was compiled; the virtual environment stays.
 clean:

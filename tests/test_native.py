@@ -1,0 +1,101 @@
+"""The kernels without torch, under sanitizers: tests/native/fuzz.cpp runs random small layers through them.
+
+RNNFAST_FUZZ says how many layers; `make fuzz` runs 10,000 with each sanitizer.
+"""
+
+import functools
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).resolve().parent.parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+LAYERS = int(os.environ.get("RNNFAST_FUZZ", 1000))
+COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+JOBS = int(os.environ.get("MAX_JOBS", len(os.sched_getaffinity(0))))
+
+ADDRESS, THREAD = "address,undefined", "thread"  # two programs: they do not go together
+FLAGS = ["-std=c++20", "-Og", "-g1", "-pthread", "-ffp-contract=off", "-fno-sanitize-recover=all"]
+# -Wtsan: the thread sanitizer does not know fences. The one in team.cpp orders atomics alone.
+FLAGS += ["-DRNNFAST_CHECKED=1", "-Wno-tsan", *["-DRNNFAST_X86=1"][:X86]]
+FLAGS += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths())]
+
+ISAS = ["generic", "avx2", "avx512", "avx512_bf16"] if X86 else ["generic"]
+NAMES = ["plan", "dispatch", *(f"isa_{isa}" for isa in ISAS)]  # fuzz.cpp includes team.cpp
+SOURCES = [ROOT / "tests" / "native" / "fuzz.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in NAMES)]
+
+LAUNCHERS = [[], ["setarch", "-R"]] if shutil.which("setarch") else [[]]
+
+
+def run(*command, **options):
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def build(folder, sanitizer, sources):
+    """The program, and what went wrong on the way: nothing, if it is there."""
+    command = [*COMPILER, *FLAGS, f"-fsanitize={sanitizer}"]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    with ThreadPoolExecutor(JOBS) as pool:
+        steps = list(pool.map(lambda source, to: run(*command, "-c", source, "-o", to), sources, objects))
+    program = folder / "program"
+    steps.append(run(*command, *objects, "-o", program))
+    return program, "".join(step.stderr for step in steps if step.returncode)
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory):
+    """A function of a sanitizer that gives the command of its program, compiled at the first call."""
+
+    @functools.cache
+    def command(sanitizer):
+        folder = tmp_path_factory.mktemp(f"empty_{sanitizer}")
+        (folder / "main.cpp").write_text("int main() {}\n")
+        empty, wrong = build(folder, sanitizer, [folder / "main.cpp"])
+        if wrong:
+            pytest.skip(f"{COMPILER[0]} does not link -fsanitize={sanitizer}: {wrong.strip()[-200:]}")
+        # some kernels place programs where the thread sanitizer cannot work, unless told not to
+        started = [(launcher, run(*launcher, empty)) for launcher in LAUNCHERS]
+        launcher = next((launcher for launcher, ran in started if ran.returncode == 0), None)
+        if launcher is None:
+            pytest.skip(f"-fsanitize={sanitizer} does not start here: {started[0][1].stderr.strip()[-200:]}")
+        program, wrong = build(tmp_path_factory.mktemp(f"fuzz_{sanitizer}"), sanitizer, SOURCES)
+        assert not wrong, wrong[-6000:]
+        return [*launcher, program]
+
+    return command
+
+
+@pytest.mark.parametrize("sanitizer", [ADDRESS, THREAD])
+def test_random_layers_on_random_teams_are_right_and_clean(fuzz, sanitizer):
+    ran = run(*fuzz(sanitizer), str(LAYERS), timeout=60 + LAYERS)
+    assert ran.returncode == 0, ran.stderr[-6000:]
+    print(f"{sanitizer}: {ran.stdout}", end="")
+    layers, teams = map(int, re.match(r"(\d+) layers, (\d+) of \d+ calls by a team", ran.stdout).groups())
+    assert layers == LAYERS
+    assert teams > 0
+
+
+@pytest.mark.parametrize(
+    "sanitizer, fault, message",
+    [
+        (ADDRESS, "short", "heap-buffer-overflow"),
+        (ADDRESS, "differs", "differs between one thread and a team"),
+        (ADDRESS, "wrong", r"\] is .*, expected"),
+        pytest.param(ADDRESS, "mxcsr", "MXCSR", marks=pytest.mark.skipif(not X86, reason="no MXCSR here")),
+        (THREAD, "race", "data race"),
+    ],
+)
+def test_a_planted_fault_is_found(fuzz, sanitizer, fault, message):
+    ran = run(*fuzz(sanitizer), "100", "1", "", fault, timeout=120)
+    assert ran.returncode != 0
+    assert re.search(message, ran.stderr), ran.stderr[-6000:]
+    # and how to meet it again
+    assert re.search(r"^fuzz: fuzz 1 \d+ ", ran.stderr, re.MULTILINE)
