@@ -126,6 +126,30 @@ def test_every_instruction_set_stores_half_precision(isa, dtype, cell):
     assert_close_to_oracle(got[1], reference[1], exact[1], [f"gradient {i}" for i in range(len(got[1]))])
 
 
+def test_bfloat16_that_begins_at_an_odd_number_is_read_like_any_other():
+    # products of pairs read whole words
+    layer = rnnfast.GRU(8, 6, dtype=torch.bfloat16)
+    x = torch.randn(1 + 5 * 3 * 8).bfloat16()
+    odd = x[1:].view(5, 3, 8)
+    with torch.no_grad():
+        assert torch.equal(layer(odd)[0], layer(odd.clone())[0])
+
+
+def test_rows_of_a_deep_transition_with_unlike_widths_do_not_meet():
+    x, h = torch.randn(8, 6, 4, dtype=torch.float64), torch.zeros(8, 5, dtype=torch.float64)
+    weights = [
+        torch.randn(n, m, dtype=torch.float64, requires_grad=True) for n, m in [(70, 9), (3, 70), (5, 3)]
+    ]
+    torch.set_num_threads(2)
+    grads = []
+    for split in ("serial", "rows"):
+        info.set_split(split)
+        y, _ = rnnfast.functional.deep_transition(x, h, weights)
+        grads.append(torch.autograd.grad(y.square().sum(), weights))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
 @isas
 @cells
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])

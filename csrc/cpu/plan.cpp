@@ -9,10 +9,10 @@ namespace {
 
 // Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond, half of that for a
 // single row, where W is the bound; a barrier 0.1 us; entering the pool 2 us when its threads still spin, 20
-// to 50 us when they sleep. Only their ratios matter here.
+// to 50 us when they sleep: 15 is between. Only their ratios matter here.
 constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kBarrierNs = 150;
-constexpr double kEnterNs = 20000;
+constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.055;       // of one number of W, once a call
 constexpr double kFarBytesPerNs = 40;   // one thread reading weights from beyond its second cache
