@@ -66,7 +66,7 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
     void* workspace;
   };
   const int64_t bytes = static_cast<int64_t>(call(context, plan, nullptr, nullptr));
-  const at::Tensor workspace = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
+  const at::Tensor workspace = kept_empty({bytes}, at::TensorOptions().dtype(at::kByte));
   Bound bound{plan, call, context, workspace.mutable_data_ptr()};
   const int wanted = plan.parts > 1 ? std::min(plan.parts, Team::usable_threads()) : 1;
   const int members = Team::run(
