@@ -1,0 +1,14 @@
+// What the AVX-512 sets have in one instruction, by the names that isa-inl.h asks for.
+#pragma once
+#include <immintrin.h>
+
+#define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
+#define RNNFAST_SCALE_F32(p, k) _mm512_maskz_scalef_ps(0xffff, p, k)
+#define RNNFAST_SCALE_F64(p, k) _mm512_maskz_scalef_pd(0xff, p, k)
+#define RNNFAST_MASKED_LOAD(V, p, n)                                                            \
+  (sizeof *(p) == 4 ? __builtin_bit_cast(V, _mm512_maskz_loadu_epi32(0xffffu >> (16 - (n)), p)) \
+                    : __builtin_bit_cast(V, _mm512_maskz_loadu_epi64(0xffu >> (8 - (n)), p)))
+#define RNNFAST_MASKED_STORE(p, v, n)                                                                    \
+  (sizeof *(p) == 4 ? _mm512_mask_storeu_epi32(p, 0xffffu >> (16 - (n)), __builtin_bit_cast(__m512i, v)) \
+                    : _mm512_mask_storeu_epi64(p, 0xffu >> (8 - (n)), __builtin_bit_cast(__m512i, v)))
