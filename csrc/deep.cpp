@@ -123,18 +123,18 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   int64_t offset = 0;
   for (int l = 0; l < s.depth; ++l) {
     // what layer l read: [x, h], or the activations of the layer under it
-    Tensor dw;
+    Tensor dw, db, *const sums = biases.empty() ? nullptr : &db;
     if (l == 0) {
-      dw = at::cat({multiplied(t.da[l], true, t.x.view({N, s.I})), multiplied(t.da[l], true, t.h_previous)},
-                   1);
+      dw = at::cat(
+          {multiplied(t.da[l], true, t.x.view({N, s.I})), multiplied(t.da[l], true, t.h_previous, sums)}, 1);
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);
       dw = multiplied(t.da[l], true,
-                      t.acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width));
+                      t.acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width), sums);
       offset += numbers;
     }
     std::get<2>(r).push_back(dw.to(back));
-    if (!biases.empty()) std::get<3>(r).push_back(t.da[l].sum(0).to(back));
+    if (!biases.empty()) std::get<3>(r).push_back(db.to(back));
   }
   return r;
 }

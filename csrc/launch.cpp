@@ -155,18 +155,20 @@ namespace {
 // Below this many multiply-adds a second thread costs more than it takes over.
 constexpr int64_t kSerialWork = 3'000'000;
 
-template <class A>
-void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b,
-                  bool accumulate) {
-  GradientParams<A> p{};
+template <class E>
+void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b, bool accumulate,
+                  const at::Tensor& sums) {
+  typedef typename ComputeType<E>::type A;
+  GradientParams<E> p{};
   p.M = c.size(0), p.N = b.size(1), p.K = b.size(0);
-  p.a = a.const_data_ptr<A>(), p.lda = a.stride(0), p.turned = turned;
-  p.b = b.const_data_ptr<A>(), p.ldb = b.stride(0);
+  p.a = static_cast<const E*>(a.const_data_ptr()), p.lda = a.stride(0), p.turned = turned;
+  p.b = static_cast<const E*>(b.const_data_ptr()), p.ldb = b.stride(0);
   p.c = c.mutable_data_ptr<A>(), p.ldc = c.stride(0);
   p.accumulate = accumulate;
+  p.sums = sums.defined() ? sums.mutable_data_ptr<A>() : nullptr;
   const int threads = p.M * p.N * p.K < kSerialWork ? 1 : Team::usable_threads();
   const bool serial = threads == 1 || forced().load() == static_cast<int>(Split::kSerial);
-  const auto kernel = kernels().of(A()).gradient;
+  const auto kernel = kernels().layer(E()).gradient;
   const auto call = [&](Plan plan, void* workspace, Team::Member* member) {
     return kernel(p, plan, workspace, member);
   };
@@ -175,13 +177,16 @@ void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const a
 
 }  // namespace
 
-void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b, bool accumulate) {
-  if (c.numel() == 0) return;
-  if (b.size(0) == 0) {
+void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b, bool accumulate,
+              const at::Tensor& sums) {
+  if (b.numel() == 0 || c.numel() == 0) {
     if (!accumulate) c.zero_();
+    if (sums.defined()) sums.copy_(a.sum(0, false, sums.scalar_type()));
     return;
   }
-  (c.scalar_type() == at::kDouble ? run_gradient<double> : run_gradient<float>)(c, a, turned, b, accumulate);
+  (a.scalar_type() == at::kDouble     ? run_gradient<double>
+   : a.scalar_type() == at::kBFloat16 ? run_gradient<Bfloat16>
+                                      : run_gradient<float>)(c, a, turned, b, accumulate, sums);
 }
 
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options) {
@@ -192,9 +197,13 @@ at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {
   return buffer.size(1) == N ? buffer : buffer.narrow(1, 0, N).contiguous();
 }
 
-at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b) {
-  const at::Tensor c = gradient_buffer(a.size(turned ? 1 : 0), b.size(1), b.options());
-  multiply(c, a, turned, b);
+at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b, at::Tensor* sums) {
+  const at::TensorOptions options =
+      b.scalar_type() == at::kBFloat16 ? b.options().dtype(at::kFloat) : b.options();
+  const int64_t M = a.size(turned ? 1 : 0);
+  const at::Tensor c = gradient_buffer(M, b.size(1), options);
+  if (sums) *sums = at::empty({M}, options);
+  multiply(c, a, turned, b, false, sums ? *sums : at::Tensor());
   return gradient_of(c, b.size(1));
 }
 

@@ -60,13 +60,14 @@ class Scratch {
 };
 
 // C = A B (or C += A B) for a gradient: a [M, K], or turned [K, M], and b [K, N] may have padded rows; c is
-// of gradient_buffer's making.
+// of gradient_buffer's making. a and b are of one dtype, c float where that is bfloat16. sums [M], if
+// defined, becomes the sums over k of a turned a.
 void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b,
-              bool accumulate = false);
+              bool accumulate = false, const at::Tensor& sums = {});
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options);  // [M, padded(N)]
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                         // [M, N]
 // all three in one
-at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b);
+at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b, at::Tensor* sums = nullptr);
 
 // Where the rows of each step stand; owns the arrays that a Walk points to.
 struct WalkStorage {

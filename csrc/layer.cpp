@@ -29,6 +29,11 @@ Tensor operand(const Tensor& t, at::ScalarType type) {
 }
 Tensor operand(const OptTensor& t, at::ScalarType type) { return t ? operand(*t, type) : Tensor(); }
 
+// the dtype that the products of a layer with this x read
+at::ScalarType element_type(const Tensor& x, at::ScalarType accumulation) {
+  return kernels().bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : accumulation;
+}
+
 template <class E>
 using TorchType = std::conditional_t<std::is_same_v<E, Bfloat16>, at::BFloat16, E>;
 
@@ -65,13 +70,12 @@ std::vector<int64_t> output_shape(const LayerSizes& s) {
                        : std::vector<int64_t>{s.T, s.B, s.D * s.P};
 }
 
-// matrices in the dtype that products read, biases in the accumulation dtype
-std::array<Weights, 2> all_weights(at::ScalarType element, at::ScalarType type, const Tensor& w_ih,
-                                   const Tensor& w_hh, const OptTensor& b_ih, const OptTensor& b_hh,
-                                   const OptTensor& w_hr, const OptTensor& w_ih_r, const OptTensor& w_hh_r,
-                                   const OptTensor& b_ih_r, const OptTensor& b_hh_r,
-                                   const OptTensor& w_hr_r) {
-  const auto w = [&](const auto& t) { return operand(t, element); };
+// matrices as w(matrix) makes them, biases in the accumulation dtype
+template <class W>
+std::array<Weights, 2> all_weights(const W& w, at::ScalarType type, const Tensor& w_ih, const Tensor& w_hh,
+                                   const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                                   const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
+                                   const OptTensor& b_hh_r, const OptTensor& w_hr_r) {
   const auto b = [&](const auto& t) { return dense(t, type); };
   return {Weights{w(w_ih), w(w_hh), b(b_ih), b(b_hh), w(w_hr)},
           Weights{w(w_ih_r), w(w_hh_r), b(b_ih_r), b(b_hh_r), w(w_hr_r)}};
@@ -104,7 +108,7 @@ void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, 
     p.gates = out<A>(gates, d * s.N * s.slots * Hp);
     p.cells = out<A>(cells, d * s.N * Hp);
     launch("recurrent", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
-      return k.forward(E())(s.mode, p, plan, workspace, member);
+      return k.layer(E()).forward(s.mode, p, plan, workspace, member);
     });
   }
 }
@@ -113,46 +117,55 @@ struct Directions {
   Tensor da, dx, h_previous, dprojected, hidden;  // of one direction; see BackwardParams
 };
 
-template <class A>
+// da and the like, whose rows products read: whole words
+template <class E>
+Tensor gradient_rows(Scratch& scratch, int64_t rows, int64_t columns) {
+  const Tensor whole = scratch.take(rows, whole_words<E>(columns));
+  for (int64_t i = columns; i < whole.size(1); ++i) whole.select(1, i).zero_();
+  return whole.narrow(1, 0, columns);
+}
+
+template <class E>
 Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
                               const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
                               const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
                               const Tensor& dh0, const Tensor& dc0, Scratch& scratch, bool need_w_hh,
                               bool need_w_hr) {
+  typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H), GH = s.gates * s.H;
   Directions r;
-  r.da = scratch.take(s.N, GH);
-  r.dx = s.slots > s.gates ? scratch.take(s.N, GH) : r.da;
+  r.da = gradient_rows<E>(scratch, s.N, GH);
+  r.dx = s.slots > s.gates ? gradient_rows<E>(scratch, s.N, GH) : r.da;
+  if (w.w_hr.defined()) r.dprojected = gradient_rows<E>(scratch, s.N, s.P);
   if (need_w_hh) r.h_previous = scratch.take(s.N, s.P);
-  if (w.w_hr.defined()) r.dprojected = scratch.take(s.N, s.P);
   if (w.w_hr.defined() && need_w_hr) r.hidden = scratch.take(s.N, s.H);
-  BackwardParams<A> p{};
+  BackwardParams<E> p{};
   p.walk = walk;
   p.walk.reverse = d == 1;
   p.H = s.H, p.P = s.P;
-  p.w_hh = in<A>(w.w_hh), p.w_hr = in<A>(w.w_hr);
+  p.w_hh = in<E>(w.w_hh), p.w_hr = in<E>(w.w_hr);
   p.h0 = in<A>(h0, d * s.B * s.P);
   p.c0 = in<A>(c0, d * s.B * s.H);
-  p.y = in<A>(y, d * s.P);
-  p.dy = in<A>(dy, d * s.P);
+  p.y = in<E>(y, d * s.P);
+  p.dy = in<E>(dy, d * s.P);
   p.ldy = s.D * s.P;
   p.dhn = in<A>(dhn, d * s.B * s.P);
   p.dcn = in<A>(dcn, d * s.B * s.H);
   p.gates = in<A>(gates, d * s.N * s.slots * Hp);
   p.cells = s.has_cell ? in<A>(cells, d * s.N * Hp) : nullptr;
-  p.da = out<A>(r.da);
-  p.dx = r.dx.is_same(r.da) ? nullptr : out<A>(r.dx);
-  p.h_previous = out<A>(r.h_previous);
-  p.dprojected = out<A>(r.dprojected);
-  p.hidden = out<A>(r.hidden);
+  p.da = out<E>(r.da);
+  p.dx = r.dx.is_same(r.da) ? nullptr : out<E>(r.dx);
+  p.h_previous = out<E>(r.h_previous);
+  p.dprojected = out<E>(r.dprojected);
+  p.hidden = out<E>(r.hidden);
   p.dh0 = out<A>(dh0, d * s.B * s.P);
   p.dc0 = out<A>(dc0, d * s.B * s.H);
   // the input product's gradients are launches of their own
   Shape shape = shape_of(s, k, sizeof(A) == 8);
   shape.inputs = 0;
   launch("recurrent_backward", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
-    return k.of(A()).backward(s.mode, p, plan, workspace, member);
+    return k.layer(E()).backward(s.mode, p, plan, workspace, member);
   });
   return r;
 }
@@ -177,7 +190,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
-  const at::ScalarType element = k.forward_bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : type;
+  const at::ScalarType element = element_type(x, type);
   const Tensor y = kept_empty(output_shape(s), options.dtype(element));
   const Tensor hn = at::empty({s.D, s.B, s.P}, options);
   const Tensor cn =
@@ -187,8 +200,8 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const Tensor cells =
       save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : at::empty({0}, options);
   if (s.N > 0) {
-    const auto weights =
-        all_weights(element, type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+    const auto weights = all_weights([&](const auto& w) { return operand(w, element); }, type, w_ih, w_hh,
+                                     b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
     const WalkStorage storage = walk_of(s, batch_sizes);
     const auto run = element == at::kDouble     ? forward_directions<double>
                      : element == at::kBFloat16 ? forward_directions<Bfloat16>
@@ -222,11 +235,12 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
-  const auto weights =
-      all_weights(type, type, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
-  const Tensor x_rows = dense(x, type).view({s.N, s.I}), y_dense = dense(y, type);
+  const at::ScalarType element = element_type(x, type);
+  const auto weights = all_weights([&](const auto& w) { return dense(w, element); }, type, w_ih, w_hh, b_ih,
+                                   b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+  const Tensor x_rows = dense(x, element).view({s.N, s.I}), y_dense = dense(y, element);
   const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
-  const Tensor dy_dense = dense(dy, type), dhn_dense = dense(dhn, type);
+  const Tensor dy_dense = dense(dy, element), dhn_dense = dense(dhn, type);
   const Tensor dcn_dense = s.has_cell ? dense(dcn, type) : Tensor();
   const Tensor gates_dense = gates.contiguous(), cells_dense = cells.contiguous();
   const Tensor dh0 = at::zeros({s.D, s.B, s.P}, options);
@@ -253,10 +267,13 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   for (int64_t d = 0; d < s.D; ++d) {
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
     const int64_t gate_buffers = s.slots > s.gates ? 2 : 1, projection = w_hr ? s.P + s.H : 0;
-    Scratch scratch(s.N * (gate_buffers * s.gates * s.H + s.P + projection), options);
+    Scratch scratch(s.N * (gate_buffers * (s.gates * s.H + 1) + s.P + 1 + projection),
+                    options.dtype(element));
     Directions r;
     if (s.N > 0) {
-      const auto run = type == at::kDouble ? backward_direction<double> : backward_direction<float>;
+      const auto run = element == at::kDouble     ? backward_direction<double>
+                       : element == at::kBFloat16 ? backward_direction<Bfloat16>
+                                                  : backward_direction<float>;
       r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
               gates_dense, cells_dense, dh0, dc0, scratch, wanted(first + 1), wanted(first + 4));
     } else {
@@ -268,11 +285,13 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
       if (d == 0) grads[0] = gradient_buffer(s.N, s.I, options);
       multiply(grads[0], r.dx, false, weights[d].w_ih, /*accumulate=*/d > 0);
     }
-    if (wanted(first)) grads[first] = multiplied(r.dx, true, x_rows);
-    if (wanted(first + 1)) grads[first + 1] = multiplied(r.da, true, r.h_previous);
-    if (wanted(first + 2)) grads[first + 2] = r.dx.sum(0);
-    if (wanted(first + 3))
-      grads[first + 3] = r.dx.is_same(r.da) && wanted(first + 2) ? grads[first + 2].clone() : r.da.sum(0);
+    // db comes along with dW, or alone
+    Tensor &db_x = grads[first + 2], &db_h = grads[first + 3];
+    if (wanted(first)) grads[first] = multiplied(r.dx, true, x_rows, wanted(first + 2) ? &db_x : nullptr);
+    if (wanted(first + 1))
+      grads[first + 1] = multiplied(r.da, true, r.h_previous, wanted(first + 3) ? &db_h : nullptr);
+    if (wanted(first + 2) && !db_x.defined()) db_x = r.dx.sum(0, false, type);
+    if (wanted(first + 3) && !db_h.defined()) db_h = r.da.sum(0, false, type);
     if (wanted(first + 4)) grads[first + 4] = multiplied(r.dprojected, true, r.hidden);
   }
   if (wanted(0)) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());

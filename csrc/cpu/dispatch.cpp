@@ -18,7 +18,7 @@ namespace avx512 {
 extern const Kernels kKernels;
 }
 namespace avx512_bf16 {
-extern const ForwardBf16 kForward;
+extern const LayerKernels<Bfloat16> kLayer;
 }
 #endif
 
@@ -34,7 +34,7 @@ const Kernels& avx512_with_bf16() {
   static const Kernels all = [] {
     Kernels k = avx512::kKernels;
     k.name = "avx512_bf16";
-    k.forward_bf16 = avx512_bf16::kForward;
+    k.bf16 = &avx512_bf16::kLayer;
     return k;
   }();
   return all;

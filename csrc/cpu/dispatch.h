@@ -10,32 +10,35 @@ namespace rnnfast {
 
 // Each function does one member's share of a call; without a member it only returns how many bytes of
 // workspace (64-byte aligned) the call needs.
+template <class E>
+struct LayerKernels {
+  size_t (*forward)(Mode, const ForwardParams<E>&, Plan, void* workspace, Team::Member*);
+  size_t (*backward)(Mode, const BackwardParams<E>&, Plan, void* workspace, Team::Member*);
+  size_t (*gradient)(const GradientParams<E>&, Plan, void* workspace, Team::Member*);
+};
+
 template <class A>
 struct KernelsOf {
-  size_t (*forward)(Mode, const ForwardParams<A>&, Plan, void* workspace, Team::Member*);
-  size_t (*backward)(Mode, const BackwardParams<A>&, Plan, void* workspace, Team::Member*);
+  LayerKernels<A> layer;
   size_t (*deep_forward)(const DeepParams<A>&, Plan, void* workspace, Team::Member*);
   size_t (*deep_backward)(const DeepParams<A>&, Plan, void* workspace, Team::Member*);
-  size_t (*gradient)(const GradientParams<A>&, Plan, void* workspace, Team::Member*);
   // elementwise over n numbers, for tests: 'e'xp, 's'igmoid, 't'anh
   void (*math)(char function, const A* x, A* y, int64_t n);
 };
-
-using ForwardBf16 = size_t (*)(Mode, const ForwardParams<Bfloat16>&, Plan, void* workspace, Team::Member*);
 
 struct Kernels {
   const char* name;
   int vector_bytes;
   KernelsOf<float> f32;
   KernelsOf<double> f64;
-  ForwardBf16 forward_bf16;  // null: this set has no products of bfloat16
+  const LayerKernels<Bfloat16>* bf16;  // null: this set has no products of bfloat16
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }
 
-  auto forward(float) const { return f32.forward; }
-  auto forward(double) const { return f64.forward; }
-  auto forward(Bfloat16) const { return forward_bf16; }
+  const LayerKernels<float>& layer(float) const { return f32.layer; }
+  const LayerKernels<double>& layer(double) const { return f64.layer; }
+  const LayerKernels<Bfloat16>& layer(Bfloat16) const { return *bf16; }
 };
 
 // The set in use: forced by set_isa or RNNFAST_ISA, else the best that was built and that this processor has.

@@ -30,6 +30,7 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #ifdef RNNFAST_DOT_BF16
 #include "cpu/bfloat16-inl.h"
 #endif
+#include "cpu/turn-inl.h"
 #include "cells/math.h"
 #include "cells/lstm.h"
 #include "cells/gru.h"
@@ -49,17 +50,17 @@ size_t run_loop(const Params& params, Plan plan, void* workspace, Team::Member* 
   return arena.used;
 }
 
-template <template <class, class> class Loop, class A, class Params>
+template <template <class, class> class Loop, class E, class Params>
 size_t run_cell(Mode mode, const Params& params, Plan plan, void* workspace, Team::Member* member) {
   switch (mode) {
     case Mode::kLstm:
-      return run_loop<Loop<Lstm, A>>(params, plan, workspace, member);
+      return run_loop<Loop<Lstm, E>>(params, plan, workspace, member);
     case Mode::kGru:
-      return run_loop<Loop<Gru, A>>(params, plan, workspace, member);
+      return run_loop<Loop<Gru, E>>(params, plan, workspace, member);
     case Mode::kRnnTanh:
-      return run_loop<Loop<RnnTanh, A>>(params, plan, workspace, member);
+      return run_loop<Loop<RnnTanh, E>>(params, plan, workspace, member);
     case Mode::kRnnRelu:
-      return run_loop<Loop<RnnRelu, A>>(params, plan, workspace, member);
+      return run_loop<Loop<RnnRelu, E>>(params, plan, workspace, member);
   }
   return 0;
 }
@@ -73,8 +74,11 @@ void apply_math(char function, const A* x, A* y, int64_t n) {
   }
 }
 
+template <class E>
+constexpr LayerKernels<E> kLayerOf = {run_cell<Forward, E, ForwardParams<E>>,
+                                      run_cell<Backward, E, BackwardParams<E>>,
+                                      run_loop<Gradient<E>, GradientParams<E>>};
+
 template <class A>
-constexpr KernelsOf<A> kKernelsOf = {
-    run_cell<Forward, A, ForwardParams<A>>,   run_cell<Backward, A, BackwardParams<A>>,
-    run_loop<DeepForward<A>, DeepParams<A>>,  run_loop<DeepBackward<A>, DeepParams<A>>,
-    run_loop<Gradient<A>, GradientParams<A>>, apply_math<A>};
+constexpr KernelsOf<A> kKernelsOf = {kLayerOf<A>, run_loop<DeepForward<A>, DeepParams<A>>,
+                                     run_loop<DeepBackward<A>, DeepParams<A>>, apply_math<A>};

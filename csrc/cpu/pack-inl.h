@@ -103,6 +103,49 @@ RNNFAST_INLINE void store_part(A* p, typename Vec<A>::type v, int64_t n) {
 #endif
 }
 
+// What storage of type E is read as by a product (words of so many numbers), and what a product of words W
+// adds up in.
+template <class E>
+struct WordOf {
+  typedef E type;
+  static constexpr int kNumbers = 1;
+};
+template <>
+struct WordOf<Bfloat16> {
+  typedef int32_t type;
+  static constexpr int kNumbers = 2;
+};
+template <class W>
+struct SumOf {
+  typedef W type;
+};
+template <>
+struct SumOf<int32_t> {
+  typedef float type;
+};
+
+template <class E>
+RNNFAST_INLINE const typename WordOf<E>::type* words(const E* p) {
+  return reinterpret_cast<const typename WordOf<E>::type*>(p);
+}
+
+// A row of words from numbers that stand in rows: word j is number j of each of kNumbers rows, ld apart, from
+// p on. `part`: only the first n of them, and no more rows than are left; what is missing is zero.
+template <class A>
+RNNFAST_INLINE typename Vec<A>::type load_column_words(const A* p, int64_t) {
+  return load(p);
+}
+template <class A>
+RNNFAST_INLINE typename Vec<A>::type load_column_words_part(const A* p, int64_t, int64_t rows, int64_t n) {
+  return rows > 0 ? load_part(p, n) : typename Vec<A>::type{};
+}
+
+// every word's numbers added to a lane of sums
+template <class V>
+RNNFAST_INLINE V add_words(V words, V sums) {
+  return sums + words;
+}
+
 template <class T>
 RNNFAST_INLINE T least(T a, T b) {
   return a < b ? a : b;
@@ -128,105 +171,6 @@ RNNFAST_INLINE Range share(int64_t n, int64_t parts, int64_t i) {
 RNNFAST_INLINE Range share(Range all, int64_t parts, int64_t i) {
   const Range r = share(all.size(), parts, i);
   return {all.begin + r.begin, all.begin + r.end};
-}
-
-// Shuffles of two packs that are one instruction each: within every 128-bit lane, blocks of kSize numbers
-// from the low (or high) halves of a and b in turn; and the even (or odd) lanes of a, then of b.
-template <class A, int kSize>
-RNNFAST_INLINE typename Vec<A>::type interleave(typename Vec<A>::type a, typename Vec<A>::type b, bool high) {
-  constexpr int L = Vec<A>::kLanes, Q = 16 / sizeof(A);
-  typename Vec<A>::Int from{};
-#pragma GCC unroll 16
-  for (int j = 0; j < L; ++j) {
-    const int block = j % Q / kSize;
-    from[j] = j / Q * Q + block / 2 * kSize + j % kSize + (high ? Q / 2 : 0) + (block % 2 ? L : 0);
-  }
-  return __builtin_shuffle(a, b, from);
-}
-
-template <class A>
-RNNFAST_INLINE typename Vec<A>::type every_second_lane(typename Vec<A>::type a, typename Vec<A>::type b,
-                                                       bool odd) {
-  constexpr int L = Vec<A>::kLanes, Q = 16 / sizeof(A);
-  typename Vec<A>::Int from{};
-#pragma GCC unroll 16
-  for (int j = 0; j < L; ++j) from[j] = (2 * (j / Q) + odd) * Q + j % Q;
-  return __builtin_shuffle(a, b, from);
-}
-
-// r[i][j] -> r[j][i]: first within the lanes of every Q rows, then the lanes change places
-template <class A>
-RNNFAST_INLINE void transpose(typename Vec<A>::type* r) {
-  typedef typename Vec<A>::type V;
-  constexpr int L = Vec<A>::kLanes, Q = 16 / sizeof(A), kLanes = L / Q;
-#pragma GCC unroll 16
-  for (int i = 0; i < L; i += Q) {
-    if constexpr (Q == 4) {
-      const V ab_low = interleave<A, 1>(r[i], r[i + 1], false),
-              ab_high = interleave<A, 1>(r[i], r[i + 1], true);
-      const V cd_low = interleave<A, 1>(r[i + 2], r[i + 3], false),
-              cd_high = interleave<A, 1>(r[i + 2], r[i + 3], true);
-      r[i] = interleave<A, 2>(ab_low, cd_low, false);
-      r[i + 1] = interleave<A, 2>(ab_low, cd_low, true);
-      r[i + 2] = interleave<A, 2>(ab_high, cd_high, false);
-      r[i + 3] = interleave<A, 2>(ab_high, cd_high, true);
-    } else {
-      const V a = r[i], b = r[i + 1];
-      r[i] = interleave<A, 1>(a, b, false);
-      r[i + 1] = interleave<A, 1>(a, b, true);
-    }
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < Q; ++c) {
-    if constexpr (kLanes == 2) {
-      const V a = r[c], b = r[Q + c];
-      r[c] = every_second_lane<A>(a, b, false);
-      r[Q + c] = every_second_lane<A>(a, b, true);
-    } else if constexpr (kLanes == 4) {
-      const V a = r[c], b = r[Q + c], d = r[2 * Q + c], e = r[3 * Q + c];
-      const V ab_even = every_second_lane<A>(a, b, false), ab_odd = every_second_lane<A>(a, b, true);
-      const V de_even = every_second_lane<A>(d, e, false), de_odd = every_second_lane<A>(d, e, true);
-      r[c] = every_second_lane<A>(ab_even, de_even, false);
-      r[Q + c] = every_second_lane<A>(ab_odd, de_odd, false);
-      r[2 * Q + c] = every_second_lane<A>(ab_even, de_even, true);
-      r[3 * Q + c] = every_second_lane<A>(ab_odd, de_odd, true);
-    }
-  }
-}
-
-// r[j][i] = from[i, j] for L rows i and L columns j. Indices are constants, so the block stays in registers.
-template <class A>
-RNNFAST_INLINE void load_turned(typename Vec<A>::type* r, const A* from, int64_t ld) {
-  constexpr int L = Vec<A>::kLanes;
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) r[i] = load(from + i * ld);
-  transpose<A>(r);
-}
-
-// The same for fewer rows or columns; what is missing is zero.
-template <class A>
-__attribute__((noinline)) void load_turned_part(typename Vec<A>::type* r, const A* from, int64_t ld,
-                                                int64_t rows, int64_t columns) {
-  constexpr int L = Vec<A>::kLanes;
-  for (int i = 0; i < L; ++i) r[i] = i < rows ? load_part(from + i * ld, columns) : typename Vec<A>::type{};
-  transpose<A>(r);
-}
-
-// to[j, i] = from[i, j] for at most L rows i and L columns j; whole vectors of `to` are written
-template <class A>
-RNNFAST_INLINE void turn_block(A* to, int64_t to_ld, const A* from, int64_t ld, int64_t rows,
-                               int64_t columns) {
-  constexpr int L = Vec<A>::kLanes;
-  if (rows >= L && columns >= L) {
-    typename Vec<A>::type r[L];
-    load_turned(r, from, ld);
-#pragma GCC unroll 16
-    for (int j = 0; j < L; ++j) store(to + j * to_ld, r[j]);
-  } else {
-    typename Vec<A>::type r[L];
-    load_turned_part(r, from, ld, rows, columns);
-    for (int64_t j = 0; j < least<int64_t>(L, columns); ++j) store(to + j * to_ld, r[j]);
-  }
 }
 
 // Workspace handed out from one block in lines of 64 bytes; with a null base it only counts.

@@ -59,6 +59,12 @@ struct ComputeType<Bfloat16> {
   typedef float type;
 };
 
+// what a product reads by words: bfloat16 by pairs
+template <class E>
+RNNFAST_INLINE constexpr int64_t whole_words(int64_t n) {
+  return sizeof(E) < sizeof(typename ComputeType<E>::type) ? (n + 1) / 2 * 2 : n;
+}
+
 // One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
 // Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with a zero to an even length, and
 // the first begins at a multiple of 4 bytes: they are read by pairs.
@@ -84,43 +90,47 @@ struct ForwardParams {
 };
 
 // One direction of one layer, backward through time. The caller makes the weight gradients from what this
-// leaves.
-template <class A>
+// leaves. Rows of da, dx and dprojected are whole words; whoever allocates them has zeroed what that adds.
+template <class E>
 struct BackwardParams {
+  typedef typename ComputeType<E>::type A;
   Walk walk;
   int64_t H, P;
-  const A* w_hh;  // [G H, P]
-  const A* w_hr;  // [P, H] or null
+  const E* w_hh;  // [G H, P]
+  const E* w_hr;  // [P, H] or null
   const A* h0;    // [B, P]
   const A* c0;    // [B, H] or null
-  const A* y;     // [N, P], leading dimension ldy
-  const A* dy;    // the same, or null
+  const E* y;     // [N, P], leading dimension ldy
+  const E* dy;    // the same, or null
   int64_t ldy;
   const A* dhn;    // [B, P] or null
   const A* dcn;    // [B, H] or null
   const A* gates;  // [N, S, Hp]
   const A* cells;  // [N, Hp] or null
-  A* da;           // [N, G H]: dL/d(W_hh h + b_hh)
-  A* dx;           // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
-  A* h_previous;   // [N, P] or null: the state each row started from
-  A* dprojected;   // [N, P] or null: dL/dh before the projection
-  A* hidden;       // [N, H] or null: o tanh(c), what the projection multiplies
+  E* da;           // [N, G H]: dL/d(W_hh h + b_hh)
+  E* dx;           // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
+  E* h_previous;   // [N, P] or null: the state each row started from
+  E* dprojected;   // [N, P] or null: dL/dh before the projection
+  E* hidden;       // [N, H] or null: o tanh(c), what the projection multiplies
   A* dh0;          // [B, P]
   A* dc0;          // [B, H] or null
 };
 
-// C = A B, or C += A B: the products that gradients are made of
-template <class A>
+// C = A B, or C += A B: the products that gradients are made of. Rows of A that is not turned are whole
+// words.
+template <class E>
 struct GradientParams {
+  typedef typename ComputeType<E>::type A;
   int64_t M, N, K;
-  const A* a;  // [M, K], or turned [K, M]; leading dimension lda
+  const E* a;  // [M, K], or turned [K, M]; leading dimension lda
   int64_t lda;
   bool turned;
-  const A* b;  // [K, N], leading dimension ldb
+  const E* b;  // [K, N], leading dimension ldb
   int64_t ldb;
   A* c;  // [M, padded(N)], leading dimension ldc
   int64_t ldc;
   bool accumulate;
+  A* sums;  // [M] or null: the sums over k of A, which is turned
 };
 
 constexpr int kMaxDepth = 64;

@@ -4,31 +4,6 @@
 // words (W): a float, a double, or a pair of bfloat16 that one instruction multiplies and adds up in float.
 // Compiled once per instruction set, inside its namespace. No guard on purpose.
 
-// What storage of type E is read as by a product, and what a product of words W adds up in.
-template <class E>
-struct WordOf {
-  typedef E type;
-  static constexpr int kNumbers = 1;
-};
-template <>
-struct WordOf<Bfloat16> {
-  typedef int32_t type;
-  static constexpr int kNumbers = 2;
-};
-template <class W>
-struct SumOf {
-  typedef W type;
-};
-template <>
-struct SumOf<int32_t> {
-  typedef float type;
-};
-
-template <class E>
-RNNFAST_INLINE const typename WordOf<E>::type* words(const E* p) {
-  return reinterpret_cast<const typename WordOf<E>::type*>(p);
-}
-
 // Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
 // it, and rounding errors of one chain do not grow with the length of the whole.
 constexpr int64_t kBlock = 1024;
@@ -117,10 +92,10 @@ struct Cut {
 };
 
 // Where a weight matrix comes from: weights[g units + unit, k] of torch (forward), or, straight,
-// weights[k, unit] (backward).
-template <class W>
+// weights[k, unit] (backward). Its rows are ld numbers apart; those that are not straight hold whole words.
+template <class E>
 struct Source {
-  const W* weights;
+  const E* weights;
   int64_t ld;
   bool straight;
 };
@@ -129,13 +104,15 @@ struct Source {
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
 // A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
 // into a place that stays in the nearest cache; for a few rows it is not packed at all (`turned`).
-template <class W>
+template <class E>
 struct Packed {
-  static constexpr int L = Vec<W>::kLanes;
+  typedef typename WordOf<E>::type W;
+  static constexpr int L = Vec<W>::kLanes, kNumbers = WordOf<E>::kNumbers;
 
-  Source<W> source{};
-  W* data = nullptr;  // all panels, or one for each piece
-  int64_t K = 0;
+  Source<E> source{};
+  W* data = nullptr;    // all panels, or one for each piece
+  int64_t numbers = 0;  // that one sum goes over, and
+  int64_t K = 0;        // the words they make
   int64_t units = 0;
   int gates = 1;
   int width = 1;
@@ -147,19 +124,24 @@ struct Packed {
 
   // rows: of a product, at most. uses: how often each panel is read. Few rows have wider panels, so that
   // enough chains are in flight to hide the latency of one.
-  static Packed make(Arena& arena, Source<W> source, int64_t K, int64_t units, int gates, int64_t rows,
+  static Packed make(Arena& arena, Source<E> source, int64_t numbers, int64_t units, int gates, int64_t rows,
                      int64_t uses, Plan plan) {
     Packed w;
     w.source = source;
-    w.K = K;
+    w.set_numbers(numbers);
     w.units = units;
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
     w.turned = w.once && !source.straight && rows <= kTurnedRows;
     w.width = (rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
-    w.data = arena.take<W>(held * K * gates * L);
+    w.data = arena.take<W>(held * w.K * gates * L);
     return w;
+  }
+
+  void set_numbers(int64_t n) {
+    numbers = n;
+    K = divide_up(n, kNumbers);
   }
 
   // every panel of a range of unit vectors; with turn {i, n} only each n-th one, from the i-th on
@@ -186,30 +168,33 @@ struct Packed {
     if (source.straight) {
       for (int64_t k = 0; k < K; ++k)
         for (int64_t v = p.begin; v < p.end; ++v, to += L)
-          store(to, load_part(source.weights + k * source.ld + v * L, units - v * L));
+          store(to, load_column_words_part(source.weights + k * kNumbers * source.ld + v * L, source.ld,
+                                           numbers - k * kNumbers, units - v * L));
       return;
     }
     const int64_t stride = gates * p.size() * L;
     for (int64_t g = 0; g < gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v, to += L)
         for (int64_t k = 0; k < K; k += L)
-          turn_block(to + k * stride, stride, at(g, v, k), source.ld, units - v * L, K - k);
+          turn_block(to + k * stride, stride, at(g, v, k), source.ld / kNumbers, units - v * L, K - k);
   }
 
   // word k of the first unit of a vector, in the matrix itself
   const W* at(int64_t g, int64_t v, int64_t k) const {
-    return source.weights + (g * units + v * L) * source.ld + k;
+    return words(source.weights + (g * units + v * L) * source.ld) + k;
   }
 };
 
 // multiply_tile for a few rows without a packed B: each block of `w` is turned in registers on its way to the
 // sums. The tile's words begin at word `first` of w.
-template <class W, int kRows>
-__attribute__((noinline)) void multiply_turned(const Tile<W>& tile, const Packed<W>& w, Range p,
-                                               int64_t first) {
+template <class E, int kRows>
+__attribute__((noinline)) void multiply_turned(const Tile<typename WordOf<E>::type>& tile, const Packed<E>& w,
+                                               Range p, int64_t first) {
+  typedef typename WordOf<E>::type W;
   typedef typename Vec<W>::type Operand;
   typedef typename Vec<typename SumOf<W>::type>::type V;
   constexpr int L = Vec<W>::kLanes;
+  const int64_t ld = w.source.ld / WordOf<E>::kNumbers;
   int n = 0;
   for (int64_t g = 0; g < w.gates; ++g)
     for (int64_t v = p.begin; v < p.end; ++v, ++n) {
@@ -222,13 +207,13 @@ __attribute__((noinline)) void multiply_turned(const Tile<W>& tile, const Packed
       };
       for (int64_t k = 0; k < whole; k += L) {
         Operand block[L];
-        load_turned(block, from + k, w.source.ld);
+        load_turned(block, from + k, ld);
 #pragma GCC unroll 16
         for (int j = 0; j < L; ++j) add(k + j, block[j]);
       }
       for (int64_t k = whole; k < tile.K; k += L) {
         Operand block[L];
-        load_turned_part(block, from + k, w.source.ld, units, tile.K - k);
+        load_turned_part(block, from + k, ld, units, tile.K - k);
         for (int64_t j = 0; j < least<int64_t>(L, tile.K - k); ++j) add(k + j, block[j]);
       }
       const int64_t at = tile.offset[n];
@@ -237,16 +222,18 @@ __attribute__((noinline)) void multiply_turned(const Tile<W>& tile, const Packed
     }
 }
 
-template <class W>
-inline constexpr void (*kTurnedTiles[])(const Tile<W>&, const Packed<W>&, Range, int64_t) = {
-    nullptr, multiply_turned<W, 1>, multiply_turned<W, 2>, multiply_turned<W, 3>};
+template <class E>
+inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, const Packed<E>&, Range,
+                                        int64_t) = {nullptr, multiply_turned<E, 1>, multiply_turned<E, 2>,
+                                                    multiply_turned<E, 3>};
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
 // gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
 // are done. Every other step reads the panels last first: what it begins with is still in the nearer cache.
-template <class W, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_t* slot, bool last_first,
+template <class E, class Rows, class Then>
+RNNFAST_INLINE void product(const Packed<E>& w, Cut cut, int64_t n, const int64_t* slot, bool last_first,
                             Rows rows, Then then) {
+  typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
   if (n <= 0) return;
   w.for_panels(w.vectors_of(cut), {0, 1}, last_first, [&](Range p) {
@@ -271,7 +258,7 @@ RNNFAST_INLINE void product(const Packed<W>& w, Cut cut, int64_t n, const int64_
         if (panel)
           kTiles<W>.entry[width][r.size()](tile);
         else
-          kTurnedTiles<W>[r.size()](tile, w, p, k.begin);
+          kTurnedTiles<E>[r.size()](tile, w, p, k.begin);
         if (block + 1 < blocks) continue;
         for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
       }

@@ -20,7 +20,7 @@ struct Forward {
   const bool projected;
   const int64_t Hp, Pp, B;
   int64_t chunk;
-  Packed<W> w_ih, w_hh, w_hr;
+  Packed<E> w_ih, w_hh, w_hr;
   A* bias;    // [S, Hp]
   A* zeros;   // [Pp]
   E* h[2];    // [B, Pp]: read one, write the other
@@ -42,8 +42,8 @@ struct Forward {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
     const auto pack = [&](const E* w, int64_t numbers, int64_t units, int gates, int64_t n, int64_t uses) {
-      const int64_t K = divide_up(numbers, kNumbers);
-      return Packed<W>::make(arena, {words(w), K, false}, K, units, gates, n, uses, plan);
+      return Packed<E>::make(arena, {w, whole_words<E>(numbers), false}, numbers, units, gates, n, uses,
+                             plan);
     };
     w_ih = pack(p.w_ih, p.I, p.H, G, chunk * rows, chunks);
     w_hh = pack(p.w_hh, p.P, p.H, G, rows, steps);
@@ -202,32 +202,37 @@ struct Forward {
   }
 };
 
-template <class Cell, class A>
+template <class Cell, class E>
 struct Backward {
+  typedef typename ComputeType<E>::type A;
+  typedef typename WordOf<E>::type W;
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes, G = Cell::kGates, S = Cell::kSlots;
 
-  const BackwardParams<A>& p;
+  const BackwardParams<E>& p;
   const Plan plan;
   const bool projected;
   const int64_t Hp, Pp, B;
-  Packed<A> w_hh, w_hr;
+  const int64_t lda, ldp;  // of da and dx, and of dprojected: whole words
+  Packed<E> w_hh, w_hr;
   A* zeros;  // [Hp]
   A* dh;     // [B, Pp]: dL/dh that comes from the step after
   A* dc;     // [B, Hp]
   A* dm;     // [B, Hp]: dL/d(o tanh(c)), with a projection
 
-  Backward(const BackwardParams<A>& params, Plan how, Arena& arena)
+  Backward(const BackwardParams<E>& params, Plan how, Arena& arena)
       : p(params),
         plan(how),
         projected(params.w_hr),
         Hp(padded(params.H)),
         Pp(padded(params.P)),
-        B(params.walk.batch) {
+        B(params.walk.batch),
+        lda(whole_words<E>(G * params.H)),
+        ldp(whole_words<E>(params.P)) {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps;
-    w_hh = Packed<A>::make(arena, {p.w_hh, p.P, true}, G * p.H, p.P, 1, rows, steps, plan);
-    if (projected) w_hr = Packed<A>::make(arena, {p.w_hr, p.H, true}, p.P, p.H, 1, rows, steps, plan);
+    w_hh = Packed<E>::make(arena, {p.w_hh, p.P, true}, G * p.H, p.P, 1, rows, steps, plan);
+    if (projected) w_hr = Packed<E>::make(arena, {p.w_hr, p.H, true}, p.P, p.H, 1, rows, steps, plan);
     zeros = arena.take<A>(Hp);
     dh = arena.take<A>(B * Pp);
     dc = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
@@ -287,7 +292,7 @@ struct Backward {
     const Range rows = part.active(p.walk, t), vectors = w_hh.vectors_of(part.cut);
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        store_part(p.dprojected + p.walk.row(t, b) * p.P + v * L, output_gradient(t, b, v), p.P - v * L);
+        store_part(p.dprojected + p.walk.row(t, b) * ldp + v * L, output_gradient(t, b, v), p.P - v * L);
         store(dh + b * Pp + v * L, V{});
         previous_state(t, b, v, b >= begins);
       }
@@ -299,8 +304,8 @@ struct Backward {
     const Range rows = part.active(p.walk, t);
     product(
         w_hr, part.cut, rows.size(), &slot, t & 1,
-        [&](int64_t i, const A*& a, const A*& in, A*& out) {
-          a = p.dprojected + p.walk.row(t, rows.begin + i) * p.P;
+        [&](int64_t i, const W*& a, const A*& in, A*& out) {
+          a = words(p.dprojected + p.walk.row(t, rows.begin + i) * ldp);
           in = zeros;
           out = dm + (rows.begin + i) * Hp;
         },
@@ -332,9 +337,9 @@ struct Backward {
         const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
         if constexpr (Cell::kHasCell) store(dc + b * Hp + v * L, dcell);
         if (!projected) store(dh + b * Pp + v * L, direct);
-        for (int g = 0; g < G; ++g) store_part(p.da + (row * G + g) * p.H + v * L, da[g], left);
+        for (int g = 0; g < G; ++g) store_part(p.da + row * lda + g * p.H + v * L, da[g], left);
         if constexpr (S > G)
-          for (int g = 0; g < G; ++g) store_part(p.dx + (row * G + g) * p.H + v * L, dx[g], left);
+          for (int g = 0; g < G; ++g) store_part(p.dx + row * lda + g * p.H + v * L, dx[g], left);
       }
     }
   }
@@ -345,8 +350,8 @@ struct Backward {
     const Range rows = part.active(p.walk, t);
     product(
         w_hh, part.cut, rows.size(), &slot, t & 1,
-        [&](int64_t i, const A*& a, const A*& in, A*& out) {
-          a = p.da + p.walk.row(t, rows.begin + i) * G * p.H;
+        [&](int64_t i, const W*& a, const A*& in, A*& out) {
+          a = words(p.da + p.walk.row(t, rows.begin + i) * lda);
           in = out = dh + (rows.begin + i) * Pp;
         },
         [](int64_t, Range) {});

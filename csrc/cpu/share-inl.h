@@ -40,8 +40,8 @@ struct Share {
   }
 
   // Who shares units packs his own, so that they lie in his cache; else all take turns.
-  template <class W>
-  void pack(const Packed<W>& w, const Part& part) const {
+  template <class E>
+  void pack(const Packed<E>& w, const Part& part) const {
     if (w.once) return;
     if (plan.split == Split::kUnits)
       w.pack(w.vectors_of(part.cut), {0, 1});

@@ -236,6 +236,14 @@ struct Outputs {
   T* take_padded(const char* name, int64_t rows, int64_t n, unsigned char value) {
     return place<T>(name, rows, n, padded(n), 0, rows * padded(n), false, value);
   }
+  // rows of whole words; what that adds is zero
+  template <class T>
+  T* take_words(const char* name, int64_t rows, int64_t n) {
+    const int64_t ld = whole_words<T>(n);
+    T* const p = place<T>(name, rows, n, ld, 0, rows * ld, ld == n, fill);
+    for (int64_t row = 0; ld > n && row < rows; ++row) p[row * ld + n] = T{};
+    return p;
+  }
   // one side of rows that two directions share
   template <class T>
   T* take_side(const char* name, int64_t rows, int64_t n, int64_t ld, int64_t before) {
@@ -296,14 +304,19 @@ void round_to(double v, Bfloat16& to) {
 double value_of(double v) { return v; }
 double value_of(Bfloat16 v) { return __builtin_bit_cast(float, uint32_t{v.bits} << 16); }
 
-// Numbers as a kernel reads them; rounding them changes the doubles too. Rows of bfloat16 have an even
-// length. Half of the arrays begin where a view of a tensor may begin.
+// Numbers as a kernel reads them; rounding them changes the doubles too. With `columns` they are rows of
+// whole words. Half of the arrays begin where a view of a tensor may begin.
 template <class E>
 class Input {
  public:
-  explicit Input(std::vector<double>& numbers, int64_t columns = 1) {
+  explicit Input(std::vector<double>& numbers) : Input(numbers, 1, 1) {}
+  Input(std::vector<double>& numbers, int64_t columns) : Input(numbers, columns, whole_words<E>(columns)) {}
+  const E* get() const { return all_.empty() ? nullptr : all_.data() + shift_; }
+
+ private:
+  Input(std::vector<double>& numbers, int64_t columns, int64_t ld) {
     if (numbers.empty()) return;
-    const int64_t ld = sizeof(E) == 2 ? (columns + 1) / 2 * 2 : columns, rows = numbers.size() / columns;
+    const int64_t rows = numbers.size() / columns;
     shift_ = rng.one_in(2) ? 0 : sizeof(E) == 2 ? 2 : 1;
     all_ = std::vector<E>(shift_ + rows * ld);
     for (int64_t i = 0; i < rows * columns; ++i) {
@@ -312,9 +325,7 @@ class Input {
       numbers[i] = value_of(e);
     }
   }
-  const E* get() const { return all_.empty() ? nullptr : all_.data() + shift_; }
 
- private:
   int64_t shift_ = 0;
   std::vector<E> all_;
 };
@@ -367,25 +378,32 @@ void check_gradients(const Numbers& in, const Numbers& gradients, double toleran
 }
 
 // a b [M, N] by the gradient kernel; a is [M, K], or turned [K, M]
-template <class A>
-std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K, const A* a, int64_t lda,
-                               bool turned, const A* b, int64_t ldb) {
+template <class E>
+std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K, const E* a, int64_t lda,
+                               bool turned, const E* b, int64_t ldb) {
+  typedef typename ComputeType<E>::type A;
   if (M * N == 0) return {};
-  GradientParams<A> p{M, N, K, a, lda, turned, b, ldb, nullptr, padded(N), false};
-  const auto takes = [&](GradientParams<A>& q, Outputs& o) {
+  const bool summed = turned && rng.one_in(2);
+  GradientParams<E> p{M, N, K, a, lda, turned, b, ldb, nullptr, padded(N), false, nullptr};
+  const auto takes = [&](GradientParams<E>& q, Outputs& o) {
     q.c = o.take_padded<A>("product", M, N, o.fill);
+    if (summed) q.sums = o.take<A>("sums", M, 1);
   };
-  const auto call = [&](const GradientParams<A>& q, Plan plan, void* workspace, Team::Member* member) {
-    return k.of(A()).gradient(q, plan, workspace, member);
+  const auto call = [&](const GradientParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
+    return k.layer(E()).gradient(q, plan, workspace, member);
   };
   const Outputs once = run_both("gradient", p, false, sizeof(A) == 4, takes, call);
   const std::vector<double> product = doubles(p.c, M, N, p.ldc);
+  if (summed)
+    check_near("sums", doubles(p.sums, M, 1, 1), column_sums(doubles(a, K, M, lda), M),
+               sizeof(A) == 4 ? 1e-4 : 1e-12);
   if (rng.one_in(4)) {
     constexpr unsigned char kByte = 0x3f;
     A before;
     std::memset(&before, kByte, sizeof before);
     p.accumulate = true;
-    const auto keeps = [&](GradientParams<A>& q, Outputs& o) { q.c = o.take_padded<A>("sum", M, N, kByte); };
+    p.sums = nullptr;
+    const auto keeps = [&](GradientParams<E>& q, Outputs& o) { q.c = o.take_padded<A>("sum", M, N, kByte); };
     const Outputs again = run_both("gradient, accumulated", p, false, sizeof(A) == 4, keeps, call);
     std::vector<double> sum = doubles(p.c, M, N, p.ldc);
     for (double& v : sum) v -= before;
@@ -462,53 +480,60 @@ Numbers reference(const Sizes& s, const Walk& walk, const Numbers& in) {
   return out;
 }
 
-template <class A>
-void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, const BackwardParams<A>& saved,
-                        int64_t side, const A* x, const A* w_ih) {
+template <class E>
+void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, const BackwardParams<E>& saved,
+                        int64_t side, const E* x, const E* w_ih) {
+  typedef typename ComputeType<E>::type A;
   const Walk& walk = saved.walk;
   const int64_t N = walk.total, B = walk.batch, GH = s.G * s.H, ldy = saved.ldy;
+  const int64_t lda = whole_words<E>(GH), ldp = whole_words<E>(s.P), ldx = whole_words<E>(s.I);
   // dL/dy, dL/dh_n, dL/dc_n, and dL/dy as it stands in memory
   Numbers d{rng.reals(N * s.P), rng.reals(B * s.P), rng.reals(saved.c0 ? B * s.H : 0)};
   std::vector<double> rows(side + (N - 1) * ldy + s.P, std::numeric_limits<double>::quiet_NaN());
   for (int64_t i = 0; i < N * s.P; ++i) rows[side + i / s.P * ldy + i % s.P] = d[0][i];
-  const Input<A> dy(rows), dhn(d[1]), dcn(d[2]);
+  const Input<E> dy(rows);
+  const Input<A> dhn(d[1]), dcn(d[2]);
   for (int64_t i = 0; i < N * s.P; ++i) d[0][i] = rows[side + i / s.P * ldy + i % s.P];
 
-  BackwardParams<A> p = saved;
+  BackwardParams<E> p = saved;
   p.dy = dy.get() + side, p.dhn = dhn.get(), p.dcn = dcn.get();
   if (rng.one_in(8)) p.dy = nullptr, d[0].clear();
   if (rng.one_in(8)) p.dhn = nullptr, d[1].clear();
   if (rng.one_in(8)) p.dcn = nullptr, d[2].clear();
   const bool needs_hh = !rng.one_in(8), needs_hr = s.projected && !rng.one_in(8);
-  const auto takes = [&](BackwardParams<A>& q, Outputs& o) {
-    q.da = o.take<A>("da", N, GH);
-    q.dx = s.S > s.G ? o.take<A>("dx", N, GH) : nullptr;
-    q.h_previous = needs_hh ? o.take<A>("h_previous", N, s.P) : nullptr;
-    q.dprojected = s.projected ? o.take<A>("dprojected", N, s.P) : nullptr;
-    q.hidden = needs_hr ? o.take<A>("hidden", N, s.H) : nullptr;
+  const auto takes = [&](BackwardParams<E>& q, Outputs& o) {
+    q.da = o.take_words<E>("da", N, GH);
+    q.dx = s.S > s.G ? o.take_words<E>("dx", N, GH) : nullptr;
+    q.h_previous = needs_hh ? o.take<E>("h_previous", N, s.P) : nullptr;
+    q.dprojected = s.projected ? o.take_words<E>("dprojected", N, s.P) : nullptr;
+    q.hidden = needs_hr ? o.take<E>("hidden", N, s.H) : nullptr;
     q.dh0 = o.take<A>("dh0", B, s.P);
     q.dc0 = q.c0 ? o.take<A>("dc0", B, s.H) : nullptr;
   };
   const Outputs kept =
       run_both("backward", p, true, sizeof(A) == 4, takes,
-               [&](const BackwardParams<A>& q, Plan plan, void* workspace, Team::Member* member) {
-                 return k.of(A()).backward(s.mode, q, plan, workspace, member);
+               [&](const BackwardParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
+                 return k.layer(E()).backward(s.mode, q, plan, workspace, member);
                });
 
-  const A* const dx = p.dx ? p.dx : p.da;
+  const E* const dx = p.dx ? p.dx : p.da;
   Numbers g(kInputs);
-  g[kX] = multiplied(k, N, s.I, GH, dx, GH, false, w_ih, s.I);
+  g[kX] = multiplied(k, N, s.I, GH, dx, lda, false, w_ih, ldx);
   g[kH0] = doubles(p.dh0, B, s.P, s.P);
   if (p.dc0) g[kC0] = doubles(p.dc0, B, s.H, s.H);
-  g[kWIh] = multiplied(k, GH, s.I, N, dx, GH, true, x, s.I);
-  if (needs_hh) g[kWHh] = multiplied<A>(k, GH, s.P, N, p.da, GH, true, p.h_previous, s.P);
-  if (!in[kBIh].empty()) g[kBIh] = column_sums(doubles(dx, N, GH, GH), GH);
-  if (!in[kBHh].empty()) g[kBHh] = column_sums(doubles(p.da, N, GH, GH), GH);
-  if (needs_hr) g[kWHr] = multiplied<A>(k, s.P, s.H, N, p.dprojected, s.P, true, p.hidden, s.H);
-  check_gradients(in, g, sizeof(A) == 4 ? 1e-3 : 1e-5, [&](const Numbers& at) {
-    const Numbers out = reference(s, walk, at);
-    return dot(d[0], out[0]) + dot(d[1], out[1]) + dot(d[2], out[2]);
-  });
+  g[kWIh] = multiplied(k, GH, s.I, N, dx, lda, true, x, ldx);
+  if (needs_hh) g[kWHh] = multiplied<E>(k, GH, s.P, N, p.da, lda, true, p.h_previous, s.P);
+  if (!in[kBIh].empty()) g[kBIh] = column_sums(doubles(dx, N, GH, lda), GH);
+  if (!in[kBHh].empty()) g[kBHh] = column_sums(doubles(p.da, N, GH, lda), GH);
+  if (needs_hr) g[kWHr] = multiplied<E>(k, s.P, s.H, N, p.dprojected, ldp, true, p.hidden, s.H);
+  check_gradients(in, g,
+                  sizeof(E) == 2   ? 0.05
+                  : sizeof(E) == 4 ? 1e-3
+                                   : 1e-5,
+                  [&](const Numbers& at) {
+                    const Numbers out = reference(s, walk, at);
+                    return dot(d[0], out[0]) + dot(d[1], out[1]) + dot(d[2], out[2]);
+                  });
 }
 
 // Vectors narrower than the padding leave some of it unwritten, which whoever reads it wants zero.
@@ -574,7 +599,7 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   const Outputs kept =
       run_both("forward", p, true, sizeof(A) == 4, takes,
                [&](const ForwardParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
-                 return k.forward(E())(s.mode, q, plan, workspace, member);
+                 return k.layer(E()).forward(s.mode, q, plan, workspace, member);
                });
 
   if (fault == "wrong") in[kWHh][0] += 1;
@@ -583,15 +608,14 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   check_near("y", doubles(p.y, N, s.P, ldy), expected[0], tolerance);
   check_near("hn", doubles(p.hn, B, s.P, s.P), expected[1], tolerance);
   if (lstm) check_near("cn", doubles(p.cn, B, s.H, s.H), expected[2], tolerance);
-  if constexpr (sizeof(E) == sizeof(A)) {
-    if (!save) return;
-    BackwardParams<A> q{};
-    q.walk = walk;
-    q.H = s.H, q.P = s.P, q.ldy = ldy;
-    q.w_hh = p.w_hh, q.w_hr = p.w_hr, q.h0 = p.h0, q.c0 = p.c0;
-    q.y = p.y, q.gates = p.gates, q.cells = p.cells;
-    recurrent_backward<A>(k_backward, s, in, q, side, p.x, p.w_ih);
-  }
+  if (!save) return;
+  const Input<E> dense_hh(in[kWHh]), dense_hr(in[kWHr]);
+  BackwardParams<E> q{};
+  q.walk = walk;
+  q.H = s.H, q.P = s.P, q.ldy = ldy;
+  q.w_hh = dense_hh.get(), q.w_hr = dense_hr.get(), q.h0 = p.h0, q.c0 = p.c0;
+  q.y = p.y, q.gates = p.gates, q.cells = p.cells;
+  recurrent_backward<E>(sizeof(E) == 2 && !k_backward.bf16 ? k : k_backward, s, in, q, side, p.x, p.w_ih);
 }
 
 // y, h_n of the deep-transition RNN; in: x, h0, then the weights, then the biases
@@ -735,7 +759,7 @@ void one_layer(uint64_t seed, const std::string& isa) {
     wide ? product<double>(k) : product<float>(k);
   else if (kind <= 4)
     wide ? deep<double>(k, k_backward) : deep<float>(k, k_backward);
-  else if (kind <= 7 && k.forward_bf16)
+  else if (kind <= 7 && k.bf16)
     recurrent<Bfloat16>(k, k_backward);
   else
     wide ? recurrent<double>(k, k_backward) : recurrent<float>(k, k_backward);
