@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 namespace rnnfast {
 namespace {
@@ -111,8 +112,14 @@ class Attic {
     for (; held_ > kMostBytes; blocks_.erase(blocks_.begin())) held_ -= blocks_.front().numel();
   }
 
+  int64_t empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.clear();
+    return std::exchange(held_, 0);
+  }
+
  private:
-  static constexpr int64_t kMostBytes = 256 << 20;
+  static constexpr int64_t kMostBytes = 1 << 30;
   std::mutex mutex_;
   std::vector<at::Tensor> blocks_;
   int64_t held_ = 0;
@@ -141,6 +148,8 @@ at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
       .resizeable_storage()
       .make_tensor();
 }
+
+int64_t empty_cache() { return attic().empty(); }
 
 Scratch::Scratch(int64_t numbers, const at::TensorOptions& options) : free_(kept_empty({numbers}, options)) {}
 

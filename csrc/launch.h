@@ -45,9 +45,11 @@ void launch(const char* op, const Shape& shape, bool flush, const F& call) {
   launch_with(op, choose_plan(shape), flush, call);
 }
 
-// at::empty whose large blocks are kept when the tensor has ended, up to 256 MiB of them: a training step on
+// at::empty whose large blocks are kept when the tensor has ended, up to 1 GiB of them: a training step on
 // fresh pages takes a quarter longer, because every page is faulted in when it is first touched.
 at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+// gives them back to the allocator: how many bytes
+int64_t empty_cache();
 
 // Room for the temporaries of one backward, handed out in pieces
 class Scratch {

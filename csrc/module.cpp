@@ -77,6 +77,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("split", &forced_split);
   m.def("set_split", &set_split, py::arg("name"));
   m.def("last_run", &last_run_dict);
+  m.def("empty_cache", &empty_cache);
   m.def("threads", &Team::usable_threads);
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,

@@ -329,3 +329,16 @@ def test_the_plan_never_has_more_parts_than_threads():
 def test_the_plan_of_an_unknown_mode_names_it():
     with pytest.raises(RuntimeError, match="'lstn'"):
         planned("lstn")
+
+
+def test_memory_that_is_kept_can_be_given_back():
+    model, x = rnnfast.LSTM(8, 256), torch.randn(40, 40, 8)
+    info.empty_cache()
+    y, _ = model(x)
+    before = y.clone()
+    assert info.empty_cache() > 0  # the workspace or the saved gates of a call that is over
+    assert info.empty_cache() == 0
+    assert torch.equal(y, before)  # what is still in use is not touched
+    y.sum().backward()
+    del y
+    assert info.empty_cache() >= before.nbytes
