@@ -14,7 +14,7 @@ constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kBarrierNs = 150;
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
-constexpr double kPackNs = 0.055;       // of one number of W, once a call
+constexpr double kPackNs = 0.07;        // of one number of W, once a call
 constexpr double kFarBytesPerNs = 40;   // one thread reading weights from beyond its second cache
 constexpr double kNearBytes = 1 << 20;
 constexpr double kVectorBytes = 64;
@@ -47,9 +47,10 @@ Plan make_plan(const Shape& s, int threads) {
                        s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kBarrierNs);
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
-  // rows end at different times when packed, so a row split leaves threads idle
+  // rows end at different times when packed, so a row split leaves threads idle; and who shares rows cannot
+  // pack weights that are read once panel by panel, where they are in the nearest cache
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
-  const double by_rows = kEnterNs + pack / row_parts +
+  const double by_rows = kEnterNs + (s.steps == 1 ? 2 : 1) * pack / row_parts +
                          s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
   return best;
