@@ -55,7 +55,9 @@ def meta(threads: int, command: str) -> dict:
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         return models[0] if models else platform.processor()
 
-    changed = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    # what an earlier part of the same bench has just written is no change
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results")
+    changed = "+changes" if status else ""
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "cpu": cpu(),
