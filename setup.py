@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -32,6 +33,16 @@ SOURCES = [
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/isa_generic.cpp",
 ]
+CUDA_SOURCES = [
+    "csrc/cuda_layer.cpp",
+    "csrc/cuda_deep.cpp",
+    "csrc/cuda/stepwise_f32.cu",
+    "csrc/cuda/stepwise_f64.cu",
+    "csrc/cuda/stepwise_bf16.cu",
+    "csrc/cuda/stepwise_f16.cu",
+]
+# Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
+CUDA_ARCHITECTURES = "8.0;9.0a;9.0+PTX"
 if X86:
     SOURCES += [f"csrc/cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "avx512_bf16")]
 
@@ -45,6 +56,8 @@ COMPILE_ARGS = [
     "-Wall",
     "-Werror=psabi",  # a vector passed by another convention gives wrong numbers, and this is the only sign
 ]
+
+NVCC_ARGS = ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden"]
 
 
 def stop(sentence):
@@ -96,6 +109,56 @@ def check_setuptools():
         stop(f"setuptools {setuptools.__version__} is too old; {advice}")
 
 
+def find_cuda_toolkit():
+    """(folder, version) of the CUDA toolkit in CUDA_HOME, on PATH or in its usual place, or None."""
+    on_path = shutil.which("nvcc")
+    folders = [
+        os.environ.get("CUDA_HOME"),
+        on_path and Path(on_path).resolve().parent.parent,
+        "/usr/local/cuda",
+    ]
+    for folder in filter(None, folders):
+        nvcc = Path(folder, "bin", "nvcc")
+        if nvcc.exists() and Path(folder, "include", "cuda_runtime.h").exists():
+            said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            if found := re.search(r"release (\d+)\.(\d+)", said):
+                return str(folder), (int(found[1]), int(found[2]))
+    return None
+
+
+def cuda_toolkit():
+    """The toolkit to compile the CUDA kernels with, or None.
+
+    RNNFAST_CUDA=0 leaves them out, RNNFAST_CUDA=1 compiles them also beside a CPU build of torch; otherwise
+    they are compiled where torch has CUDA and nvcc of the same major version is there.
+    """
+    asked = os.environ.get("RNNFAST_CUDA", "")
+    if asked not in ("", "0", "1"):
+        stop(f"RNNFAST_CUDA is {asked!r}, expected 0, 1 or nothing.")
+    if asked == "0":
+        return None
+    import torch
+
+    theirs, found = torch.version.cuda, find_cuda_toolkit()
+    advice = "set CUDA_HOME to the CUDA toolkit that torch was built with"
+    if found is None:
+        lacking = "no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda"
+    elif theirs and release(theirs)[0] != found[1][0]:
+        lacking = f"{found[0]} has CUDA {'.'.join(map(str, found[1]))} and torch has {theirs}"
+    elif theirs or asked:
+        return found
+    else:
+        print(
+            "rnnfast: this torch has no CUDA, so the CUDA kernels are left out (RNNFAST_CUDA=1 compiles them)"
+        )
+        return None
+    if asked:
+        stop(f"RNNFAST_CUDA=1, but {lacking}; {advice}.")
+    if theirs:
+        print(f"rnnfast: {lacking}, so the CUDA kernels are left out; to have them, {advice}")
+    return None
+
+
 def find_ninja():
     """True if ninja can be run; the one of the `ninja` package is put on PATH if there is no other."""
     if shutil.which("ninja") is None:
@@ -124,16 +187,31 @@ def build_command(use_ninja):
     return Build.with_options(use_ninja=use_ninja)
 
 
-def extension():
-    from torch.utils.cpp_extension import CppExtension
+def extension(toolkit=None):
+    """With the toolkit's folder and version the CUDA kernels are part of it."""
+    from torch.utils import cpp_extension
 
-    return CppExtension(
+    sources, macros, cuda = SOURCES, [("RNNFAST_X86", "1")] if X86 else [], {}
+    if toolkit:
+        folder, (major, minor) = toolkit
+        cpp_extension.CUDA_HOME = folder  # the environment is read only when torch is imported
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        sources = SOURCES + CUDA_SOURCES
+        macros = [*macros, ("RNNFAST_CUDA", f"{major}{minor:02}")]
+        # the static runtime: import needs no CUDA library and no driver
+        cuda = {
+            "library_dirs": [str(Path(folder, lib)) for lib in ("lib64", "lib")],
+            "libraries": ["cudart_static", "dl", "rt", "pthread"],
+        }
+    headers = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh"))
+    return cpp_extension.CppExtension(
         "rnnfast._C",
-        SOURCES,
+        sources,
         include_dirs=[str(ROOT / "csrc")],
-        define_macros=[("RNNFAST_X86", "1")] if X86 else [],
-        depends=["setup.py"] + sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
-        extra_compile_args={"cxx": COMPILE_ARGS},
+        define_macros=macros,
+        depends=["setup.py"] + sorted(str(path.relative_to(ROOT)) for path in headers),
+        extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": NVCC_ARGS},
+        **cuda,
     )
 
 
@@ -149,7 +227,7 @@ def main():
 
     from setuptools import setup
 
-    setup(ext_modules=[extension()], cmdclass={"build_ext": build_command(use_ninja)})
+    setup(ext_modules=[extension(cuda_toolkit())], cmdclass={"build_ext": build_command(use_ninja)})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ struct LayerSizes {
   bool has_cell;
   int gates, slots;
   int64_t T, B, N, I, H, P, D;
-  bool packed, batch_first;
+  bool packed, batch_first, projected;
 };
 
 inline Mode parse_mode(const char* op, std::string_view mode) {
@@ -118,7 +118,8 @@ inline LayerSizes check_layer(const char* op, std::string_view mode_name, const 
     TORCH_CHECK(w_hr->dim() == 2 && w_hr->size(0) > 0, op, ": w_hr has shape ", w_hr->sizes(),
                 ", expected 2 dimensions, [projection, ", s.H, "]");
   }
-  s.P = w_hr ? w_hr->size(0) : s.H;
+  s.projected = w_hr.has_value();
+  s.P = s.projected ? w_hr->size(0) : s.H;
 
   const int64_t GH = s.gates * s.H;
   const auto direction = [&](const char* const names[5], const OptTensor& ih, const OptTensor& hh,
@@ -203,6 +204,14 @@ inline DeepSizes check_deep(const char* op, const Tensor& x, const Tensor& h0, a
     if (!biases.empty()) check_shape(op, c10::str("biases[", l, "]").c_str(), biases[l], x, {reads});
   }
   return s;
+}
+
+inline void check_deep_backward(const char* op, const DeepSizes& s, const OptTensor& dy, const OptTensor& dhn,
+                                const Tensor& x, const Tensor& y, const Tensor& acts) {
+  check_shape(op, "y", y, x, {s.B, s.T, s.H});
+  check_gradient(op, "dy", dy, x, {s.B, s.T, s.H});
+  check_gradient(op, "dhn", dhn, x, {s.B, s.H});
+  check_saved(op, "acts", acts, x, {s.saved});
 }
 
 }  // namespace rnnfast

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "launch.h"
+#include "walk.h"
 
 namespace rnnfast {
 namespace {
@@ -96,10 +97,7 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
                                        bool need_dx, bool need_dh0) {
   constexpr const char* op = "rnnfast::deep_transition_backward";
   const DeepSizes s = check_deep(op, x, h0, weights, biases, negative_slope);
-  check_shape(op, "y", y, x, {s.B, s.T, s.H});
-  check_gradient(op, "dy", dy, x, {s.B, s.T, s.H});
-  check_gradient(op, "dhn", dhn, x, {s.B, s.H});
-  check_saved(op, "acts", acts, x, {s.saved});
+  check_deep_backward(op, s, dy, dhn, x, y, acts);
   const at::ScalarType type = accumulation_type(x), back = x.scalar_type();
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const int64_t N = s.T * s.B;

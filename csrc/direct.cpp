@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "launch.h"
+#include "walk.h"
 
 namespace rnnfast {
 namespace {

@@ -216,26 +216,4 @@ at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b, at:
   return gradient_of(c, b.size(1));
 }
 
-WalkStorage WalkStorage::dense(int64_t T, int64_t B, bool batch_first) {
-  WalkStorage w;
-  w.offsets.resize(T);
-  w.sizes.assign(T, B);
-  for (int64_t t = 0; t < T; ++t) w.offsets[t] = batch_first ? t : t * B;
-  w.walk = {T, B, T * B, batch_first ? T : 1, w.offsets.data(), w.sizes.data(), false};
-  return w;
-}
-
-WalkStorage WalkStorage::packed(const at::Tensor& batch_sizes) {
-  WalkStorage w;
-  const at::Tensor dense = batch_sizes.contiguous();
-  const int64_t* n = dense.const_data_ptr<int64_t>();
-  w.sizes.assign(n, n + dense.numel());
-  w.offsets.reserve(w.sizes.size());
-  int64_t total = 0;
-  for (const int64_t size : w.sizes) w.offsets.push_back(total), total += size;
-  w.walk = {dense.numel(), w.sizes.empty() ? 0 : w.sizes[0], total, 1, w.offsets.data(), w.sizes.data(),
-            false};
-  return w;
-}
-
 }  // namespace rnnfast

@@ -71,18 +71,4 @@ at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                    
 // all three in one
 at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b, at::Tensor* sums = nullptr);
 
-// Where the rows of each step stand; owns the arrays that a Walk points to.
-struct WalkStorage {
-  std::vector<int64_t> offsets, sizes;
-  Walk walk{};
-
-  static WalkStorage dense(int64_t T, int64_t B, bool batch_first);
-  static WalkStorage packed(const at::Tensor& batch_sizes);
-  Walk reversed(bool reverse) const {
-    Walk w = walk;
-    w.reverse = reverse;
-    return w;
-  }
-};
-
 }  // namespace rnnfast

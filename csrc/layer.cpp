@@ -4,15 +4,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include "check.h"
 #include "launch.h"
+#include "layer.h"
 
 namespace rnnfast {
 namespace {
-
-struct Weights {
-  Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
-};
 
 // dense and in the accumulation dtype: half and bfloat16 stop here
 Tensor dense(const Tensor& t, at::ScalarType type) {
@@ -58,27 +54,6 @@ Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes
   const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
   return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? kept_empty(sizes, options)
                                                           : kept_empty(sizes, options).zero_();
-}
-
-WalkStorage walk_of(const LayerSizes& s, const OptTensor& batch_sizes) {
-  return s.packed ? WalkStorage::packed(*batch_sizes) : WalkStorage::dense(s.T, s.B, s.batch_first);
-}
-
-std::vector<int64_t> output_shape(const LayerSizes& s) {
-  if (s.packed) return {s.N, s.D * s.P};
-  return s.batch_first ? std::vector<int64_t>{s.B, s.T, s.D * s.P}
-                       : std::vector<int64_t>{s.T, s.B, s.D * s.P};
-}
-
-// matrices as w(matrix) makes them, biases in the accumulation dtype
-template <class W>
-std::array<Weights, 2> all_weights(const W& w, at::ScalarType type, const Tensor& w_ih, const Tensor& w_hh,
-                                   const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
-                                   const OptTensor& w_ih_r, const OptTensor& w_hh_r, const OptTensor& b_ih_r,
-                                   const OptTensor& b_hh_r, const OptTensor& w_hr_r) {
-  const auto b = [&](const auto& t) { return dense(t, type); };
-  return {Weights{w(w_ih), w(w_hh), b(b_ih), b(b_hh), w(w_hr)},
-          Weights{w(w_ih_r), w(w_hh_r), b(b_ih_r), b(b_hh_r), w(w_hr_r)}};
 }
 
 template <class E>
@@ -180,11 +155,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
                           const OptTensor& lengths, const OptTensor& resets, const OptTensor& h_mask,
                           const OptTensor& zoneout_mask) {
   constexpr const char* op = "rnnfast::recurrent";
-  const std::pair<const char*, const OptTensor*> reserved[] = {
-      {"lengths", &lengths}, {"resets", &resets}, {"h_mask", &h_mask}, {"zoneout_mask", &zoneout_mask}};
-  for (const auto& [name, value] : reserved)
-    TORCH_CHECK(!*value, op, ": ", name, " has shape ", (*value)->sizes(),
-                ", expected None: not supported yet");
+  refuse_reserved(op, lengths, resets, h_mask, zoneout_mask);
   const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
                                    b_hh_r, w_hr_r, batch_sizes, batch_first);
   const at::ScalarType type = accumulation_type(x);
@@ -200,8 +171,9 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const Tensor cells =
       save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : at::empty({0}, options);
   if (s.N > 0) {
-    const auto weights = all_weights([&](const auto& w) { return operand(w, element); }, type, w_ih, w_hh,
-                                     b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+    const auto weights = all_weights([&](const auto& w) { return operand(w, element); },
+                                     [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
+                                     w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
     const WalkStorage storage = walk_of(s, batch_sizes);
     const auto run = element == at::kDouble     ? forward_directions<double>
                      : element == at::kBFloat16 ? forward_directions<Bfloat16>
@@ -224,20 +196,14 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   constexpr const char* op = "rnnfast::recurrent_backward";
   const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
                                    b_hh_r, w_hr_r, batch_sizes, batch_first);
-  check_shape(op, "y", y, x, output_shape(s));
-  check_gradient(op, "dy", dy, x, output_shape(s));
-  check_gradient(op, "dhn", dhn, x, {s.D, s.B, s.P});
-  TORCH_CHECK(!dcn || s.has_cell, op, ": dcn has shape ", dcn->sizes(),
-              ", expected None for a cell without c");
-  check_gradient(op, "dcn", dcn, x, {s.D, s.B, s.H});
-  check_saved(op, "gates", gates, x, {s.D, s.N, s.slots, padded(s.H)});
-  if (s.has_cell) check_saved(op, "cells", cells, x, {s.D, s.N, padded(s.H)});
+  check_layer_backward(op, s, dy, dhn, dcn, x, y, gates, cells);
 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const at::ScalarType element = element_type(x, type);
-  const auto weights = all_weights([&](const auto& w) { return dense(w, element); }, type, w_ih, w_hh, b_ih,
-                                   b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+  const auto weights = all_weights([&](const auto& w) { return dense(w, element); },
+                                   [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
+                                   w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
   const Tensor x_rows = dense(x, element).view({s.N, s.I}), y_dense = dense(y, element);
   const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
   const Tensor dy_dense = dense(dy, element), dhn_dense = dense(dhn, type);
@@ -246,20 +212,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   const Tensor dh0 = at::zeros({s.D, s.B, s.P}, options);
   const Tensor dc0 = s.has_cell ? at::zeros({s.D, s.B, s.H}, options) : Tensor();
   const WalkStorage storage = walk_of(s, batch_sizes);
-  const bool given[kGradients] = {true,
-                                  true,
-                                  c0.has_value(),
-                                  true,
-                                  true,
-                                  b_ih.has_value(),
-                                  b_hh.has_value(),
-                                  w_hr.has_value(),
-                                  s.D == 2,
-                                  s.D == 2,
-                                  b_ih_r.has_value(),
-                                  b_hh_r.has_value(),
-                                  w_hr_r.has_value()};
-  const auto wanted = [&](int i) { return needs[i] && given[i]; };
+  const auto wanted = wanted_gradients(needs, s, b_ih, b_hh);
 
   std::array<Tensor, kGradients> grads;
   grads[1] = dh0;
@@ -275,28 +228,28 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
                        : element == at::kBFloat16 ? backward_direction<Bfloat16>
                                                   : backward_direction<float>;
       r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
-              gates_dense, cells_dense, dh0, dc0, scratch, wanted(first + 1), wanted(first + 4));
+              gates_dense, cells_dense, dh0, dc0, scratch, wanted[first + 1], wanted[first + 4]);
     } else {
       r.da = r.dx = at::zeros({0, s.gates * s.H}, options);
       r.h_previous = r.dprojected = at::zeros({0, s.P}, options);
       r.hidden = at::zeros({0, s.H}, options);
     }
-    if (wanted(0)) {
+    if (wanted[0]) {
       if (d == 0) grads[0] = gradient_buffer(s.N, s.I, options);
       multiply(grads[0], r.dx, false, weights[d].w_ih, /*accumulate=*/d > 0);
     }
     // db comes along with dW, or alone
     Tensor &db_x = grads[first + 2], &db_h = grads[first + 3];
-    if (wanted(first)) grads[first] = multiplied(r.dx, true, x_rows, wanted(first + 2) ? &db_x : nullptr);
-    if (wanted(first + 1))
-      grads[first + 1] = multiplied(r.da, true, r.h_previous, wanted(first + 3) ? &db_h : nullptr);
-    if (wanted(first + 2) && !db_x.defined()) db_x = r.dx.sum(0, false, type);
-    if (wanted(first + 3) && !db_h.defined()) db_h = r.da.sum(0, false, type);
-    if (wanted(first + 4)) grads[first + 4] = multiplied(r.dprojected, true, r.hidden);
+    if (wanted[first]) grads[first] = multiplied(r.dx, true, x_rows, wanted[first + 2] ? &db_x : nullptr);
+    if (wanted[first + 1])
+      grads[first + 1] = multiplied(r.da, true, r.h_previous, wanted[first + 3] ? &db_h : nullptr);
+    if (wanted[first + 2] && !db_x.defined()) db_x = r.dx.sum(0, false, type);
+    if (wanted[first + 3] && !db_h.defined()) db_h = r.da.sum(0, false, type);
+    if (wanted[first + 4]) grads[first + 4] = multiplied(r.dprojected, true, r.hidden);
   }
-  if (wanted(0)) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());
+  if (wanted[0]) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());
   for (int i = 0; i < kGradients; ++i)
-    grads[i] = wanted(i) ? grads[i].to(x.scalar_type()) : at::empty({0}, x.options());
+    grads[i] = wanted[i] ? grads[i].to(x.scalar_type()) : at::empty({0}, x.options());
   return std::tuple_cat(grads);
 }
 

@@ -17,7 +17,11 @@ py::dict build_info() {
   py::dict d;
   d["compiler"] = __VERSION__;
   d["torch"] = TORCH_VERSION;
+#ifdef RNNFAST_CUDA
+  d["cuda"] = std::to_string(RNNFAST_CUDA / 100) + "." + std::to_string(RNNFAST_CUDA % 100);
+#else
   d["cuda"] = false;
+#endif
   d["isas"] = isas();
   return d;
 }

@@ -30,6 +30,28 @@ TORCH_LIBRARY(rnnfast, m) {
       "-> (Tensor dx, Tensor dh0, Tensor[] dweights, Tensor[] dbiases)");
 }
 
+namespace {
+
+[[maybe_unused]] void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK(false, op.schema().name(),
+              ": this build of rnnfast has no CUDA kernels; install the CUDA toolkit of torch's CUDA version "
+              "(nvcc) and build it again with RNNFAST_CUDA=1 pip install --no-build-isolation .");
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnfast, CUDA, m) {
+#ifdef RNNFAST_CUDA
+  m.impl("recurrent", &rnnfast::cuda::recurrent);
+  m.impl("recurrent_backward", &rnnfast::cuda::recurrent_backward);
+  m.impl("deep_transition", &rnnfast::cuda::deep_transition);
+  m.impl("deep_transition_backward", &rnnfast::cuda::deep_transition_backward);
+#else
+  for (const char* op : {"recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward"})
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
+#endif
+}
+
 TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
   m.impl("recurrent", &rnnfast::recurrent);
   m.impl("recurrent_backward", &rnnfast::recurrent_backward);

@@ -46,4 +46,12 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
                                        double negative_slope, const Tensor& y, const Tensor& acts,
                                        bool need_dx, bool need_dh0);
 
+// the same on a GPU: cuda_layer.cpp and cuda_deep.cpp
+namespace cuda {
+decltype(rnnfast::recurrent) recurrent;
+decltype(rnnfast::recurrent_backward) recurrent_backward;
+decltype(rnnfast::deep_transition) deep_transition;
+decltype(rnnfast::deep_transition_backward) deep_transition_backward;
+}  // namespace cuda
+
 }  // namespace rnnfast

@@ -364,13 +364,16 @@ def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Te
     device = x.device.type
     if device == "meta":
         return f"{layer}: no kernel, because tensors on the meta device have shapes only."
-    if device != "cpu":
+    cuda = device == "cuda" and ops._C.build_info()["cuda"]
+    if device != "cpu" and not cuda:
         return f"{layer}: cannot run, because this build has no kernel for {device} tensors."
+    kernel = "CUDA kernel, one launch a step" if cuda else "CPU kernel"
+    isa = "" if cuda else f", instruction set {ops._C.isa()}"
     dtype = _autocast_dtype(x)
     dtype = f"{x.dtype}" if dtype is None else f"{dtype} (autocast)"
     needed = torch.is_grad_enabled() and _any_needs_grad(x, *states, *weights)
     why = "some input needs a gradient" if needed else "no input needs a gradient or grad mode is off"
     return (
-        f"{layer}: fused CPU kernel, {dtype}, instruction set {ops._C.isa()}, "
+        f"{layer}: fused {kernel}, {dtype}{isa}, "
         f"{'saving' if needed else 'not saving'} activations for backward, because {why}."
     )

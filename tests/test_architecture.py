@@ -22,6 +22,9 @@ ISAS = ("generic", "avx2", "avx512", "avx512_bf16") if X86 else ("generic",)
 # The one door to torch's thread pool that csrc/cpu may use, a C header, and the one file that may use it.
 POOL = ("cpu/team.cpp", "<torch/csrc/stable/c/shim.h")
 
+# what the kernels of every device and the ops agree on: it includes nothing
+SHARED = '"types.h'
+
 
 def includes(folder):
     """(file, header) of every include line under a folder of csrc; a header keeps its < or " in front."""
@@ -44,14 +47,21 @@ def is_standard(header):
 def forbidden(csrc):
     """Every include that goes against the directions: cells <- cpu, cells <- cuda, and torch above them."""
     wrong = []
+    for file, header in includes(csrc):
+        if file == f"{csrc.name}/types.h" and not is_standard(header):
+            wrong.append(("types.h", header))
     for file, header in includes(csrc / "cells"):
         if not is_standard(header) and not header.startswith('"cells/'):
             wrong.append((file, header))
     for file, header in includes(csrc / "cpu"):
-        if not is_system(header) and not header.startswith(('"cells/', '"cpu/')) and (file, header) != POOL:
+        if (
+            not is_system(header)
+            and not header.startswith(('"cells/', '"cpu/', SHARED))
+            and (file, header) != POOL
+        ):
             wrong.append((file, header))
     for file, header in includes(csrc / "cuda"):
-        if not is_system(header) and not header.startswith(('"cells/', '"cuda/')):
+        if not is_system(header) and not header.startswith(('"cells/', '"cuda/', SHARED)):
             wrong.append((file, header))
     return wrong
 
@@ -71,6 +81,7 @@ def test_cells_and_kernels_include_only_what_stands_below_them():
         ("cpu/plan.cpp", "#include <torch/csrc/stable/c/shim.h>"),
         ("cpu/plan.cpp", '#include "cuda/plan.h"'),
         ("cpu/plan.cpp", '#include "check.h"'),
+        ("types.h", '#include "check.h"'),
         ("cuda/lstm.cu", '#include "cpu/plan.h"'),
         ("cuda/lstm.cu", "#include <c10/cuda/CUDAStream.h>"),
     ],

@@ -108,8 +108,9 @@ def test_missing_ninja_is_said_and_not_used(tmp_path, present):
 
 def test_every_source_file_is_listed_once():
     setup = load_setup()
-    listed = sorted(setup.SOURCES)
-    present = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+    listed = sorted(setup.SOURCES + setup.CUDA_SOURCES)
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
+    present = sorted(str(path.relative_to(ROOT)) for path in sources)
     if not setup.X86:
         present = [path for path in present if "avx" not in path]
     assert listed == present
@@ -120,6 +121,50 @@ def test_a_changed_header_rebuilds_the_extension(monkeypatch):
     headers = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")}
     assert headers
     assert headers < set(load_setup().extension().depends)
+
+
+@pytest.mark.parametrize(
+    "asked, theirs, found, result",
+    [
+        ("0", "13.0", (13, 0), None),
+        ("", "13.0", (13, 2), (13, 2)),
+        ("", "13.0", (12, 8), "has CUDA 12.8 and torch has 13.0, so the CUDA kernels are left out"),
+        ("", "13.0", None, "no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda, so"),
+        ("", None, (13, 0), "this torch has no CUDA, so the CUDA kernels are left out (RNNFAST_CUDA=1"),
+        ("", None, None, None),
+        ("1", None, (13, 0), (13, 0)),
+        ("1", "12.6", (12, 8), (12, 8)),
+        ("1", "12.6", (13, 0), SystemExit("has CUDA 13.0 and torch has 12.6; set CUDA_HOME to")),
+        ("1", None, None, SystemExit("RNNFAST_CUDA=1, but no nvcc was found in CUDA_HOME, on PATH or in")),
+        ("yes", None, None, SystemExit("RNNFAST_CUDA is 'yes', expected 0, 1 or nothing.")),
+    ],
+)
+def test_cuda_kernels_are_built_where_they_can_be(monkeypatch, capsys, asked, theirs, found, result):
+    setup = load_setup()
+    monkeypatch.setenv("RNNFAST_CUDA", asked)
+    monkeypatch.setattr("torch.version.cuda", theirs)
+    monkeypatch.setattr(setup, "find_cuda_toolkit", lambda: found and ("/opt/cuda", found))
+    if isinstance(result, SystemExit):
+        with pytest.raises(SystemExit, match=re.escape(str(result))):
+            setup.cuda_toolkit()
+        return
+    toolkit = setup.cuda_toolkit()
+    said = capsys.readouterr().out
+    assert toolkit == (("/opt/cuda", result) if isinstance(result, tuple) else None)
+    assert (result in said and said.count("\n") == 1) if isinstance(result, str) else said == ""
+
+
+def test_a_toolkit_is_found_by_its_headers_beside_nvcc(tmp_path, monkeypatch):
+    setup = load_setup()
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.9, V12.9.41\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert setup.find_cuda_toolkit() != (str(tmp_path), (12, 9))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime.h").touch()
+    assert setup.find_cuda_toolkit() == (str(tmp_path), (12, 9))
 
 
 def test_torch_is_the_only_dependency_and_old_ones_are_refused():

@@ -13,14 +13,21 @@ RNNFAST_INLINE V fill(typename Real<V>::Scalar s) {
   return s - V{};
 }
 
+// 1/n! + r/(n+1)! + r^2/(n+2)! + ... to the last term that counts
+template <class V, int n>
+RNNFAST_INLINE V exp_series(V r) {
+  typedef typename Real<V>::Scalar S;
+  const V first = fill<V>(S(1) / kFactorial<S, n>);
+  if constexpr (n == Real<V>::kOrder)
+    return first;
+  else
+    return fma(exp_series<V, n + 1>(r), r, first);
+}
+
 // exp(r) - 1 for |r| <= ln(2)/2:  r + r^2 (1/2! + r/3! + r^2/4! + ...)
 template <class V>
 RNNFAST_INLINE V expm1_polynomial(V r) {
-  typedef typename Real<V>::Scalar S;
-  V q = fill<V>(S(1) / Real<V>::factorial(Real<V>::kOrder));
-#pragma GCC unroll 16
-  for (int i = Real<V>::kOrder - 1; i >= 2; --i) q = fma(q, r, fill<V>(S(1) / Real<V>::factorial(i)));
-  return fma(q * r, r, r);
+  return fma(exp_series<V, 2>(r) * r, r, r);
 }
 
 // x = k ln(2) + r, with k an integer and |r| <= ln(2)/2; returns r

@@ -2,25 +2,14 @@
 // isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32,
 // RNNFAST_FMA_F64 and what else the set has in one instruction: RNNFAST_SCALE_*, RNNFAST_MASKED_*, and for
 // bfloat16 what bfloat16-inl.h asks for.
+// clang-format off: each needs what the one before it gives
+#include "cells/real.h"
 #include "cpu/pack-inl.h"
+// clang-format on
 
 RNNFAST_INLINE f32v fma(f32v a, f32v b, f32v c) { return RNNFAST_FMA_F32(a, b, c); }
 RNNFAST_INLINE f64v fma(f64v a, f64v b, f64v c) { return RNNFAST_FMA_F64(a, b, c); }
 
-// 2^n for an n in the range of normal exponents
-template <class V>
-RNNFAST_INLINE V power_of_two(typename Real<V>::Int n) {
-  return __builtin_bit_cast(V, (n + Real<V>::kBias) << Real<V>::kMantissa);
-}
-
-// p 2^k, the power in two factors because k passes both ends of the exponent
-template <class V>
-RNNFAST_INLINE V scale(V p, V k) {
-  typedef typename Real<V>::Int Int;
-  const V magic = V{} + Real<V>::kMagic;  // an integer added to it stands in its low bits
-  const Int n = __builtin_bit_cast(Int, k + magic) - __builtin_bit_cast(Int, magic), half = n >> 1;
-  return p * power_of_two<V>(half) * power_of_two<V>(n - half);
-}
 #ifdef RNNFAST_SCALE_F32
 RNNFAST_INLINE f32v scale(f32v p, f32v k) { return RNNFAST_SCALE_F32(p, k); }
 RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }

@@ -1,4 +1,4 @@
-// Packs of lanes as GNU vector types: loads, stores, and the constants that cells/math.h asks for.
+// Packs of lanes as GNU vector types: loads, stores, and what cells/math.h asks for.
 // Compiled once per instruction set, inside its namespace; kVectorBytes comes from there. No guard on
 // purpose.
 
@@ -34,36 +34,14 @@ typedef Vec<float>::type f32v;
 typedef Vec<double>::type f64v;
 typedef Vec<int32_t>::type pairs;
 
-template <class V>
-struct Real;
-
-template <class S>
-constexpr S factorial_of(int n) {
-  return n < 2 ? S(1) : S(n) * factorial_of<S>(n - 1);
-}
-
 template <>
-struct Real<f32v> {
-  typedef float Scalar;
+struct Real<f32v> : Constants<float> {
   typedef Vec<float>::Int Int;
-  static constexpr float kZero = 0, kOne = 1, kLog2E = 1.442695041f, kMagic = 12582912.f;
-  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kExpHigh = 89.f, kExpLow = -104.f, kTanhHigh = 20.f;
-  static constexpr int kOrder = 7, kMantissa = 23;
-  static constexpr int32_t kBias = 127, kSign = INT32_MIN;
-  static constexpr float factorial(int n) { return factorial_of<float>(n); }
 };
 
 template <>
-struct Real<f64v> {
-  typedef double Scalar;
+struct Real<f64v> : Constants<double> {
   typedef Vec<double>::Int Int;
-  static constexpr double kZero = 0, kOne = 1, kLog2E = 1.4426950408889634, kMagic = 6755399441055744.0;
-  static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
-  static constexpr double kExpHigh = 710, kExpLow = -746, kTanhHigh = 44;
-  static constexpr int kOrder = 13, kMantissa = 52;
-  static constexpr int64_t kBias = 1023, kSign = INT64_MIN;
-  static constexpr double factorial(int n) { return factorial_of<double>(n); }
 };
 
 template <class A>

@@ -5,10 +5,10 @@
 #include <cstdint>
 
 #include "cpu/target.h"
+#include "types.h"
 
 namespace rnnfast {
 
-enum class Mode { kLstm, kGru, kRnnTanh, kRnnRelu };
 enum class Split { kSerial, kUnits, kRows };
 
 // The rows of x and y. Row (t, b) is offsets[t] + b * row_stride; time step t has the rows 0 .. sizes[t] - 1.
@@ -45,19 +45,6 @@ struct Plan {
 // Hidden widths are padded to whole vectors of every instruction set, so that what is saved suits them all.
 constexpr int64_t kPad = 16;
 RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
-
-// What a tensor stores (E), and what is computed with (A): bfloat16 stays in memory and in products.
-struct Bfloat16 {
-  uint16_t bits;
-};
-template <class E>
-struct ComputeType {
-  typedef E type;
-};
-template <>
-struct ComputeType<Bfloat16> {
-  typedef float type;
-};
 
 // what a product reads by words: bfloat16 by pairs
 template <class E>

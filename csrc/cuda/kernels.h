@@ -1,0 +1,147 @@
+// The kernels of one GPU as plain functions: what csrc/cuda_layer.cpp calls and csrc/cuda/*.cu implement. No
+// torch, no CUDA header. All pointers are device memory; each function only puts work on the stream, and
+// returns null or what went wrong.
+#pragma once
+#include <cstdint>
+
+#include "types.h"
+
+namespace rnnfast::cuda {
+
+// One direction of one layer, forward. Rows whose length is padded end in zeros and begin at multiples of 16
+// bytes: that is how a product reads them.
+template <class E>
+struct ForwardLayer {
+  typedef typename ComputeType<E>::type A;
+  int64_t H, P;    // hidden and output width; P = H without a projection
+  int64_t Hp, Pp;  // the same, padded
+  const E* w_hh;   // [G H, Pp]
+  const E* w_hr;   // [P, Hp] or null
+  const E* b_ih;   // [G H] or null
+  const E* b_hh;   // [G H] or null
+  A* h[2];         // [B, Pp]: a step reads one and writes the other
+  A* c;            // [B, Hp] or null
+  A* m;            // [B, Hp]: o tanh(c), what the projection multiplies; or null
+  A* hn;           // [B, P]
+  E* y;            // [N, P], leading dimension ldy
+  int64_t ldy;
+  A* gates;  // [N, S, Hp] or null: inference saves nothing
+  A* cells;  // [N, Hp] or null
+};
+
+// Row (t, b) of x, y and what is saved is row + b stride.
+struct ForwardStep {
+  int64_t row, stride;
+  int64_t n;     // rows of this step
+  int64_t ends;  // rows from here on have their last step now
+  int parity;    // reads h[parity]
+};
+
+// One step; input [n, G H] is W_ih x.
+template <class E>
+const char* forward_step(Mode mode, const ForwardLayer<E>& layer, const ForwardStep& step,
+                         const typename ComputeType<E>::type* input, void* stream);
+
+// One direction of one layer, backward through time. The caller makes the weight gradients from what this
+// leaves.
+template <class E>
+struct BackwardLayer {
+  typedef typename ComputeType<E>::type A;
+  int64_t H, P, Hp, Pp;
+  int64_t Kp;       // G H, padded
+  const E* w_hh_t;  // [P, Kp]: W_hh turned
+  const E* w_hr_t;  // [H, Pp] or null
+  const A* h0;      // [B, P]
+  const A* c0;      // [B, H] or null
+  const E* y;       // [N, P], leading dimension ldy
+  const E* dy;      // the same, or null
+  int64_t ldy;      //
+  const A* dhn;     // [B, P] or null
+  const A* dcn;     // [B, H] or null
+  const A* gates;   // [N, S, Hp]
+  const A* cells;   // [N, Hp] or null
+  A* direct;        // [B, Pp]: the part of dL/dh that does not pass W_hh; zeros
+  A* dc;            // [B, Hp] or null
+  E* da;            // [N, Kp]: dL/d(W_hh h + b_hh)
+  E* dx;            // [N, Kp]: dL/d(W_ih x + b_ih); null where it equals da
+  E* h_previous;    // [N, P] or null: the state each row started from
+  E* dprojected;    // [N, Pp] or null: dL/dh before the projection
+  E* hidden;        // [N, H] or null: o tanh(c), what the projection multiplies
+  A* dh0;           // [B, P]
+  A* dc0;           // [B, H] or null
+};
+
+// Carries dL/dh from the step before in this order (which is the later one of the walk) to this one.
+struct BackwardStep {
+  int64_t row, stride;
+  int64_t n;         // rows of this step; 0 after the last: what is left goes to dh0 and dc0
+  int64_t begins;    // rows from here on started from h0
+  int64_t previous;  // `row` of the step that the others started from
+  int64_t later;     // `row` of the step that dL/dh comes from, and
+  int64_t later_n;   // its rows; those beyond start from dhn
+};
+
+template <class E>
+const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream);
+
+// One layer of the deep transition in one step, forward: W a + b + input, through LeakyReLU or, in the last
+// layer, to the next state and y.
+template <class E>
+struct DeepLayer {
+  typedef typename ComputeType<E>::type A;
+  int64_t n, units, K;  // rows, output width, and input width, padded
+  const E* w;           // [units, K]
+  const E* bias;        // [units] or null
+  const A* rows;        // [n, K], leading dimension ld
+  int64_t ld;
+  const A* input;  // [n, units]: what x adds, or null
+  A slope;
+  A* out;  // [n, units], leading dimension ldo: activations, or the next state
+  int64_t ldo;
+  E* y;  // [n, units], leading dimension ldy; null: an inner layer
+  int64_t ldy;
+  A* hn;  // [n, units] or null
+};
+template <class E>
+const char* deep_layer(const DeepLayer<E>& layer, void* stream);
+
+// dL/d(pre-activations) of an inner layer from those of the layer above it
+template <class E>
+struct DeepInnerBackward {
+  typedef typename ComputeType<E>::type A;
+  int64_t n, units, K;  // rows, this layer's width, and that of the layer above, padded
+  const E* w_t;         // [units, K]: W of the layer above, turned
+  const E* above;       // [n, K], leading dimension ld
+  int64_t ld;
+  const A* acts;  // [n, units], leading dimension lda
+  int64_t lda;
+  A slope;
+  E* da;  // [n, units], leading dimension ldd
+  int64_t ldd;
+};
+template <class E>
+const char* deep_inner_backward(const DeepInnerBackward<E>& layer, void* stream);
+
+// dL/dh from layer 0 of the step after, or from dhn; with dy it is dL/d(pre-activations) of the last layer
+template <class E>
+struct DeepStateBackward {
+  typedef typename ComputeType<E>::type A;
+  int64_t n, units, K;  // rows, H, and the width of layer 0, padded; K = 0 begins from dhn
+  const E* w_t;         // [units, K]: the h columns of W of layer 0, turned
+  const E* below;       // [n, K], leading dimension ld: da of layer 0 of the step after
+  int64_t ld;
+  const A* dhn;     // [n, units] or null
+  const E* dy;      // [n, units], leading dimension ldy; or null
+  const E* before;  // the same: y of the step before; null: h0
+  int64_t ldy;
+  const A* h0;  // [n, units]
+  E* da;        // [n, units], leading dimension ldd; null before the first step: the rest goes to dh0
+  int64_t ldd;
+  E* h_previous;  // [n, units], leading dimension ldh
+  int64_t ldh;
+  A* dh0;  // [n, units]
+};
+template <class E>
+const char* deep_state_backward(const DeepStateBackward<E>& layer, void* stream);
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,262 @@
+// The recurrent layer one launch per time step, for any width, dtype and GPU: the plainest of its kernels and
+// the oracle of the others. The sums of a unit's gates meet in one lane, which finishes the cell.
+#pragma once
+#include "cuda/kernels.h"
+#include "cuda/tiles.cuh"
+
+namespace rnnfast::cuda {
+
+// clang-format off: each needs what the one before it gives
+#include "cells/lstm.h"
+#include "cells/gru.h"
+#include "cells/rnn.h"
+// clang-format on
+
+// y and the next state of one unit
+template <class E, class A>
+RNNFAST_INLINE void emit(const ForwardLayer<E>& p, const ForwardStep& s, int64_t b, int64_t unit, A value) {
+  p.h[1 - s.parity][b * p.Pp + unit] = value;
+  narrow(value, p.y[(s.row + b * s.stride) * p.ldy + unit]);
+  if (b >= s.ends) p.hn[b * p.P + unit] = value;
+}
+
+// a = W_hh h + input + b, then the cell. A tile holds the gates of one unit, or four units of a cell with one
+// gate.
+template <class Cell, class Element>
+struct ForwardTask {
+  typedef Element W;
+  typedef typename ComputeType<W>::type A;
+  typedef A R;
+  static constexpr int G = Cell::kGates, S = Cell::kSlots;
+  static constexpr int kUnits = G == 1 ? kColumns : 1;
+
+  ForwardLayer<W> p;
+  ForwardStep s;
+  const A* input;
+
+  RNNFAST_BOTH int64_t groups() const { return divide_up(p.H, kUnits); }
+  RNNFAST_BOTH int64_t rows() const { return s.n; }
+  RNNFAST_INLINE int64_t length() const { return p.Pp; }
+  RNNFAST_INLINE const W* column(int64_t group, int c) const {
+    const int64_t unit = G == 1 ? least(group * kUnits + c, p.H - 1) : group;
+    return p.w_hh + ((G == 1 ? 0 : least(c, G - 1)) * p.H + unit) * p.Pp;
+  }
+  RNNFAST_INLINE const A* row(int64_t b) const { return p.h[s.parity] + b * p.Pp; }
+
+  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
+    A sums[G];
+#pragma unroll
+    for (int g = 0; g < G; ++g)
+      sums[g] = G == 1 ? sum : shuffle(sum, g * kRows + static_cast<int>(b % kRows));
+    const int64_t unit = group * kUnits + (G == 1 ? column : 0);
+    if (b >= s.n || unit >= p.H || (G > 1 && column > 0)) return;
+    A state[S], cell{}, blended{};
+#pragma unroll
+    for (int j = 0; j < S; ++j) state[j] = 0;
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      const int64_t at = g * p.H + unit;
+      state[g] += input[b * G * p.H + at] + (p.b_ih ? A(widened(p.b_ih[at])) : A(0));
+      // a cell with one slot more keeps what its last gate has from h apart
+      state[S > G && g == G - 1 ? S - 1 : g] += sums[g] + (p.b_hh ? A(widened(p.b_hh[at])) : A(0));
+    }
+    if (Cell::kHasCell) cell = p.c[b * p.Hp + unit];
+    if (Cell::kBlends) blended = row(b)[unit];
+    const A value = Cell::forward(state, cell, blended);
+    const int64_t at = s.row + b * s.stride;
+    if (p.gates) {
+#pragma unroll
+      for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
+    }
+    if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
+    if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
+    if (p.m)
+      p.m[b * p.Hp + unit] = value;
+    else
+      emit(p, s, b, unit, value);
+  }
+};
+
+// h' = W_hr (o tanh(c'))
+template <class Element>
+struct ProjectTask {
+  typedef Element W;
+  typedef typename ComputeType<W>::type A;
+  typedef A R;
+
+  ForwardLayer<W> p;
+  ForwardStep s;
+
+  RNNFAST_BOTH int64_t groups() const { return divide_up(p.P, kColumns); }
+  RNNFAST_BOTH int64_t rows() const { return s.n; }
+  RNNFAST_INLINE int64_t length() const { return p.Hp; }
+  RNNFAST_INLINE const W* column(int64_t group, int c) const {
+    return p.w_hr + least(group * kColumns + c, p.P - 1) * p.Hp;
+  }
+  RNNFAST_INLINE const A* row(int64_t b) const { return p.m + b * p.Hp; }
+  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
+    const int64_t unit = group * kColumns + column;
+    if (b < s.n && unit < p.P) emit(p, s, b, unit, sum);
+  }
+};
+
+template <class Cell, class Element>
+struct Backward {
+  typedef Element W;
+  typedef typename ComputeType<W>::type A;
+  static constexpr int G = Cell::kGates, S = Cell::kSlots;
+
+  BackwardLayer<W> p;
+  BackwardStep s;
+
+  RNNFAST_INLINE int64_t place(int64_t b) const { return s.row + b * s.stride; }
+
+  // The state that row b started from, unit of the output; and kept for dW_hh
+  RNNFAST_INLINE A previous_state(int64_t b, int64_t unit) const {
+    A h;
+    if (b >= s.begins)
+      h = p.h0[b * p.P + unit];
+    else
+      h = widened(p.y[(s.previous + b * s.stride) * p.ldy + unit]);
+    if (p.h_previous) narrow(h, p.h_previous[place(b) * p.P + unit]);
+    return h;
+  }
+
+  // dL/dh of row b when this step begins: what came from the later one, or from dhn
+  RNNFAST_INLINE A carried(A sum, int64_t b, int64_t unit) const {
+    if (b < s.later_n) return sum + p.direct[b * p.Pp + unit];
+    return p.dhn ? p.dhn[b * p.P + unit] : A(0);
+  }
+  RNNFAST_INLINE A carried_cell(int64_t b, int64_t unit) const {
+    if (b < s.later_n) return p.dc[b * p.Hp + unit];
+    return p.dcn ? p.dcn[b * p.H + unit] : A(0);
+  }
+  RNNFAST_INLINE A output_gradient(int64_t b, int64_t unit) const {
+    return p.dy ? A(widened(p.dy[place(b) * p.ldy + unit])) : A(0);
+  }
+
+  RNNFAST_INLINE const W* later_row(int64_t b) const {
+    return p.da + (s.later + least(b, s.later_n ? s.later_n - 1 : 0) * s.stride) * p.Kp;
+  }
+
+  // dL/dh' of (b, unit) through the cell
+  RNNFAST_INLINE void through_cell(A dvalue, int64_t b, int64_t unit, bool projected) const {
+    const int64_t at = place(b);
+    A state[S], da[G], dx[G], c{}, c_before{}, dcell{}, before{};
+#pragma unroll
+    for (int j = 0; j < S; ++j) state[j] = p.gates[(at * S + j) * p.Hp + unit];
+    if (Cell::kHasCell) {
+      c = p.cells[at * p.Hp + unit];
+      c_before = b >= s.begins ? p.c0[b * p.H + unit] : p.cells[(s.previous + b * s.stride) * p.Hp + unit];
+      dcell = carried_cell(b, unit);
+    }
+    if (!projected) before = previous_state(b, unit);
+    if (projected && p.hidden) narrow(Cell::output(state, c), p.hidden[at * p.H + unit]);
+    const A direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
+    if (Cell::kHasCell) p.dc[b * p.Hp + unit] = dcell;
+    if (!projected) p.direct[b * p.Pp + unit] = direct;
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      narrow(da[g], p.da[at * p.Kp + g * p.H + unit]);
+      if (S > G) narrow(dx[g], p.dx[at * p.Kp + g * p.H + unit]);
+    }
+  }
+};
+
+// dL/dh = (da of the later step) W_hh + ..., then the cell; or, with a projection, only what it multiplies
+template <class Cell, class Element>
+struct CarryTask : Backward<Cell, Element> {
+  typedef Backward<Cell, Element> Base;
+  typedef Element W;
+  typedef typename Base::A A;
+  typedef W R;
+  using Base::p;
+  using Base::s;
+
+  RNNFAST_BOTH int64_t groups() const { return divide_up(p.P, kColumns); }
+  RNNFAST_BOTH int64_t rows() const { return s.n < s.later_n ? s.later_n : s.n; }
+  RNNFAST_INLINE int64_t length() const { return s.later_n ? p.Kp : 0; }
+  RNNFAST_INLINE const W* column(int64_t group, int c) const {
+    return p.w_hh_t + least(group * kColumns + c, p.P - 1) * p.Kp;
+  }
+  RNNFAST_INLINE const W* row(int64_t b) const { return this->later_row(b); }
+
+  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
+    const int64_t unit = group * kColumns + column;
+    if (b >= rows() || unit >= p.P) return;
+    const A dh = this->carried(sum, b, unit);
+    const bool projected = p.w_hr_t;
+    if (b >= s.n) {
+      p.dh0[b * p.P + unit] = dh;
+      if (Cell::kHasCell && !projected) p.dc0[b * p.H + unit] = this->carried_cell(b, unit);
+      return;
+    }
+    const A dvalue = dh + this->output_gradient(b, unit);
+    if (!projected) return this->through_cell(dvalue, b, unit, false);
+    narrow(dvalue, p.dprojected[this->place(b) * p.Pp + unit]);
+    this->previous_state(b, unit);
+  }
+};
+
+// dL/d(o tanh(c)) = dh W_hr, then the cell
+template <class Cell, class Element>
+struct UnprojectTask : Backward<Cell, Element> {
+  typedef Backward<Cell, Element> Base;
+  typedef Element W;
+  typedef typename Base::A A;
+  typedef W R;
+  using Base::p;
+  using Base::s;
+
+  RNNFAST_BOTH int64_t groups() const { return divide_up(p.H, kColumns); }
+  RNNFAST_BOTH int64_t rows() const { return s.n < s.later_n ? s.later_n : s.n; }
+  RNNFAST_INLINE int64_t length() const { return s.n ? p.Pp : 0; }
+  RNNFAST_INLINE const W* column(int64_t group, int c) const {
+    return p.w_hr_t + least(group * kColumns + c, p.H - 1) * p.Pp;
+  }
+  RNNFAST_INLINE const W* row(int64_t b) const {
+    return p.dprojected + this->place(least(b, s.n ? s.n - 1 : 0)) * p.Pp;
+  }
+
+  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
+    const int64_t unit = group * kColumns + column;
+    if (b >= rows() || unit >= p.H) return;
+    if (b >= s.n)
+      p.dc0[b * p.H + unit] = this->carried_cell(b, unit);
+    else
+      this->through_cell(sum, b, unit, true);
+  }
+};
+
+template <class F>
+const char* with_cell(Mode mode, const F& f) {
+  switch (mode) {
+    case Mode::kLstm:
+      return f(Lstm());
+    case Mode::kGru:
+      return f(Gru());
+    case Mode::kRnnTanh:
+      return f(RnnTanh());
+    case Mode::kRnnRelu:
+      return f(RnnRelu());
+  }
+  return nullptr;
+}
+
+template <class E>
+const char* forward_step(Mode mode, const ForwardLayer<E>& layer, const ForwardStep& step,
+                         const typename ComputeType<E>::type* input, void* stream) {
+  const char* const error = with_cell(mode, [&](auto cell) {
+    return launch_tiles(ForwardTask<decltype(cell), E>{layer, step, input}, stream);
+  });
+  return error || !layer.w_hr ? error : launch_tiles(ProjectTask<E>{layer, step}, stream);
+}
+
+template <class E>
+const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream) {
+  const char* const error = with_cell(
+      mode, [&](auto cell) { return launch_tiles(CarryTask<decltype(cell), E>{layer, step}, stream); });
+  return error || !layer.w_hr_t ? error : launch_tiles(UnprojectTask<Lstm, E>{layer, step}, stream);
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,6 @@
+// The stepwise kernels for Bfloat16.
+#include "cuda/stepwise.cuh"
+
+namespace rnnfast::cuda {
+RNNFAST_STEPWISE(Bfloat16)
+}

@@ -1,0 +1,211 @@
+// The recurrent layer's ops on a GPU. The recurrence is a kernel of csrc/cuda; the products over all time
+// steps at once are torch's. Compiles beside a CPU build of torch, because it names no device: the tests run
+// it on CPU tensors, with the kernels emulated.
+#include <ATen/ops/addmm.h>
+
+#include "cuda/kernels.h"
+#include "cuda_tensors.h"
+#include "layer.h"
+
+namespace rnnfast::cuda {
+namespace {
+
+// the rows of x of the steps begin .. end - 1, one step after the other
+Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, int64_t begin, int64_t end) {
+  if (s.packed) {
+    const int64_t first = walk.offsets[begin];
+    return x.narrow(0, first, walk.offsets[end - 1] + walk.sizes[end - 1] - first);
+  }
+  const Tensor steps =
+      s.batch_first ? x.narrow(1, begin, end - begin).transpose(0, 1) : x.narrow(0, begin, end - begin);
+  return steps.reshape({(end - begin) * s.B, s.I});
+}
+
+template <class E>
+void forward_direction(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
+                       const Tensor& c0, const Weights& w, int64_t d, const Tensor& y, const Tensor& hn,
+                       const Tensor& cn, const Tensor& gates, const Tensor& cells) {
+  typedef typename ComputeType<E>::type A;
+  const at::TensorOptions options = hn.options();
+  const int64_t Hp = padded(s.H), GH = s.gates * s.H;
+  const Tensor w_hh = padded_rows(w.w_hh), w_hr = s.projected ? padded_rows(w.w_hr) : Tensor();
+  const Tensor h[] = {padded_state(h0, options), padded_state(h0, options)};
+  const Tensor c = s.has_cell ? padded_state(c0, options) : Tensor();
+  const Tensor m = s.projected ? padded_zeros(s.B, s.H, options) : Tensor();
+  ForwardLayer<E> p{};
+  p.H = s.H, p.P = s.P, p.Hp = Hp, p.Pp = padded(s.P);
+  p.w_hh = in<E>(w_hh), p.w_hr = in<E>(w_hr), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
+  p.h[0] = out<A>(h[0]), p.h[1] = out<A>(h[1]), p.c = out<A>(c), p.m = out<A>(m);
+  p.hn = out<A>(hn, d * s.B * s.P);
+  p.y = out<E>(y, d * s.P), p.ldy = s.D * s.P;
+  p.gates = out<A>(gates, d * s.N * s.slots * Hp);
+  p.cells = out<A>(cells, d * s.N * Hp);
+  void* const stream = current_stream(x.device());
+  const int64_t chunk = input_chunk(s.B * GH * sizeof(A));
+  for (int64_t begin = 0; begin < s.T; begin += chunk) {
+    const int64_t end = std::min(begin + chunk, s.T);
+    const int64_t first = std::min(walk.time(begin), walk.time(end - 1)), last = first + end - begin;
+    const Tensor input =
+        input_product(rows_of(s, walk, x, first, last), w.w_ih, options.dtype().toScalarType());
+    for (int64_t step = begin; step < end; ++step) {
+      const int64_t t = walk.time(step);
+      const int64_t row = s.packed ? walk.offsets[t] - walk.offsets[first] : (t - first) * s.B;
+      check_launch(forward_step<E>(
+          s.mode, p,
+          {walk.offsets[t], walk.row_stride, walk.sizes[t], walk.ends(t), static_cast<int>(step & 1)},
+          in<A>(input, row * GH), stream));
+    }
+  }
+  if (s.has_cell) cn.select(0, d).copy_(c.narrow(1, 0, s.H));
+}
+
+struct Gradients {
+  Tensor da, dx, h_previous, dprojected, hidden;  // of one direction; see BackwardLayer
+};
+
+template <class E>
+Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Tensor& h0, const Tensor& c0,
+                             const Weights& w, int64_t d, const Tensor& y, const Tensor& dy,
+                             const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
+                             const Tensor& dh0, const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
+  typedef typename ComputeType<E>::type A;
+  const at::TensorOptions options = dh0.options(), element = y.options();
+  const int64_t Hp = padded(s.H), GH = s.gates * s.H;
+  const Tensor w_hh = padded_rows(w.w_hh.t()), w_hr = s.projected ? padded_rows(w.w_hr.t()) : Tensor();
+  const Tensor direct = padded_zeros(s.B, s.P, options);
+  const Tensor dc = s.has_cell ? padded_zeros(s.B, s.H, options) : Tensor();
+  Gradients r;
+  r.da = padded_empty(s.N, GH, element);
+  r.dx = s.slots > s.gates ? padded_empty(s.N, GH, element) : r.da;
+  if (need_w_hh) r.h_previous = at::empty({s.N, s.P}, element);
+  if (s.projected) r.dprojected = padded_empty(s.N, s.P, element);
+  if (s.projected && need_w_hr) r.hidden = at::empty({s.N, s.H}, element);
+  BackwardLayer<E> p{};
+  p.H = s.H, p.P = s.P, p.Hp = Hp, p.Pp = padded(s.P), p.Kp = padded(GH);
+  p.w_hh_t = in<E>(w_hh), p.w_hr_t = in<E>(w_hr);
+  p.h0 = in<A>(h0, d * s.B * s.P), p.c0 = in<A>(c0, d * s.B * s.H);
+  p.y = in<E>(y, d * s.P), p.dy = in<E>(dy, d * s.P), p.ldy = s.D * s.P;
+  p.dhn = in<A>(dhn, d * s.B * s.P), p.dcn = in<A>(dcn, d * s.B * s.H);
+  p.gates = in<A>(gates, d * s.N * s.slots * Hp);
+  p.cells = s.has_cell ? in<A>(cells, d * s.N * Hp) : nullptr;
+  p.direct = out<A>(direct), p.dc = out<A>(dc);
+  p.da = out<E>(r.da), p.dx = s.slots > s.gates ? out<E>(r.dx) : nullptr;
+  p.h_previous = out<E>(r.h_previous), p.dprojected = out<E>(r.dprojected), p.hidden = out<E>(r.hidden);
+  p.dh0 = out<A>(dh0, d * s.B * s.P), p.dc0 = out<A>(dc0, d * s.B * s.H);
+  void* const stream = current_stream(y.device());
+  for (int64_t step = s.T; step >= 0; --step) {
+    BackwardStep b{};
+    b.stride = walk.row_stride;
+    if (step > 0) {
+      const int64_t t = walk.time(step - 1);
+      b.row = walk.offsets[t], b.n = walk.sizes[t], b.begins = walk.begins(t);
+      b.previous = b.begins > 0 ? walk.previous(t, 0) : 0;
+    }
+    if (step < s.T) b.later = walk.offsets[walk.time(step)], b.later_n = walk.sizes[walk.time(step)];
+    check_launch(backward_step<E>(s.mode, p, b, stream));
+  }
+  r.da = r.da.narrow(1, 0, GH);
+  r.dx = r.dx.narrow(1, 0, GH);
+  if (s.projected) r.dprojected = r.dprojected.narrow(1, 0, s.P);
+  return r;
+}
+
+}  // namespace
+
+RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& h0, const OptTensor& c0,
+                          const Tensor& w_ih, const Tensor& w_hh, const OptTensor& b_ih,
+                          const OptTensor& b_hh, const OptTensor& w_hr, const OptTensor& w_ih_r,
+                          const OptTensor& w_hh_r, const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                          const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first, bool save,
+                          const OptTensor& lengths, const OptTensor& resets, const OptTensor& h_mask,
+                          const OptTensor& zoneout_mask) {
+  constexpr const char* op = "rnnfast::recurrent";
+  refuse_reserved(op, lengths, resets, h_mask, zoneout_mask);
+  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
+                                   b_hh_r, w_hr_r, batch_sizes, batch_first);
+  const c10::OptionalDeviceGuard guard(x.device());
+  const at::ScalarType type = accumulation_type(x);
+  const at::TensorOptions element = x.options().memory_format(at::MemoryFormat::Contiguous);
+  const at::TensorOptions options = element.dtype(type);
+  const auto empty = [&](bool needed, std::vector<int64_t> sizes) {
+    return at::empty(needed ? at::IntArrayRef(sizes) : at::IntArrayRef({0}), options);
+  };
+  const Tensor y = at::empty(output_shape(s), element);
+  const Tensor hn = empty(true, {s.D, s.B, s.P}), cn = empty(s.has_cell, {s.D, s.B, s.H});
+  // zeros: nothing is computed for what pads a row
+  const Tensor gates = empty(save, {s.D, s.N, s.slots, padded(s.H)}).zero_();
+  const Tensor cells = empty(save && s.has_cell, {s.D, s.N, padded(s.H)}).zero_();
+  if (s.N > 0) {
+    const auto weights =
+        all_weights([](const auto& w) { return dense(w); }, [](const auto& b) { return dense(b); }, w_ih,
+                    w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+    const WalkStorage storage = walk_of(s, batch_sizes);
+    for (int64_t d = 0; d < s.D; ++d)
+      with_element(x.scalar_type(), [&](auto e) {
+        forward_direction<decltype(e)>(s, storage.reversed(d == 1), x, h0[d],
+                                       s.has_cell ? (*c0)[d] : Tensor(), weights[d], d, y, hn, cn, gates,
+                                       cells);
+      });
+  }
+  return {y, hn.to(x.scalar_type()), cn.to(x.scalar_type()), gates, cells};
+}
+
+RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn, const OptTensor& dcn,
+                                      std::string_view mode, const Tensor& x, const Tensor& h0,
+                                      const OptTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                                      const OptTensor& b_ih, const OptTensor& b_hh, const OptTensor& w_hr,
+                                      const OptTensor& w_ih_r, const OptTensor& w_hh_r,
+                                      const OptTensor& b_ih_r, const OptTensor& b_hh_r,
+                                      const OptTensor& w_hr_r, const OptTensor& batch_sizes, bool batch_first,
+                                      const Tensor& y, const Tensor& gates, const Tensor& cells,
+                                      std::array<bool, kGradients> needs) {
+  constexpr const char* op = "rnnfast::recurrent_backward";
+  const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
+                                   b_hh_r, w_hr_r, batch_sizes, batch_first);
+  check_layer_backward(op, s, dy, dhn, dcn, x, y, gates, cells);
+  const c10::OptionalDeviceGuard guard(x.device());
+  const at::ScalarType type = accumulation_type(x);
+  const at::TensorOptions element = x.options().memory_format(at::MemoryFormat::Contiguous);
+  const auto weights =
+      all_weights([](const auto& w) { return dense(w); }, [](const auto& b) { return dense(b); }, w_ih, w_hh,
+                  b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
+  const Tensor x_rows = x.contiguous().view({s.N, s.I}), y_dense = y.contiguous(), dy_dense = dense(dy);
+  const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
+  const Tensor dhn_dense = dense(dhn, type), dcn_dense = dense(dcn, type);
+  const Tensor gates_dense = gates.contiguous(), cells_dense = cells.contiguous();
+  const Tensor dh0 = at::zeros({s.D, s.B, s.P}, element.dtype(type));
+  const Tensor dc0 = s.has_cell ? at::zeros({s.D, s.B, s.H}, element.dtype(type)) : Tensor();
+  const WalkStorage storage = walk_of(s, batch_sizes);
+  const auto wanted = wanted_gradients(needs, s, b_ih, b_hh);
+
+  std::array<Tensor, kGradients> grads;
+  grads[1] = dh0;
+  grads[2] = dc0;
+  for (int64_t d = 0; d < s.D; ++d) {
+    const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
+    Gradients r;
+    if (s.N > 0) {
+      r = with_element(x.scalar_type(), [&](auto e) {
+        return backward_direction<decltype(e)>(s, storage.reversed(d == 1), h0_dense, c0_dense, weights[d], d,
+                                               y_dense, dy_dense, dhn_dense, dcn_dense, gates_dense,
+                                               cells_dense, dh0, dc0, wanted[first + 1], wanted[first + 4]);
+      });
+    } else {
+      r.da = r.dx = at::zeros({0, s.gates * s.H}, element);
+      r.h_previous = r.dprojected = at::zeros({0, s.P}, element);
+      r.hidden = at::zeros({0, s.H}, element);
+    }
+    if (wanted[0]) grads[0] = d ? at::addmm(grads[0], r.dx, weights[d].w_ih) : at::mm(r.dx, weights[d].w_ih);
+    if (wanted[first]) grads[first] = at::mm(r.dx.t(), x_rows);
+    if (wanted[first + 1]) grads[first + 1] = at::mm(r.da.t(), r.h_previous);
+    if (wanted[first + 2]) grads[first + 2] = r.dx.sum(0, false, type);
+    if (wanted[first + 3]) grads[first + 3] = r.da.sum(0, false, type);
+    if (wanted[first + 4]) grads[first + 4] = at::mm(r.dprojected.t(), r.hidden);
+  }
+  if (wanted[0]) grads[0] = grads[0].view(x.sizes());
+  for (int i = 0; i < kGradients; ++i)
+    grads[i] = wanted[i] ? grads[i].to(x.scalar_type()) : at::empty({0}, x.options());
+  return std::tuple_cat(grads);
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,88 @@
+// What the ops of a GPU make of tensors: pointers, padded rows, and the products over many steps at once,
+// which are torch's. Names no device, so that it compiles beside a CPU build of torch.
+#pragma once
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+
+#include "cpu/params.h"
+#include "ops.h"
+
+namespace rnnfast::cuda {
+
+inline void* current_stream(const at::Device& device) {
+  if (device.is_cpu()) return nullptr;
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+}
+
+inline void check_launch(const char* error) {
+  TORCH_CHECK(!error, "rnnfast: a CUDA kernel did not start: ", error);
+}
+
+template <class E>
+const E* in(const Tensor& t, int64_t offset = 0) {
+  return t.defined() ? static_cast<const E*>(t.const_data_ptr()) + offset : nullptr;
+}
+template <class E>
+E* out(const Tensor& t, int64_t offset = 0) {
+  return t.defined() && t.numel() ? static_cast<E*>(t.mutable_data_ptr()) + offset : nullptr;
+}
+
+// undefined stays undefined
+inline Tensor dense(const OptTensor& t) { return t ? t->contiguous() : Tensor(); }
+inline Tensor dense(const OptTensor& t, at::ScalarType type) {
+  return t ? t->to(type).contiguous() : Tensor();
+}
+
+// [rows, n] as a product reads it: padded with zeros, beginning at a multiple of 16 bytes
+inline Tensor padded_rows(const Tensor& t) {
+  const int64_t n = t.size(-1);
+  const Tensor dense =
+      n == padded(n) ? t.contiguous() : at::constant_pad_nd(t, {0, padded(n) - n}).contiguous();
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 ? dense.clone() : dense;
+}
+
+// [rows, padded(n)] of zeros; and with `from` in it
+inline Tensor padded_zeros(int64_t rows, int64_t n, const at::TensorOptions& options) {
+  return at::zeros({rows, padded(n)}, options);
+}
+inline Tensor padded_state(const Tensor& from, const at::TensorOptions& options) {
+  const Tensor state = padded_zeros(from.size(0), from.size(1), options);
+  state.narrow(1, 0, from.size(1)).copy_(from);
+  return state;
+}
+
+// the same for rows that a kernel fills up to n
+inline Tensor padded_empty(int64_t rows, int64_t n, const at::TensorOptions& options) {
+  const Tensor t = at::empty({rows, padded(n)}, options);
+  t.narrow(1, n, padded(n) - n).zero_();
+  return t;
+}
+
+// x W^T in the compute type, whatever is stored
+inline Tensor input_product(const Tensor& x, const Tensor& w, at::ScalarType type) {
+  if (x.scalar_type() == type) return at::mm(x, w.t());
+  return x.is_cuda() ? at::mm(x, w.t(), type) : at::mm(x.to(type), w.t().to(type));
+}
+
+// Input products are made for so many steps at once (of so many bytes each): they never take as much memory
+// as what is saved.
+inline int64_t input_chunk(int64_t bytes_of_a_step) {
+  return std::max<int64_t>(1, (int64_t{64} << 20) / bytes_of_a_step);
+}
+
+// f(E()) for what a tensor of this dtype stores
+template <class F>
+auto with_element(at::ScalarType type, const F& f) {
+  return type == at::kDouble     ? f(double())
+         : type == at::kBFloat16 ? f(Bfloat16())
+         : type == at::kHalf     ? f(Half())
+                                 : f(float());
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,30 @@
+// The ops of a GPU as rnnfast_emulated::*, on CPU tensors: the same glue, the same kernels, with the device
+// emulated.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "cuda/stepwise.cuh"
+#include "ops.h"
+
+namespace rnnfast::cuda {
+RNNFAST_STEPWISE(float)
+RNNFAST_STEPWISE(double)
+RNNFAST_STEPWISE(Bfloat16)
+RNNFAST_STEPWISE(Half)
+}  // namespace rnnfast::cuda
+
+TORCH_LIBRARY(rnnfast_emulated, m) {
+  for (const std::string name :
+       {"recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward"})
+    m.def(c10::Dispatcher::singleton()
+              .findSchemaOrThrow(("rnnfast::" + name).c_str(), "")
+              .schema()
+              .cloneWithName("rnnfast_emulated::" + name, ""));
+}
+
+TORCH_LIBRARY_IMPL(rnnfast_emulated, CPU, m) {
+  m.impl("recurrent", &rnnfast::cuda::recurrent);
+  m.impl("recurrent_backward", &rnnfast::cuda::recurrent_backward);
+  m.impl("deep_transition", &rnnfast::cuda::deep_transition);
+  m.impl("deep_transition_backward", &rnnfast::cuda::deep_transition_backward);
+}

@@ -1,0 +1,28 @@
+// What the emulated device must not let pass: `program FAULT` dies, `program none` prints "ran".
+#include <cstdio>
+#include <cstring>
+
+#include "cuda/primitives.cuh"
+
+using namespace rnnfast::cuda;
+
+struct Fault {
+  bool leaves, misaligned;
+  float* sums;
+};
+
+void kernel(Fault fault) {
+  alignas(16) float numbers[8] = {};
+  if (fault.leaves && thread_index() == 3) return;
+  float sum = load_chunk(numbers + (fault.misaligned ? 1 : 4)).number[0] + 1;
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  fault.sums[block_index()] = sum;
+}
+
+int main(int, char** argv) {
+  float sums[3] = {};
+  const bool leaves = !std::strcmp(argv[1], "leaves"), misaligned = !std::strcmp(argv[1], "misaligned");
+  launch(kernel, 3, 2 * kLanes, nullptr, Fault{leaves, misaligned, sums});
+  if (sums[0] != kLanes || sums[1] != kLanes || sums[2] != kLanes) return 1;
+  std::puts("ran");
+}

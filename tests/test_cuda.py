@@ -1,0 +1,307 @@
+"""The CUDA ops and kernels: on a GPU where there is one, and everywhere emulated by the host.
+
+Emulated means: the same glue and the same kernel sources, compiled by the host's compiler against
+tests/native/emulation, on CPU tensors. That proves indices, meeting points, lengths and tails, not the
+hardware.
+"""
+
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import LAYERS, draw, packed, pair, tensors, total
+from torch.utils.cpp_extension import include_paths, library_paths
+
+import rnnfast
+from rnnfast import _C, ops
+from rnnfast.testing import assert_close_to_oracle
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+SOURCES = ["tests/native/emulated_ops.cpp", "csrc/cuda_layer.cpp", "csrc/cuda_deep.cpp"]
+OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
+
+# What torch says of its own LSTM, which runs here as the peer, and of an op that is replaced on purpose
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:Warning only once for all operators"),
+]
+
+GPU = torch.cuda.is_available() and bool(_C.build_info()["cuda"])
+DEVICES = ["emulated"] + ["cuda"][:GPU]
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The ops of a GPU, emulated: name -> an op on CPU tensors."""
+    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
+    includes = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
+    includes += [f"-isystem{path}" for path in include_paths()]
+    links = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+
+    def compile_one(source):
+        target = library.with_name(Path(source).stem + ".o")
+        command = [*COMPILER, *FLAGS[:2], "-c", *FLAGS[2:], *includes, str(ROOT / source), "-o", str(target)]
+        built = subprocess.run([c for c in command if c != "-shared"], capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[-6000:]
+        return str(target)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compile_one, SOURCES))
+    linked = subprocess.run(
+        [*COMPILER, "-shared", *objects, *links, "-o", str(library)], capture_output=True, text=True
+    )
+    assert linked.returncode == 0, linked.stderr[-6000:]
+    torch.ops.load_library(str(library))
+    return {name: getattr(torch.ops.rnnfast_emulated, name).default for name in OPS}
+
+
+@pytest.fixture(params=DEVICES)
+def on_gpu(request, emulated):
+    """op(name, *arguments) of CPU tensors on the GPU, real or emulated; the results come back to the CPU."""
+
+    def moved(value, device):
+        if isinstance(value, (list, tuple)):
+            return [moved(item, device) for item in value]
+        # batch_sizes stay on the CPU, as torch keeps them
+        return value.to(device) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def call(name, *arguments):
+        if request.param == "emulated":
+            return emulated[name](*arguments)
+        return moved(getattr(torch.ops.rnnfast, name).default(*moved(arguments, "cuda")), "cpu")
+
+    return call
+
+
+@pytest.fixture
+def modules_emulated(emulated, monkeypatch):
+    """Modules and functions run the emulated ops, autograd and all."""
+    library = torch.library.Library("rnnfast", "IMPL")
+    ran = []
+    for name, op in emulated.items():
+
+        def kernel(*arguments, name=name, op=op):
+            ran.append(name)
+            return op(*arguments)
+
+        library.impl(name, kernel, "CPU", allow_override=True)
+    for name in ("try_cell", "try_layer"):  # the ways around the op
+        monkeypatch.setattr(ops, name, lambda *arguments: None)
+    yield ran
+    library._destroy()
+
+
+def assert_near(found, expected, dtype):
+    """Within TOLERANCE of the largest number, sizes and dtypes the same."""
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if a.numel():
+            difference = (a.double() - b.double()).abs().max().item()
+            assert difference <= TOLERANCE[dtype] * (1e-3 + b.double().abs().max().item()), i
+
+
+def layer_case(seed):
+    """Arguments of rnnfast::recurrent up to `save`: odd sizes around a tile, every cell, form and dtype."""
+    rng = random.Random(seed)
+    mode = list(GATES)[seed % 4]
+    dtype = list(TOLERANCE)[seed // 4 % 4]
+    T, B = rng.randint(1, 5), rng.choice([1, 2, 7, 8, 9, 17])
+    inputs, H, D = rng.choice([0, 1, 3, 8]), rng.choice([1, 5, 7, 16, 17, 33]), rng.choice([1, 2])
+    P = rng.choice([3, 18]) if mode == "lstm" and rng.random() < 0.4 else H
+    form, bias = rng.choice(["time", "batch", "packed"]), rng.random() < 0.8
+
+    def numbers(*shape):
+        return draw(*shape, seed=rng.randrange(10**6)).mul(0.5).to(dtype)
+
+    sizes = None
+    if form == "packed":
+        lengths = [T] + [rng.randint(1, T) for _ in range(B - 1)]
+        sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)])
+        x = numbers(sum(lengths), inputs)
+    else:
+        x = numbers(*((B, T) if form == "batch" else (T, B)), inputs)
+    weights = []
+    for d in range(2):
+        rows = GATES[mode] * H
+        one = [numbers(rows, inputs), numbers(rows, P)]
+        one += [numbers(rows), numbers(rows)] if bias else [None, None]
+        weights += [*one, numbers(P, H) if P != H else None] if d < D else [None] * 5
+    c0 = numbers(D, B, H) if mode == "lstm" else None
+    return [mode, x, numbers(D, B, P), c0, *weights, sizes, form == "batch"], dtype, rng, numbers
+
+
+@pytest.mark.parametrize("seed", range(64))
+def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
+    arguments, dtype, rng, numbers = layer_case(seed)
+    H = arguments[5].size(0) // GATES[arguments[0]]
+    y, hn, cn, gates, cells = ops.recurrent(*arguments, True)
+    found = on_gpu("recurrent", *arguments, True)
+    assert_near(found[:3], (y, hn, cn), dtype)
+    # what pads the rows is nobody's
+    assert_near([t[..., :H] for t in found[3:]], [t[..., :H] for t in (gates, cells)], dtype)
+    assert [t.shape for t in on_gpu("recurrent", *arguments, False)[3:]] == [(0,), (0,)]
+
+    def maybe(t):
+        return numbers(*t.shape) if rng.random() < 0.8 else None
+
+    dy, dhn, dcn = maybe(y), maybe(hn), maybe(cn) if arguments[3] is not None else None
+    if dy is None and dhn is None and dcn is None:
+        dy = numbers(*y.shape)
+    needs = [rng.random() < 0.9 for _ in range(13)]
+    given = [dy, dhn, dcn, *arguments, y]
+    expected = ops.recurrent_backward(*given, gates, cells, needs)
+    assert_near(on_gpu("recurrent_backward", *given, *found[3:], needs), expected, dtype)
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_a_deep_transition_on_the_gpu_equals_the_cpu(on_gpu, seed):
+    rng = random.Random(seed)
+    dtype = list(TOLERANCE)[seed % 4]
+    B, T, depth = rng.choice([1, 3, 8, 9]), rng.randint(1, 4), rng.randint(1, 4)
+    inputs, H = rng.choice([1, 5]), rng.choice([1, 7, 17])
+
+    def numbers(*shape):
+        return draw(*shape, seed=rng.randrange(10**6)).mul(0.5).to(dtype)
+
+    widths = [inputs + H, *(rng.choice([3, 18]) for _ in range(depth - 1)), H]
+    weights = [numbers(n, m) for m, n in zip(widths, widths[1:], strict=False)]
+    biases = [numbers(n) for n in widths[1:]] if rng.random() < 0.7 else []
+    arguments = [numbers(B, T, inputs), numbers(B, H), weights, biases, 0.1]
+    y, hn, acts = ops.deep_transition(*arguments, True)
+    found = on_gpu("deep_transition", *arguments, True)
+    assert_near(found[:2], (y, hn), dtype)
+    assert_near(on_gpu("deep_transition", *arguments, False)[:2], (y, hn), dtype)
+    dy = numbers(*y.shape) if rng.random() < 0.8 else None
+    dhn = numbers(*hn.shape) if dy is None or rng.random() < 0.7 else None
+    given = [dy, dhn, *arguments, y]
+    expected = ops.deep_transition_backward(*given, acts, True, True)
+    found = on_gpu("deep_transition_backward", *given, found[2], True, True)
+    assert_near(tensors(found), tensors(expected), dtype)
+
+
+@pytest.mark.parametrize("form", ["dense", "packed"])
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_modules_train_on_the_emulated_gpu(modules_emulated, kind, form):
+    results = []
+    for dtype, module in zip(
+        (torch.float32, torch.float32, torch.float64),
+        [*pair(kind, 4, 9, 2, bidirectional=True), None],
+        strict=True,
+    ):
+        module = module or pair(kind, 4, 9, 2, bidirectional=True)[1]
+        module = module.to(dtype)
+        x = packed(3, 5, 1, dtype=torch.float32) if form == "packed" else draw(5, 3, 4, dtype=torch.float32)
+        x = x.to(dtype)
+        leaf = x.data.requires_grad_() if form == "packed" else x.requires_grad_()
+        output = module(x)
+        gradients = torch.autograd.grad(total(output), [leaf, *module.parameters()])
+        results.append([*tensors(output), *gradients])
+    assert modules_emulated.count("recurrent") == modules_emulated.count("recurrent_backward") == 2
+    assert_close_to_oracle(*results)
+
+
+def test_a_deep_transition_module_trains_on_the_emulated_gpu(modules_emulated):
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        module = rnnfast.DeepTransitionRNN(3, 7, depth=3).to(dtype)
+        x = draw(4, 5, 3).to(dtype).requires_grad_()
+        output = module(x)
+        results.append([*tensors(output), *torch.autograd.grad(total(output), [x, *module.parameters()])])
+    assert modules_emulated == ["deep_transition", "deep_transition_backward"] * 2
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch_needs_no_kernel(on_gpu):
+    weights = [draw(12, 2), draw(12, 3), None, None, None, *[None] * 5]
+    arguments = ["lstm", draw(4, 0, 2), draw(1, 0, 3), draw(1, 0, 3), *weights, None, False]
+    outputs = on_gpu("recurrent", *arguments, True)
+    assert [t.shape for t in outputs[:3]] == [(4, 0, 3), (1, 0, 3), (1, 0, 3)]
+    y, _, _, gates, cells = outputs
+    gradients = on_gpu("recurrent_backward", y, None, None, *arguments, y, gates, cells, [True] * 13)
+    assert gradients[3].shape == (12, 2)
+    assert not gradients[3].any()
+
+
+@pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels")
+@pytest.mark.parametrize("op", OPS)
+def test_without_cuda_kernels_the_error_says_how_to_build_them(op):
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    arguments = {
+        "recurrent": layer_case(0)[0] + [True],
+        "recurrent_backward": [None, None, None, *layer_case(0)[0], *[draw(1)] * 3, [True] * 13],
+        "deep_transition": [draw(1, 1, 1), draw(1, 1), [], [], 0.1, True],
+        "deep_transition_backward": [
+            None,
+            None,
+            draw(1, 1, 1),
+            draw(1, 1),
+            [],
+            [],
+            0.1,
+            draw(1),
+            draw(1),
+            True,
+            True,
+        ],  # fmt: skip
+    }
+    with pytest.raises(RuntimeError, match=f"rnnfast::{op}: this build .* RNNFAST_CUDA=1 pip install"):
+        getattr(ops, op).redispatch(key, *arguments[op])
+
+
+def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
+    source, program = ROOT / "tests" / "native" / "emulation_faults.cpp", tmp_path / "faults"
+    includes = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([*COMPILER, "-std=c++20", *includes, str(source), "-o", str(program)], check=True)
+
+    def run(fault):
+        ran = subprocess.run([program, fault], capture_output=True, text=True, timeout=60)
+        return ran.returncode, ran.stdout + ran.stderr
+
+    assert run("none") == (0, "ran\n")
+    for fault, said in ("leaves", "is deadlocked"), ("misaligned", "a load of 16 bytes at 0x"):
+        code, text = run(fault)
+        assert code < 0, fault
+        assert said in text
+
+
+# What ptxas may give each kernel of a file: no stack, no spill, and so many registers that 3 blocks of 128
+# threads still fit a multiprocessor of 65,536.
+REGISTERS = {"stepwise_f32": 104, "stepwise_f64": 136, "stepwise_bf16": 144, "stepwise_f16": 144}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_every_kernel_compiles_without_stack_or_spills(tmp_path):
+    files = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    assert {path.stem for path in files} == set(REGISTERS)
+    architectures = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+
+    def compile_one(path):
+        command = ["nvcc", "-std=c++20", "-O3", *architectures, f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
+        return subprocess.run(
+            [*command, "-c", str(path), "-o", str(tmp_path / f"{path.stem}.o")],
+            capture_output=True,
+            text=True,
+        )
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for path, built in zip(files, pool.map(compile_one, files), strict=True):
+            assert built.returncode == 0, built.stderr[-4000:]
+            used = [int(n) for n in re.findall(r"Used (\d+) registers", built.stderr)]
+            frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", built.stderr)
+            # the four cells forward and backward, two projections, three of the deep transition; twice
+            assert len(used) == len(frames) == 2 * 13, path.stem
+            assert set(frames) == {("0", "0", "0")}, path.stem
+            assert max(used) <= REGISTERS[path.stem], path.stem
