@@ -17,7 +17,10 @@ NATIVE := $(wildcard tests/native/*.cpp)
 EXT    := $(VENV)/.extension
 FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 
-.PHONY: demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
+# gpu-check runs in the machine's own environment: its torch is the one for its GPU.
+GPU_PYTHON ?= python3
+
+.PHONY: gpu-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 build: $(EXT)
@@ -44,6 +47,15 @@ bench-run bench-memory bench-smooth bench-conditions: bench-%: $(EXT)
 
 bench-pytest: $(EXT)
 	$(PY) -m pytest benchmarks $(TEST_ARGS)
+
+# What needs a GPU, in one go: build, tests, rows against torch.nn (cuDNN), and the same tests under sanitizers.
+gpu-check:
+	RNNFAST_CUDA=1 $(GPU_PYTHON) setup.py build_ext --inplace
+	$(GPU_PYTHON) -m pytest tests/test_cuda.py -k "not emulat and not compiles" $(TEST_ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
+	for tool in memcheck racecheck synccheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(GPU_PYTHON) -m pytest -q tests/test_cuda.py -k "[cuda-1] or [cuda-2] or [cuda-7]" || exit 1; done
 
 lint: $(VENV)/.package
 	$(PY) -m ruff check .

@@ -40,9 +40,12 @@ def command(name: str, arguments: list[str] | None) -> str:
 
 def meta(threads: int, command: str) -> dict:
     """Without these a number does not exist."""
-    import onnxruntime
-
     import rnnfast.info
+
+    try:
+        import onnxruntime
+    except ImportError:  # no script but `run` needs it
+        onnxruntime = None
 
     def git(*arguments: str) -> str:
         result = subprocess.run(
@@ -63,7 +66,7 @@ def meta(threads: int, command: str) -> dict:
         "cpu": cpu(),
         "isa": rnnfast.info.isa(),
         "python": platform.python_version(),
-        **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast)},
+        **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast) if module},
         "commit": (git("rev-parse", "--short", "HEAD") or "none") + changed,
         "threads": threads,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rnnfast
-from benchmarks import conditions, memory, record, report, run, smooth
+from benchmarks import conditions, gpu, memory, record, report, run, smooth
 from benchmarks.cases import BOTH, CASES, Case
 from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
 from benchmarks.roofline import Team, limit
@@ -424,3 +424,47 @@ def test_conditions_run_end_to_end(tmp_path, capsys):
             assert 0 < peer["median_ms"] <= peer["p99_ms"] <= peer["max_ms"]
     assert result["first"][0]["peers"]["rnnfast"]["first_ms"] > 0
     assert "max / 1 thread" in capsys.readouterr().out
+
+
+def test_the_rows_of_the_gpu_bench_are_named_once_and_few():
+    rows = gpu.rows()
+    assert len(rows) <= 80
+    assert len({row.name for row in rows}) == len(rows)
+    assert {row.standard("forward") for row in rows} == {True, False}
+
+
+@pytest.mark.parametrize(
+    "row, forward, training",
+    [
+        (gpu.Row("LSTM", 16, 128, "bf16"), False, False),
+        (gpu.Row("LSTM", 16, 192, "bf16"), False, True),
+        (gpu.Row("LSTM", 16, 256, "bf16"), True, True),
+        (gpu.Row("LSTM", 16, 512, "fp16"), False, False),
+        (gpu.Row("LSTM", 1, 512, "fp16"), True, True),
+        (gpu.Row("GRU", 16, 512, "fp16"), True, True),
+        (gpu.Row("RNN", 16, 256, "bf16"), False, False),
+        (gpu.Row("LSTM", 16, 64, "bf16", packed=True), True, True),
+    ],
+)
+def test_which_algorithm_of_cudnn_a_row_meets(row, forward, training):
+    assert (row.standard("forward"), row.standard("training")) == (forward, training)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gpu_bench_measures_and_compares(packed):
+    row = gpu.Row("LSTM", 3, 5, "fp32", steps=4, layers=2, directions=2, packed=packed)
+    result = gpu.run([row], "cpu", 2, 1e-4, "here")
+    assert [r["mode"] for r in result["rows"]] == ["forward", "training"]
+    for r in result["rows"]:
+        assert r["failed"] == ""
+        assert 0 < r["difference"] < 1e-4
+        assert 0 < r["low"] <= r["speedup"] <= r["high"]
+    assert "all rows" in gpu.means(result)[0]
+    assert row.name in gpu.table(result)[1][0]
+
+
+def test_a_wrong_gpu_result_is_said(monkeypatch):
+    monkeypatch.setattr(gpu, "DIFFERENCE", {"fp32": 0.0})
+    result = gpu.run([gpu.Row("GRU", 2, 3, "fp32", steps=2)], "cpu", 2, 1e-4, "here")
+    assert all("outputs differ by" in r["failed"] for r in result["rows"])
+    assert gpu.difference((torch.tensor([float("nan")]),), (torch.ones(1),)) == float("inf")

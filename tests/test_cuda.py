@@ -37,6 +37,7 @@ pytestmark = [
 
 GPU = torch.cuda.is_available() and bool(_C.build_info()["cuda"])
 DEVICES = ["emulated"] + ["cuda"][:GPU]
+on_a_gpu = pytest.mark.skipif(not GPU, reason="no GPU, or a build without CUDA kernels")
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}
 
@@ -67,7 +68,7 @@ def emulated(tmp_path_factory):
 
 
 @pytest.fixture(params=DEVICES)
-def on_gpu(request, emulated):
+def on_gpu(request):
     """op(name, *arguments) of CPU tensors on the GPU, real or emulated; the results come back to the CPU."""
 
     def moved(value, device):
@@ -76,9 +77,11 @@ def on_gpu(request, emulated):
         # batch_sizes stay on the CPU, as torch keeps them
         return value.to(device) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
+    if request.param == "emulated":
+        emulated = request.getfixturevalue("emulated")
+        return lambda name, *arguments: emulated[name](*arguments)
+
     def call(name, *arguments):
-        if request.param == "emulated":
-            return emulated[name](*arguments)
         return moved(getattr(torch.ops.rnnfast, name).default(*moved(arguments, "cuda")), "cpu")
 
     return call
@@ -259,6 +262,71 @@ def test_without_cuda_kernels_the_error_says_how_to_build_them(op):
     }
     with pytest.raises(RuntimeError, match=f"rnnfast::{op}: this build .* RNNFAST_CUDA=1 pip install"):
         getattr(ops, op).redispatch(key, *arguments[op])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("form", ["dense", "packed"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_modules_train_on_the_gpu(kind, dtype, form):
+    results = []
+    ours, theirs = pair(kind, 5, 40, 2, bidirectional=True)
+    for module, compute in (ours, dtype), (theirs, dtype), (theirs, torch.float64):
+        module = module.to("cuda", dtype).to(compute)
+        x = packed(7, 9, 2, features=5) if form == "packed" else draw(9, 3, 5)
+        x = x.to(dtype).to("cuda", compute)
+        leaf = x.data.requires_grad_() if form == "packed" else x.requires_grad_()
+        output = module(x)
+        weighted = [t * torch.linspace(-1, 2, t.numel()).to(t).view(t.shape) for t in tensors(output)]
+        gradients = torch.autograd.grad(sum(t.sum() for t in weighted), [leaf, *module.parameters()])
+        results.append([t.detach().cpu() for t in [*tensors(output), *gradients]])
+    assert_close_to_oracle(*results)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_a_graph_captures_forward_and_backward_and_replays_bit_for_bit(cell):
+    torch.manual_seed(0)
+    module = getattr(rnnfast, cell)(8, 40).cuda()
+    x = torch.randn(6, 3, 8, device="cuda", requires_grad=True)
+
+    def step():
+        y, _ = module(x)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # another stream than the default one, and the warm-up of a capture
+        expected = [t.clone() for t in step()]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    with torch.no_grad():
+        x.mul_(2)
+    expected = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@on_a_gpu
+def test_a_hundred_thousand_steps_on_the_gpu():
+    torch.manual_seed(0)
+    module, x = rnnfast.LSTM(2, 4), torch.randn(100_000, 1, 2)
+    with torch.no_grad():
+        expected = module(x)
+        found = module.cuda()(x.cuda())
+    for a, b in zip(tensors(found), tensors(expected), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5)
+
+
+@on_a_gpu
+def test_mixed_devices_are_refused_on_the_gpu():
+    with pytest.raises(RuntimeError, match="not at the same device"):
+        rnnfast.LSTM(2, 4).cuda()(torch.randn(3, 1, 2))
 
 
 def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
