@@ -29,6 +29,7 @@ SOURCES = [
     "csrc/deep.cpp",
     "csrc/direct.cpp",
     "csrc/cpu/plan.cpp",
+    "csrc/cuda/plan.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/isa_generic.cpp",
@@ -40,6 +41,9 @@ CUDA_SOURCES = [
     "csrc/cuda/stepwise_f64.cu",
     "csrc/cuda/stepwise_bf16.cu",
     "csrc/cuda/stepwise_f16.cu",
+    "csrc/cuda/resident_bf16.cu",
+    "csrc/cuda/resident_f16.cu",
+    "csrc/cuda/device.cu",
 ]
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
 CUDA_ARCHITECTURES = "8.0;9.0a;9.0+PTX"

@@ -2,8 +2,9 @@
 // steps at once are torch's. Compiles beside a CPU build of torch, because it names no device: the tests run
 // it on CPU tensors, with the kernels emulated.
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/cat.h>
 
-#include "cuda/kernels.h"
+#include "cuda/plan.h"
 #include "cuda_tensors.h"
 #include "layer.h"
 
@@ -21,41 +22,96 @@ Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, int64_t b
   return steps.reshape({(end - begin) * s.B, s.I});
 }
 
-template <class E>
-void forward_direction(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
-                       const Tensor& c0, const Weights& w, int64_t d, const Tensor& y, const Tensor& hn,
-                       const Tensor& cn, const Tensor& gates, const Tensor& cells) {
-  typedef typename ComputeType<E>::type A;
-  const at::TensorOptions options = hn.options();
-  const int64_t Hp = padded(s.H), GH = s.gates * s.H;
-  const Tensor w_hh = padded_rows(w.w_hh), w_hr = s.projected ? padded_rows(w.w_hr) : Tensor();
-  const Tensor h[] = {padded_state(h0, options), padded_state(h0, options)};
-  const Tensor c = s.has_cell ? padded_state(c0, options) : Tensor();
-  const Tensor m = s.projected ? padded_zeros(s.B, s.H, options) : Tensor();
-  ForwardLayer<E> p{};
-  p.H = s.H, p.P = s.P, p.Hp = Hp, p.Pp = padded(s.P);
-  p.w_hh = in<E>(w_hh), p.w_hr = in<E>(w_hr), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
-  p.h[0] = out<A>(h[0]), p.h[1] = out<A>(h[1]), p.c = out<A>(c), p.m = out<A>(m);
-  p.hn = out<A>(hn, d * s.B * s.P);
-  p.y = out<E>(y, d * s.P), p.ldy = s.D * s.P;
-  p.gates = out<A>(gates, d * s.N * s.slots * Hp);
-  p.cells = out<A>(cells, d * s.N * Hp);
-  void* const stream = current_stream(x.device());
-  const int64_t chunk = input_chunk(s.B * GH * sizeof(A));
+// x W_ih^T for some steps of the walk at a time: f(first step, one after the last, the smallest time of them,
+// product)
+template <class F>
+void for_input_chunks(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& w_ih,
+                      at::ScalarType type, const F& f) {
+  const int64_t chunk = input_chunk(s.B * s.gates * s.H * c10::elementSize(type));
   for (int64_t begin = 0; begin < s.T; begin += chunk) {
     const int64_t end = std::min(begin + chunk, s.T);
-    const int64_t first = std::min(walk.time(begin), walk.time(end - 1)), last = first + end - begin;
-    const Tensor input =
-        input_product(rows_of(s, walk, x, first, last), w.w_ih, options.dtype().toScalarType());
-    for (int64_t step = begin; step < end; ++step) {
-      const int64_t t = walk.time(step);
-      const int64_t row = s.packed ? walk.offsets[t] - walk.offsets[first] : (t - first) * s.B;
-      check_launch(forward_step<E>(
-          s.mode, p,
-          {walk.offsets[t], walk.row_stride, walk.sizes[t], walk.ends(t), static_cast<int>(step & 1)},
-          in<A>(input, row * GH), stream));
-    }
+    const int64_t first = std::min(walk.time(begin), walk.time(end - 1));
+    f(begin, end, first, input_product(rows_of(s, walk, x, first, first + end - begin), w_ih, type));
   }
+}
+
+// what one step of the walk is further in the rows of equal lengths
+int64_t row_step(const LayerSizes& s, const Walk& walk) {
+  return (walk.reverse ? -1 : 1) * (s.batch_first ? 1 : s.B);
+}
+
+Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
+  return {
+      s.mode, static_cast<int>(x.element_size()), s.H, s.projected, s.packed, backward, compute_capability()};
+}
+
+// One direction; h [2, B, padded P] holds h0 twice, c [B, padded H] c0, and then h_n (in hn) and c_n.
+template <class E>
+void forward_stepwise(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h,
+                      const Tensor& c, const Weights& w, int64_t d, const Tensor& y, const Tensor& hn,
+                      const Tensor& gates, const Tensor& cells) {
+  typedef typename ComputeType<E>::type A;
+  const Tensor w_hh = padded_rows(w.w_hh), w_hr = s.projected ? padded_rows(w.w_hr) : Tensor();
+  const Tensor m = s.projected ? padded_zeros(s.B, s.H, h.options()) : Tensor();
+  ForwardLayer<E> p{};
+  p.H = s.H, p.P = s.P, p.Hp = padded(s.H), p.Pp = padded(s.P);
+  p.w_hh = in<E>(w_hh), p.w_hr = in<E>(w_hr), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
+  p.h[0] = out<A>(h), p.h[1] = out<A>(h, s.B * p.Pp), p.c = out<A>(c), p.m = out<A>(m);
+  p.hn = out<A>(hn, d * s.B * s.P);
+  p.y = out<E>(y, d * s.P), p.ldy = s.D * s.P;
+  p.gates = out<A>(gates, d * s.N * s.slots * p.Hp);
+  p.cells = out<A>(cells, d * s.N * p.Hp);
+  void* const stream = current_stream(x.device());
+  for_input_chunks(
+      s, walk, x, w.w_ih, h.scalar_type(),
+      [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
+        for (int64_t step = begin; step < end; ++step) {
+          const int64_t t = walk.time(step);
+          const int64_t row = s.packed ? walk.offsets[t] - walk.offsets[first] : (t - first) * s.B;
+          check_launch(forward_step<E>(
+              s.mode, p,
+              {walk.offsets[t], walk.row_stride, walk.sizes[t], walk.ends(t), static_cast<int>(step & 1)},
+              in<A>(input, row * s.gates * s.H), stream));
+        }
+      });
+}
+
+template <class E>
+void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan& plan, const Tensor& x,
+                      const Tensor& h, const Tensor& c, const Weights& w, int64_t d, const Tensor& y,
+                      const Tensor& hn, const Tensor& gates, const Tensor& cells) {
+  typedef typename ComputeType<E>::type A;
+  const Tensor w_hh = padded_rows(w.w_hh, kTile * plan.tiles);
+  ResidentForward<E> p{};
+  p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.cluster = plan.cluster;
+  p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
+  p.h = out<A>(h), p.c = out<A>(c);
+  p.row_step = row_step(s, walk), p.stride = walk.row_stride;
+  p.input_step = walk.reverse ? -s.B : s.B;
+  p.y = out<E>(y, d * s.H), p.ldy = s.D * s.H;
+  p.gates = out<A>(gates, d * s.N * s.slots * p.Hp);
+  p.cells = out<A>(cells, d * s.N * p.Hp);
+  for_input_chunks(s, walk, x, w.w_ih, h.scalar_type(),
+                   [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
+                     p.steps = end - begin;
+                     p.row = walk.offsets[walk.time(begin)];
+                     p.input = in<A>(input), p.input_row = (walk.time(begin) - first) * s.B;
+                     check_launch(resident_forward<E>(s.mode, p, plan, current_stream(x.device())));
+                   });
+  hn.select(0, d).copy_(h.select(0, 0).narrow(1, 0, s.H));
+}
+
+template <class E>
+void forward_direction(const LayerSizes& s, const Walk& walk, const ResidentPlan& plan, const Tensor& x,
+                       const Tensor& h0, const Tensor& c0, const Weights& w, int64_t d, const Tensor& y,
+                       const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
+  const Tensor h = at::zeros({2, s.B, padded(s.P)}, hn.options());
+  h.narrow(2, 0, s.P).copy_(h0);
+  const Tensor c = s.has_cell ? padded_state(c0, hn.options()) : Tensor();
+  if constexpr (sizeof(E) == 2) {
+    if (plan.tiles) forward_resident<E>(s, walk, plan, x, h, c, w, d, y, hn, gates, cells);
+  }
+  if (!plan.tiles) forward_stepwise<E>(s, walk, x, h, c, w, d, y, hn, gates, cells);
   if (s.has_cell) cn.select(0, d).copy_(c.narrow(1, 0, s.H));
 }
 
@@ -63,36 +119,33 @@ struct Gradients {
   Tensor da, dx, h_previous, dprojected, hidden;  // of one direction; see BackwardLayer
 };
 
-template <class E>
-Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Tensor& h0, const Tensor& c0,
-                             const Weights& w, int64_t d, const Tensor& y, const Tensor& dy,
-                             const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
-                             const Tensor& dh0, const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
-  typedef typename ComputeType<E>::type A;
-  const at::TensorOptions options = dh0.options(), element = y.options();
-  const int64_t Hp = padded(s.H), GH = s.gates * s.H;
-  const Tensor w_hh = padded_rows(w.w_hh.t()), w_hr = s.projected ? padded_rows(w.w_hr.t()) : Tensor();
-  const Tensor direct = padded_zeros(s.B, s.P, options);
-  const Tensor dc = s.has_cell ? padded_zeros(s.B, s.H, options) : Tensor();
-  Gradients r;
-  r.da = padded_empty(s.N, GH, element);
-  r.dx = s.slots > s.gates ? padded_empty(s.N, GH, element) : r.da;
-  if (need_w_hh) r.h_previous = at::empty({s.N, s.P}, element);
-  if (s.projected) r.dprojected = padded_empty(s.N, s.P, element);
-  if (s.projected && need_w_hr) r.hidden = at::empty({s.N, s.H}, element);
-  BackwardLayer<E> p{};
-  p.H = s.H, p.P = s.P, p.Hp = Hp, p.Pp = padded(s.P), p.Kp = padded(GH);
-  p.w_hh_t = in<E>(w_hh), p.w_hr_t = in<E>(w_hr);
+// What both kinds of kernels have in common
+template <class Params>
+void fill_backward(Params& p, const LayerSizes& s, const Gradients& r, int64_t d, const Tensor& h0,
+                   const Tensor& c0, const Tensor& y, const Tensor& dy, const Tensor& dhn, const Tensor& dcn,
+                   const Tensor& gates, const Tensor& cells, const Tensor& dh0, const Tensor& dc0) {
+  typedef typename Params::A A;
+  typedef typename Params::Element E;
+  p.H = s.H, p.Hp = padded(s.H), p.Kp = padded(s.gates * s.H);
   p.h0 = in<A>(h0, d * s.B * s.P), p.c0 = in<A>(c0, d * s.B * s.H);
   p.y = in<E>(y, d * s.P), p.dy = in<E>(dy, d * s.P), p.ldy = s.D * s.P;
   p.dhn = in<A>(dhn, d * s.B * s.P), p.dcn = in<A>(dcn, d * s.B * s.H);
-  p.gates = in<A>(gates, d * s.N * s.slots * Hp);
-  p.cells = s.has_cell ? in<A>(cells, d * s.N * Hp) : nullptr;
-  p.direct = out<A>(direct), p.dc = out<A>(dc);
-  p.da = out<E>(r.da), p.dx = s.slots > s.gates ? out<E>(r.dx) : nullptr;
-  p.h_previous = out<E>(r.h_previous), p.dprojected = out<E>(r.dprojected), p.hidden = out<E>(r.hidden);
+  p.gates = in<A>(gates, d * s.N * s.slots * p.Hp);
+  p.cells = s.has_cell ? in<A>(cells, d * s.N * p.Hp) : nullptr;
+  p.da = out<E>(r.da), p.dx = r.dx.is_same(r.da) ? nullptr : out<E>(r.dx);
   p.dh0 = out<A>(dh0, d * s.B * s.P), p.dc0 = out<A>(dc0, d * s.B * s.H);
-  void* const stream = current_stream(y.device());
+}
+
+template <class E>
+void backward_stepwise(const LayerSizes& s, const Walk& walk, const Weights& w, BackwardLayer<E>& p,
+                       const at::TensorOptions& options, void* stream) {
+  typedef typename ComputeType<E>::type A;
+  const Tensor w_hh = padded_rows(w.w_hh.t()), w_hr = s.projected ? padded_rows(w.w_hr.t()) : Tensor();
+  const Tensor direct = padded_zeros(s.B, s.P, options);
+  const Tensor dc = s.has_cell ? padded_zeros(s.B, s.H, options) : Tensor();
+  p.P = s.P, p.Pp = padded(s.P);
+  p.w_hh_t = in<E>(w_hh), p.w_hr_t = in<E>(w_hr);
+  p.direct = out<A>(direct), p.dc = out<A>(dc);
   for (int64_t step = s.T; step >= 0; --step) {
     BackwardStep b{};
     b.stride = walk.row_stride;
@@ -103,6 +156,52 @@ Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Tensor
     }
     if (step < s.T) b.later = walk.offsets[walk.time(step)], b.later_n = walk.sizes[walk.time(step)];
     check_launch(backward_step<E>(s.mode, p, b, stream));
+  }
+}
+
+// The state that each row of y (of one direction, of equal lengths) started from, in y's order
+Tensor previous_states(const LayerSizes& s, bool reverse, const Tensor& y, const Tensor& h0, int64_t d) {
+  const int64_t time = s.batch_first ? 1 : 0;
+  const Tensor states = y.narrow(2, d * s.H, s.H), first = h0.to(y.scalar_type()).unsqueeze(time);
+  const Tensor rest = states.narrow(time, reverse ? 1 : 0, s.T - 1);
+  return (reverse ? at::cat({rest, first}, time) : at::cat({first, rest}, time)).view({s.N, s.H});
+}
+
+template <class E>
+Gradients backward_direction(const LayerSizes& s, const Walk& walk, const ResidentPlan& plan,
+                             const Tensor& h0, const Tensor& c0, const Weights& w, int64_t d, const Tensor& y,
+                             const Tensor& dy, const Tensor& dhn, const Tensor& dcn, const Tensor& gates,
+                             const Tensor& cells, const Tensor& dh0, const Tensor& dc0, bool need_w_hh,
+                             bool need_w_hr) {
+  const at::TensorOptions element = y.options();
+  const int64_t GH = s.gates * s.H;
+  Gradients r;
+  r.da = padded_empty(s.N, GH, element);
+  r.dx = s.slots > s.gates ? padded_empty(s.N, GH, element) : r.da;
+  const auto fill = [&](auto& p) {
+    fill_backward(p, s, r, d, h0, c0, y, dy, dhn, dcn, gates, cells, dh0, dc0);
+  };
+  void* const stream = current_stream(y.device());
+  if constexpr (sizeof(E) == 2) {
+    if (plan.tiles) {
+      const Tensor w_hh = padded_rows(w.w_hh.t());
+      ResidentBackward<E> p{};
+      fill(p);
+      p.steps = s.T, p.batch = s.B, p.cluster = plan.cluster;
+      p.w_hh_t = in<E>(w_hh);
+      p.row = walk.offsets[walk.time(0)], p.row_step = row_step(s, walk), p.stride = walk.row_stride;
+      check_launch(resident_backward<E>(s.mode, p, plan, stream));
+      if (need_w_hh) r.h_previous = previous_states(s, walk.reverse, y, h0[d], d);
+    }
+  }
+  if (!plan.tiles) {
+    BackwardLayer<E> p{};
+    fill(p);
+    if (need_w_hh) r.h_previous = at::empty({s.N, s.P}, element);
+    if (s.projected) r.dprojected = padded_empty(s.N, s.P, element);
+    if (s.projected && need_w_hr) r.hidden = at::empty({s.N, s.H}, element);
+    p.h_previous = out<E>(r.h_previous), p.dprojected = out<E>(r.dprojected), p.hidden = out<E>(r.hidden);
+    backward_stepwise<E>(s, walk, w, p, dh0.options(), stream);
   }
   r.da = r.da.narrow(1, 0, GH);
   r.dx = r.dx.narrow(1, 0, GH);
@@ -140,9 +239,10 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
         all_weights([](const auto& w) { return dense(w); }, [](const auto& b) { return dense(b); }, w_ih,
                     w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
     const WalkStorage storage = walk_of(s, batch_sizes);
+    const ResidentPlan plan = choose_plan(shape_of(s, x, false));
     for (int64_t d = 0; d < s.D; ++d)
       with_element(x.scalar_type(), [&](auto e) {
-        forward_direction<decltype(e)>(s, storage.reversed(d == 1), x, h0[d],
+        forward_direction<decltype(e)>(s, storage.reversed(d == 1), plan, x, h0[d],
                                        s.has_cell ? (*c0)[d] : Tensor(), weights[d], d, y, hn, cn, gates,
                                        cells);
       });
@@ -185,10 +285,11 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
     Gradients r;
     if (s.N > 0) {
+      const ResidentPlan plan = choose_plan(shape_of(s, x, true));
       r = with_element(x.scalar_type(), [&](auto e) {
-        return backward_direction<decltype(e)>(s, storage.reversed(d == 1), h0_dense, c0_dense, weights[d], d,
-                                               y_dense, dy_dense, dhn_dense, dcn_dense, gates_dense,
-                                               cells_dense, dh0, dc0, wanted[first + 1], wanted[first + 4]);
+        return backward_direction<decltype(e)>(
+            s, storage.reversed(d == 1), plan, h0_dense, c0_dense, weights[d], d, y_dense, dy_dense,
+            dhn_dense, dcn_dense, gates_dense, cells_dense, dh0, dc0, wanted[first + 1], wanted[first + 4]);
       });
     } else {
       r.da = r.dx = at::zeros({0, s.gates * s.H}, element);

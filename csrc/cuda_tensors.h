@@ -39,13 +39,13 @@ inline Tensor dense(const OptTensor& t, at::ScalarType type) {
   return t ? t->to(type).contiguous() : Tensor();
 }
 
-// [rows, n] as a product reads it: padded with zeros, beginning at a multiple of 16 bytes
-inline Tensor padded_rows(const Tensor& t) {
+// [rows, n] as a product reads it: padded with zeros to so many columns, beginning at a multiple of 16 bytes
+inline Tensor padded_rows(const Tensor& t, int64_t columns) {
   const int64_t n = t.size(-1);
-  const Tensor dense =
-      n == padded(n) ? t.contiguous() : at::constant_pad_nd(t, {0, padded(n) - n}).contiguous();
+  const Tensor dense = n == columns ? t.contiguous() : at::constant_pad_nd(t, {0, columns - n}).contiguous();
   return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 ? dense.clone() : dense;
 }
+inline Tensor padded_rows(const Tensor& t) { return padded_rows(t, padded(t.size(-1))); }
 
 // [rows, padded(n)] of zeros; and with `from` in it
 inline Tensor padded_zeros(int64_t rows, int64_t n, const at::TensorOptions& options) {

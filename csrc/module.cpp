@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "check.h"
+#include "cuda/plan.h"
 #include "launch.h"
 #include "direct.h"
 
@@ -60,6 +61,19 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
   return d;
 }
 
+// The kernel that a layer takes on a GPU of this compute capability
+py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, bool projected, bool packed,
+                        bool backward, int capability) {
+  const cuda::ResidentPlan plan =
+      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, H, projected, packed, backward, capability});
+  py::dict d;
+  d["kernel"] = plan.tiles ? "resident" : "stepwise";
+  d["tiles"] = plan.tiles;
+  d["cluster"] = plan.cluster;
+  d["warps"] = plan.warps;
+  return d;
+}
+
 template <class A>
 py::array_t<A> math(const std::string& function,
                     py::array_t<A, py::array::c_style | py::array::forcecast> x) {
@@ -86,6 +100,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,
         py::arg("threads") = 0);
+  m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"),
+        py::arg("projected") = false, py::arg("packed") = false, py::arg("backward") = false,
+        py::arg("capability") = 90);
+  m.def("cuda_kernel", &cuda::forced_kernel);
+  m.def("set_cuda_kernel", &cuda::set_kernel, py::arg("name"));
   PyModule_AddFunctions(m.ptr(), direct_methods);
   m.def("math", &math<float>, py::arg("function"), py::arg("x"));
   m.def("math64", &math<double>, py::arg("function"), py::arg("x"));

@@ -367,7 +367,7 @@ def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Te
     cuda = device == "cuda" and ops._C.build_info()["cuda"]
     if device != "cpu" and not cuda:
         return f"{layer}: cannot run, because this build has no kernel for {device} tensors."
-    kernel = "CUDA kernel, one launch a step" if cuda else "CPU kernel"
+    kernel = "CUDA kernel" if cuda else "CPU kernel"
     isa = "" if cuda else f", instruction set {ops._C.isa()}"
     dtype = _autocast_dtype(x)
     dtype = f"{x.dtype}" if dtype is None else f"{dtype} (autocast)"

@@ -11,7 +11,18 @@ import torch
 
 from .ops import _C
 
-__all__ = ["describe", "empty_cache", "isa", "isas", "last_run", "set_isa", "set_split", "split"]
+__all__ = [
+    "cuda_kernel",
+    "describe",
+    "empty_cache",
+    "isa",
+    "isas",
+    "last_run",
+    "set_cuda_kernel",
+    "set_isa",
+    "set_split",
+    "split",
+]
 
 _forced: dict[str, str] = {}  # what set_isa and set_split asked for; "" is automatic
 
@@ -49,6 +60,23 @@ def set_split(name: str | None) -> None:
     """
     _C.set_split(name or "")
     _forced["RNNFAST_SPLIT"] = name or ""
+
+
+def cuda_kernel() -> str:
+    """Which CUDA kernel layers take: "stepwise" or "resident" if forced, "" if chosen call by call."""
+    return _C.cuda_kernel()
+
+
+def set_cuda_kernel(name: str | None) -> None:
+    """Force "stepwise" (one launch a step, any layer) or "resident" (one for all steps); None chooses.
+
+    The resident kernel takes bfloat16 and float16 layers of equal lengths, without projection and with at
+    most 256 units; forced, it raises RuntimeError for others. RNNFAST_CUDA_KERNEL forces from the start.
+
+    Raises:
+        RuntimeError: there is no such kernel.
+    """
+    _C.set_cuda_kernel(name or "")
 
 
 def last_run() -> dict:

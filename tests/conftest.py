@@ -46,6 +46,7 @@ def settings_restored():
     yield
     info.set_isa(None)
     info.set_split(None)
+    info.set_cuda_kernel(None)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
 

@@ -20,13 +20,13 @@ from helpers import LAYERS, draw, packed, pair, tensors, total
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import rnnfast
-from rnnfast import _C, ops
+from rnnfast import _C, info, ops
 from rnnfast.testing import assert_close_to_oracle
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
-SOURCES = ["tests/native/emulated_ops.cpp", "csrc/cuda_layer.cpp", "csrc/cuda_deep.cpp"]
+SOURCES = ["tests/native/emulated_ops.cpp", "csrc/cuda_layer.cpp", "csrc/cuda_deep.cpp", "csrc/cuda/plan.cpp"]
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
 
 # What torch says of its own LSTM, which runs here as the peer, and of an op that is replaced on purpose
@@ -79,12 +79,20 @@ def on_gpu(request):
 
     if request.param == "emulated":
         emulated = request.getfixturevalue("emulated")
-        return lambda name, *arguments: emulated[name](*arguments)
+
+        def call(name, *arguments):
+            return emulated[name](*arguments)
+
+        call.set_kernel = torch.ops.rnnfast_emulated.set_kernel
+        yield call
+        call.set_kernel("")
+        return
 
     def call(name, *arguments):
         return moved(getattr(torch.ops.rnnfast, name).default(*moved(arguments, "cuda")), "cpu")
 
-    return call
+    call.set_kernel = info.set_cuda_kernel
+    yield call
 
 
 @pytest.fixture
@@ -165,6 +173,106 @@ def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
     given = [dy, dhn, dcn, *arguments, y]
     expected = ops.recurrent_backward(*given, gates, cells, needs)
     assert_near(on_gpu("recurrent_backward", *given, *found[3:], needs), expected, dtype)
+
+
+def resident_case(seed):
+    """A layer that the resident kernel takes: sizes around its tiles, its warps and its cluster."""
+    rng = random.Random(seed)
+    mode, dtype = list(GATES)[seed % 4], [torch.bfloat16, torch.float16][seed // 4 % 2]
+    T, B = rng.randint(1, 4), rng.choice([1, 7, 8, 9, 17])
+    inputs, D = rng.choice([1, 8]), rng.choice([1, 2])
+    H = [1, 7, 16, 33, 64, 65, 100, 128, 129, 200, 256][seed % 11]
+
+    def numbers(*shape, scale=0.5):
+        return draw(*shape, seed=rng.randrange(10**6)).mul(scale).to(dtype)
+
+    batch_first, bias = rng.random() < 0.5, rng.random() < 0.8
+    weights = []
+    for d in range(2):
+        rows, scale = GATES[mode] * H, 1 / max(4, H) ** 0.5
+        one = [numbers(rows, inputs), numbers(rows, H, scale=scale)]
+        one += [numbers(rows), numbers(rows)] if bias else [None, None]
+        weights += [*one, None] if d < D else [None] * 5
+    x = numbers(*((B, T) if batch_first else (T, B)), inputs)
+    c0 = numbers(D, B, H) if mode == "lstm" else None
+    return [mode, x, numbers(D, B, H), c0, *weights, None, batch_first], dtype, numbers
+
+
+@pytest.mark.parametrize("seed", range(44))
+def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
+    arguments, dtype, numbers = resident_case(seed)
+    tolerance = {torch.bfloat16: 0.03, torch.float16: 4e-3}[dtype]  # of h, rounded for the products
+
+    def run(kernel, name, *given):
+        on_gpu.set_kernel(kernel)
+        return on_gpu(name, *given)
+
+    def near(found, expected):
+        for a, b in zip(found, expected, strict=True):
+            if b.numel():
+                apart = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-2)
+                assert apart <= tolerance
+
+    H = arguments[5].size(1)
+    expected = run("stepwise", "recurrent", *arguments, True)
+    found = run("resident", "recurrent", *arguments, True)
+    near([t[..., :H] for t in found], [t[..., :H] for t in expected])
+    near(run("resident", "recurrent", *arguments, False)[:3], expected[:3])
+    dy, dhn = numbers(*expected[0].shape), numbers(*expected[1].shape) if seed % 3 else None
+    dcn = numbers(*expected[2].shape) if arguments[0] == "lstm" and seed % 5 else None
+    given = [dy if seed % 7 or dhn is None else None, dhn, dcn, *arguments, expected[0], *expected[3:]]
+    near(
+        run("resident", "recurrent_backward", *given, [True] * 13),
+        run("stepwise", "recurrent_backward", *given, [True] * 13),
+    )
+
+
+def test_the_kernel_that_is_forced_runs_or_says_why_not(emulated):
+    ops_of = torch.ops.rnnfast_emulated
+    arguments, _, _ = resident_case(0)
+    for name, expected in ("", "resident"), ("stepwise", "stepwise"), ("resident", "resident"):
+        ops_of.set_kernel(name)
+        emulated["recurrent"](*arguments, False)
+        assert ops_of.last_kernel() == expected
+    arguments[1:] = [t.float() if isinstance(t, torch.Tensor) else t for t in arguments[1:]]
+    with pytest.raises(RuntimeError, match="the resident CUDA kernel is forced, but it takes bfloat16"):
+        emulated["recurrent"](*arguments, False)
+    ops_of.set_kernel("")
+    emulated["recurrent"](*arguments, False)
+    assert ops_of.last_kernel() == "stepwise"
+    with pytest.raises(RuntimeError, match="CUDA kernel 'grid' is unknown, expected stepwise or resident"):
+        info.set_cuda_kernel("grid")
+
+
+@pytest.mark.parametrize(
+    "arguments, plan",
+    [
+        (dict(mode="lstm", bytes=2, H=128), ("resident", 8, 1, 16)),
+        (dict(mode="lstm", bytes=2, H=128, capability=80), ("resident", 8, 1, 16)),
+        (dict(mode="lstm", bytes=2, H=128, backward=True), ("resident", 8, 1, 16)),
+        (dict(mode="lstm", bytes=2, H=129, capability=80), ("stepwise", 0, 1, 0)),
+        (dict(mode="lstm", bytes=2, H=129), ("resident", 16, 4, 5)),
+        (dict(mode="gru", bytes=2, H=256), ("resident", 16, 4, 8)),
+        (dict(mode="gru", bytes=2, H=257), ("stepwise", 0, 1, 0)),
+        (dict(mode="gru", bytes=2, H=20, capability=75), ("stepwise", 0, 1, 0)),
+        (dict(mode="rnn_relu", bytes=2, H=64), ("resident", 4, 1, 4)),
+        (dict(mode="rnn_relu", bytes=2, H=64, backward=True), ("resident", 4, 1, 8)),
+        (dict(mode="rnn_tanh", bytes=2, H=256), ("resident", 16, 4, 4)),
+        (dict(mode="lstm", bytes=4, H=64), ("stepwise", 0, 1, 0)),
+        (dict(mode="lstm", bytes=2, H=64, projected=True), ("stepwise", 0, 1, 0)),
+        (dict(mode="lstm", bytes=2, H=64, packed=True), ("stepwise", 0, 1, 0)),
+    ],
+)
+def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
+    found = _C.cuda_plan(**arguments)
+    assert (found["kernel"], found["tiles"], found["cluster"], found["warps"]) == plan
+    # every unit has its warp, and no block more threads than its registers allow
+    H, one = arguments["H"], arguments["mode"].startswith("rnn")
+    units = 8 if arguments.get("backward") else 16 if one else 8
+    if plan[0] == "resident":
+        assert plan[2] * plan[3] * units >= H
+        assert plan[3] <= (16 if plan[1] <= 8 else 8)
+        assert 16 * plan[1] >= H
 
 
 @pytest.mark.parametrize("seed", range(32))
@@ -345,9 +453,20 @@ def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
         assert said in text
 
 
-# What ptxas may give each kernel of a file: no stack, no spill, and so many registers that 3 blocks of 128
-# threads still fit a multiprocessor of 65,536.
-REGISTERS = {"stepwise_f32": 104, "stepwise_f64": 136, "stepwise_bf16": 144, "stepwise_f16": 144}
+# What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Three blocks of 128
+# threads of a stepwise kernel fit a multiprocessor's 65,536; a resident block has 512, or 256 of its widest.
+REGISTERS = {
+    "stepwise_f32": 104,
+    "stepwise_f64": 136,
+    "stepwise_bf16": 144,
+    "stepwise_f16": 144,
+    "resident_bf16": 255,
+    "resident_f16": 255,
+    "device": 0,
+}
+# the four cells forward and backward, two projections, three of the deep transition; four cells, two ways,
+# three widths
+KERNELS = {"stepwise": 13, "resident": 24, "device": 0}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -369,7 +488,6 @@ def test_every_kernel_compiles_without_stack_or_spills(tmp_path):
             assert built.returncode == 0, built.stderr[-4000:]
             used = [int(n) for n in re.findall(r"Used (\d+) registers", built.stderr)]
             frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", built.stderr)
-            # the four cells forward and backward, two projections, three of the deep transition; twice
-            assert len(used) == len(frames) == 2 * 13, path.stem
-            assert set(frames) == {("0", "0", "0")}, path.stem
-            assert max(used) <= REGISTERS[path.stem], path.stem
+            assert len(used) == len(frames) == 2 * KERNELS[path.stem.split("_")[0]], path.stem
+            assert set(frames) <= {("0", "0", "0")}, path.stem
+            assert max(used, default=0) <= REGISTERS[path.stem], path.stem

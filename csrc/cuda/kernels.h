@@ -46,6 +46,7 @@ const char* forward_step(Mode mode, const ForwardLayer<E>& layer, const ForwardS
 // leaves.
 template <class E>
 struct BackwardLayer {
+  typedef E Element;
   typedef typename ComputeType<E>::type A;
   int64_t H, P, Hp, Pp;
   int64_t Kp;       // G H, padded
@@ -83,6 +84,70 @@ struct BackwardStep {
 
 template <class E>
 const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream);
+
+// What one matrix instruction of a resident kernel takes of a sum
+constexpr int kTile = 16;
+
+// How a resident kernel lies on the device: see plan.h.
+struct ResidentPlan {
+  int tiles;    // of 16 numbers: H at most
+  int cluster;  // blocks that share 8 rows of the batch
+  int warps;    // of a block
+};
+
+// Whole sequences of equal length, or a part of their steps, of a layer without projection. Row (b) of step s
+// of the walk is row + s row_step + b stride, of x's product input_row + s input_step + b.
+template <class E>
+struct ResidentForward {
+  typedef typename ComputeType<E>::type A;
+  int64_t H, Hp, steps, batch;
+  int cluster;
+  const E* w_hh;  // [G H, H], leading dimension ldw = 16 tiles, the rest zeros
+  int64_t ldw;
+  const E* b_ih;   // [G H] or null
+  const E* b_hh;   // [G H] or null
+  A* h;            // [B, Hp]: the state before, and after
+  A* c;            // [B, Hp] or null: the same
+  const A* input;  // [., G H]: W_ih x
+  int64_t input_row, input_step;
+  int64_t row, row_step, stride;
+  E* y;  // [N, H], leading dimension ldy
+  int64_t ldy;
+  A* gates;  // [N, S, Hp] or null
+  A* cells;  // [N, Hp] or null
+};
+template <class E>
+const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
+                             void* stream);
+
+template <class E>
+struct ResidentBackward {
+  typedef E Element;
+  typedef typename ComputeType<E>::type A;
+  int64_t H, Hp, Kp, steps, batch;
+  int cluster;
+  const E* w_hh_t;  // [H, Kp]: W_hh turned
+  const A* h0;      // [B, H]
+  const A* c0;      // [B, H] or null
+  const E* y;       // [N, H], leading dimension ldy
+  const E* dy;      // the same, or null
+  int64_t ldy;
+  const A* dhn;  // [B, H] or null
+  const A* dcn;  // [B, H] or null
+  int64_t row, row_step, stride;
+  const A* gates;  // [N, S, Hp]
+  const A* cells;  // [N, Hp] or null
+  E* da;           // as in BackwardLayer
+  E* dx;
+  A* dh0;
+  A* dc0;
+};
+template <class E>
+const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
+                              void* stream);
+
+// 10 times major plus minor of the current device: 90 for Hopper
+int compute_capability();
 
 // One layer of the deep transition in one step, forward: W a + b + input, through LeakyReLU or, in the last
 // layer, to the next state and y.

@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "types.h"
 
 #define RNNFAST_INLINE __device__ __forceinline__
@@ -17,6 +19,67 @@ constexpr int kLanes = 32;  // of a warp
 
 RNNFAST_INLINE int thread_index() { return static_cast<int>(threadIdx.x); }
 RNNFAST_INLINE int64_t block_index() { return blockIdx.x; }
+RNNFAST_INLINE int block_size() { return static_cast<int>(blockDim.x); }
+
+// What all threads of a block have written to shared memory is there for all after it.
+RNNFAST_INLINE void block_barrier() { __syncthreads(); }
+
+// The same for all blocks of a cluster. A device without clusters is never asked to.
+RNNFAST_INLINE void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+
+// This place in the shared memory of another block of the cluster
+template <class V>
+RNNFAST_INLINE V* peer(V* place, int rank) {
+#if __CUDA_ARCH__ >= 900
+  V* there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(place), "r"(rank));
+  return there;
+#else
+  return place;
+#endif
+}
+
+// The block's dynamic shared memory
+template <class V>
+RNNFAST_INLINE V* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  return reinterpret_cast<V*>(shared_bytes);
+}
+
+// asks for the line of p in the nearest cache
+RNNFAST_INLINE void prefetch(const void* p) { asm volatile("prefetch.global.L1 [%0];" ::"l"(p)); }
+
+// Two numbers as one word; p is a multiple of 4 bytes.
+template <class E>
+RNNFAST_INLINE uint32_t load_pair(const E* p) {
+  return *reinterpret_cast<const uint32_t*>(p);
+}
+
+// c [16, 8] += a [16, 16] b [16, 8] by a warp. Lane l has of a: row l / 4 (a[0], a[2]) and l / 4 + 8 (a[1],
+// a[3]), numbers 2 (l % 4) and one on (a[0], a[1]), and 8 further (a[2], a[3]); of b: column l / 4, the same
+// numbers; of c: row l / 4 (c[0], c[1]) and l / 4 + 8 (c[2], c[3]), columns 2 (l % 4) and one on.
+template <class E>
+RNNFAST_INLINE void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<E, Bfloat16>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // The value of lane `index ^ mask`, or of a lane; all lanes of the warp take part.
 template <class V>
@@ -53,14 +116,31 @@ RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
   return __builtin_bit_cast(Chunk<E>, *reinterpret_cast<const uint4*>(p));
 }
 
-// Every block of a grid, of so many threads each. Null, or what went wrong.
+// Clusters of so many blocks, of so many threads and bytes of shared memory each; block i is of cluster
+// i / cluster. Null, or what went wrong.
+template <class Argument>
+const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int cluster, int threads,
+                            size_t bytes, void* stream, const Argument& argument) {
+  if (clusters == 0) return nullptr;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * cluster));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, argument);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Every block of a grid by itself
 template <class Argument>
 const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void* stream,
                    const Argument& argument) {
-  if (blocks == 0) return nullptr;
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(argument);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_clusters(kernel, blocks, 1, threads, 0, stream, argument);
 }
 
 }  // namespace rnnfast::cuda

@@ -6,12 +6,6 @@
 
 namespace rnnfast::cuda {
 
-// clang-format off: each needs what the one before it gives
-#include "cells/lstm.h"
-#include "cells/gru.h"
-#include "cells/rnn.h"
-// clang-format on
-
 // y and the next state of one unit
 template <class E, class A>
 RNNFAST_INLINE void emit(const ForwardLayer<E>& p, const ForwardStep& s, int64_t b, int64_t unit, A value) {
@@ -227,21 +221,6 @@ struct UnprojectTask : Backward<Cell, Element> {
       this->through_cell(sum, b, unit, true);
   }
 };
-
-template <class F>
-const char* with_cell(Mode mode, const F& f) {
-  switch (mode) {
-    case Mode::kLstm:
-      return f(Lstm());
-    case Mode::kGru:
-      return f(Gru());
-    case Mode::kRnnTanh:
-      return f(RnnTanh());
-    case Mode::kRnnRelu:
-      return f(RnnRelu());
-  }
-  return nullptr;
-}
 
 template <class E>
 const char* forward_step(Mode mode, const ForwardLayer<E>& layer, const ForwardStep& step,

@@ -3,32 +3,12 @@
 // so that both operands are read 16 bytes a lane from consecutive addresses, and at the end each lane holds
 // one of the 32 sums. What it does with it is the task's.
 #pragma once
-#include "cuda/primitives.cuh"
+#include "cuda/cells.cuh"
 
 namespace rnnfast::cuda {
 
-// clang-format off: each needs what the one before it gives
-#include "cells/real.h"
-template <>
-struct Real<float> : Constants<float> {
-  typedef int32_t Int;
-};
-template <>
-struct Real<double> : Constants<double> {
-  typedef int64_t Int;
-};
-#include "cells/math.h"
-// clang-format on
-
 constexpr int kColumns = 4, kRows = kLanes / kColumns;  // of a tile
 constexpr int kWarps = 4;                               // of a block
-
-template <class T>
-RNNFAST_BOTH T least(T a, T b) {
-  return a < b ? a : b;
-}
-
-RNNFAST_BOTH int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // sum[0] = what all lanes have in sum[lane], for 2 kWidth sums: each exchange adds up two halves of the sums
 // in two halves of the lanes

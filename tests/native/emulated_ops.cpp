@@ -3,6 +3,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "cuda/plan.h"
+#include "cuda/resident.cuh"
 #include "cuda/stepwise.cuh"
 #include "ops.h"
 
@@ -11,6 +13,9 @@ RNNFAST_STEPWISE(float)
 RNNFAST_STEPWISE(double)
 RNNFAST_STEPWISE(Bfloat16)
 RNNFAST_STEPWISE(Half)
+RNNFAST_RESIDENT(Bfloat16)
+RNNFAST_RESIDENT(Half)
+int compute_capability() { return 90; }
 }  // namespace rnnfast::cuda
 
 TORCH_LIBRARY(rnnfast_emulated, m) {
@@ -20,6 +25,11 @@ TORCH_LIBRARY(rnnfast_emulated, m) {
               .findSchemaOrThrow(("rnnfast::" + name).c_str(), "")
               .schema()
               .cloneWithName("rnnfast_emulated::" + name, ""));
+}
+
+TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
+  m.def("set_kernel(str name) -> ()", [](const std::string& name) { rnnfast::cuda::set_kernel(name); });
+  m.def("last_kernel() -> str", [] { return rnnfast::cuda::last_kernel(); });
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_emulated, CPU, m) {

@@ -20,21 +20,29 @@
 #define RNNFAST_INLINE inline
 #define RNNFAST_BOTH inline
 #define RNNFAST_KERNEL inline
+#define __launch_bounds__(...)
 
 namespace rnnfast::cuda {
 
 constexpr int kLanes = 32;
 
-// One block of a grid: its threads as fibers
-class Block {
+// The blocks of one cluster: all their threads are fibers, and run until they have to wait for others.
+class Cluster {
  public:
-  static Block*& current() {
-    static thread_local Block* block = nullptr;
-    return block;
+  static Cluster*& current() {
+    static thread_local Cluster* cluster = nullptr;
+    return cluster;
   }
 
-  Block(int64_t index, int threads, uint64_t seed) : index(index), fibers_(threads), random_(seed) {
-    warps_.resize(threads / kLanes);
+  Cluster(int64_t first, int blocks, int threads, size_t bytes, uint64_t seed)
+      : first_(first), threads_(threads), bytes_(bytes), fibers_(blocks * threads), random_(seed) {
+    shared_.resize(blocks);
+    for (auto& memory : shared_) {
+      memory.resize(bytes / sizeof(Line) + 1);
+      std::memset(static_cast<void*>(memory.data()), 0xff, memory.size() * sizeof(Line));  // NaN
+    }
+    given_.resize(fibers_.size());
+    came_.resize(1 + blocks + fibers_.size() / kLanes);
   }
 
   template <class F>
@@ -43,13 +51,12 @@ class Block {
     body_ = [](const void* f) { (*static_cast<const F*>(f))(); };
     argument_ = &body;
     std::vector<int> ready;
-    for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
-      Fiber& fiber = fibers_[i];
+    for (Fiber& fiber : fibers_) {
       fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStack;
-      makecontext(&fiber.context, &Block::enter, 0);
+      makecontext(&fiber.context, &Cluster::enter, 0);
     }
     for (;;) {
       ready.clear();
@@ -61,87 +68,156 @@ class Block {
       }
       if (!alive) break;
       if (ready.empty()) {
-        std::fprintf(stderr, "emulation: block %lld is deadlocked: a lane waits for one that has left\n",
-                     static_cast<long long>(index));
+        std::fprintf(stderr, "emulation: block %lld is deadlocked: a thread waits for one that has left\n",
+                     static_cast<long long>(first_));
         std::abort();
       }
-      thread = ready[random_() % ready.size()];
-      Fiber& next = fibers_[thread];
-      if (_setjmp(scheduler_)) continue;
-      // setcontext is a system call: only the way onto a new stack needs it
-      if (next.started) _longjmp(next.here, 1);
-      next.started = true;
-      setcontext(&next.context);
+      // all that are ready, in a random order; who becomes ready meanwhile comes in the next round
+      for (int i = static_cast<int>(ready.size()) - 1; i >= 0; --i) {
+        std::swap(ready[i], ready[random_() % (i + 1)]);
+        resume(ready[i]);
+      }
     }
     current() = nullptr;
   }
 
-  // what lane source(lane) of this warp gave
+  // what lane source of this warp gave; V may hold several words
   template <class V>
-  V exchange(V value, int source) {
-    static_assert(sizeof(V) <= sizeof(uint64_t));
-    const int me = thread;
-    Warp& warp = warps_[me / kLanes];
-    std::memcpy(&warp.given[me % kLanes], &value, sizeof(V));
-    meet(warp);
+  V exchange(const V& value, int source) {
+    give(value);
     V result;
-    std::memcpy(&result, &warp.given[source], sizeof(V));
-    meet(warp);  // nobody gives anew before all have taken
+    std::memcpy(&result, &given_[now_ / kLanes * kLanes + source], sizeof(V));
+    take();
     return result;
   }
 
-  const int64_t index;
-  int thread = 0;
+  // every lane gives; then all may look at what lane i gave; until take() nobody gives anew
+  template <class V>
+  void give(const V& value) {
+    static_assert(sizeof(V) <= sizeof(Given));
+    std::memcpy(&given_[now_], &value, sizeof(V));
+    meet_warp();
+  }
+  template <class V>
+  V given_by(int lane) const {
+    V value;
+    std::memcpy(&value, &given_[now_ / kLanes * kLanes + lane], sizeof(V));
+    return value;
+  }
+  void take() { meet_warp(); }
+
+  void meet_block() { meet(1 + block(), block() * threads_, threads_); }
+  void meet_all() { meet(0, 0, static_cast<int>(fibers_.size())); }
+
+  int block() const { return now_ / threads_; }
+  int thread() const { return now_ % threads_; }
+  int threads() const { return threads_; }
+  int64_t block_index() const { return first_ + block(); }
+  char* shared(int block) { return reinterpret_cast<char*>(shared_[block].data()); }
+  size_t shared_bytes() const { return bytes_; }
+  int blocks() const { return static_cast<int>(shared_.size()); }
 
  private:
   static constexpr size_t kStack = 64 * 1024;
+  struct alignas(16) Line {
+    char bytes[16];
+  };
+  struct Given {
+    uint64_t words[4];
+  };
   struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     jmp_buf here;
     bool started = false, done = false, waits = false;
   };
-  struct Warp {
-    uint64_t given[kLanes];
-    int came = 0;
-  };
 
   static void enter() {
-    Block& block = *current();
-    block.body_(block.argument_);
-    block.fibers_[block.thread].done = true;
-    _longjmp(block.scheduler_, 1);
+    Cluster& cluster = *current();
+    cluster.body_(cluster.argument_);
+    cluster.fibers_[cluster.now_].done = true;
+    _longjmp(cluster.scheduler_, 1);
   }
 
-  void meet(Warp& warp) {
-    const int me = thread, first = me / kLanes * kLanes;
-    if (++warp.came == kLanes) {
-      warp.came = 0;
-      for (int i = 0; i < kLanes; ++i) fibers_[first + i].waits = false;
+  __attribute__((noinline)) void resume(int fiber) {
+    now_ = fiber;
+    Fiber& next = fibers_[fiber];
+    if (_setjmp(scheduler_)) return;
+    // setcontext is a system call: only the way onto a new stack needs it
+    if (next.started) _longjmp(next.here, 1);
+    next.started = true;
+    setcontext(&next.context);
+  }
+
+  void meet_warp() { meet(1 + blocks() + now_ / kLanes, now_ / kLanes * kLanes, kLanes); }
+
+  __attribute__((noinline)) void meet(int place, int first, int count) {
+    if (++came_[place] == count) {
+      came_[place] = 0;
+      for (int i = 0; i < count; ++i) fibers_[first + i].waits = false;
       return;
     }
-    fibers_[me].waits = true;
-    if (!_setjmp(fibers_[me].here)) _longjmp(scheduler_, 1);
+    fibers_[now_].waits = true;
+    if (!_setjmp(fibers_[now_].here)) _longjmp(scheduler_, 1);
   }
 
+  const int64_t first_;
+  const int threads_;
+  const size_t bytes_;
+  int now_ = 0;
   std::vector<Fiber> fibers_;
-  std::vector<Warp> warps_;
+  std::vector<Given> given_;
+  std::vector<int> came_;  // to the cluster's barrier, each block's and each warp's
+  std::vector<std::vector<Line>> shared_;
   jmp_buf scheduler_;
   std::mt19937_64 random_;
   void (*body_)(const void*) = nullptr;
   const void* argument_ = nullptr;
 };
 
-inline int thread_index() { return Block::current()->thread; }
-inline int64_t block_index() { return Block::current()->index; }
+inline int thread_index() { return Cluster::current()->thread(); }
+inline int64_t block_index() { return Cluster::current()->block_index(); }
+inline int block_size() { return Cluster::current()->threads(); }
+inline void block_barrier() { Cluster::current()->meet_block(); }
+inline void cluster_barrier() { Cluster::current()->meet_all(); }
+
+template <class V>
+V* shared_memory() {
+  Cluster& cluster = *Cluster::current();
+  return reinterpret_cast<V*>(cluster.shared(cluster.block()));
+}
+
+template <class V>
+V* peer(V* place, int rank) {
+  Cluster& cluster = *Cluster::current();
+  const ptrdiff_t offset = reinterpret_cast<char*>(place) - cluster.shared(cluster.block());
+  if (offset < 0 || offset + sizeof(V) > cluster.shared_bytes() || rank < 0 || rank >= cluster.blocks()) {
+    std::fprintf(stderr, "emulation: byte %td of the shared memory of block %d\n", offset, rank);
+    std::abort();
+  }
+  return reinterpret_cast<V*>(cluster.shared(rank) + offset);
+}
+
+inline void prefetch(const void*) {}
+
+template <class E>
+uint32_t load_pair(const E* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 4) {
+    std::fprintf(stderr, "emulation: a load of 4 bytes at %p\n", static_cast<const void*>(p));
+    std::abort();
+  }
+  uint32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
+}
 
 template <class V>
 V shuffle_xor(V value, int mask) {
-  return Block::current()->exchange(value, thread_index() % kLanes ^ mask);
+  return Cluster::current()->exchange(value, thread_index() % kLanes ^ mask);
 }
 template <class V>
 V shuffle(V value, int lane) {
-  return Block::current()->exchange(value, lane);
+  return Cluster::current()->exchange(value, lane);
 }
 
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
@@ -177,18 +253,49 @@ Chunk<E> load_chunk(const E* p) {
   return chunk;
 }
 
-// The blocks of a grid one after the other, in a random order.
+// The matrix instruction as csrc/cuda/primitives.cuh describes it, from the operands of all lanes
+template <class E>
+void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  Cluster& cluster = *Cluster::current();
+  cluster.give(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const auto number = [](uint32_t pair, int k) {
+    return widened(E{static_cast<uint16_t>(k % 2 ? pair >> 16 : pair)});
+  };
+  const int lane = thread_index() % kLanes;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int of = k % 8 / 2;  // which of four lanes has number k
+      const Operands left = cluster.given_by<Operands>(row % 8 * 4 + of);
+      const Operands right = cluster.given_by<Operands>(column * 4 + of);
+      c[i] += number(left.a[row / 8 + k / 8 * 2], k) * number(right.b[k / 8], k);
+    }
+  }
+  cluster.take();
+}
+
+// The clusters of a grid one after the other, in a random order
 template <class Argument>
-const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void*, const Argument& argument) {
+const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int cluster, int threads,
+                            size_t bytes, void*, const Argument& argument) {
   static std::mt19937_64 random(1);
-  std::vector<int64_t> order(blocks);
-  for (int64_t i = 0; i < blocks; ++i) order[i] = i;
-  for (int64_t i = blocks - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
+  std::vector<int64_t> order(clusters);
+  for (int64_t i = 0; i < clusters; ++i) order[i] = i;
+  for (int64_t i = clusters - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
   for (const int64_t i : order) {
-    Block block(i, threads, random());
-    block.run([&] { kernel(argument); });
+    Cluster blocks(i * cluster, cluster, threads, bytes, random());
+    blocks.run([&] { kernel(argument); });
   }
   return nullptr;
+}
+
+template <class Argument>
+const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void* stream,
+                   const Argument& argument) {
+  return launch_clusters(kernel, blocks, 1, threads, 0, stream, argument);
 }
 
 }  // namespace rnnfast::cuda
