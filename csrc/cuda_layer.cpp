@@ -4,6 +4,8 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 
+#include <utility>
+
 #include "cuda/plan.h"
 #include "cuda_tensors.h"
 #include "layer.h"
@@ -41,8 +43,23 @@ int64_t row_step(const LayerSizes& s, const Walk& walk) {
 }
 
 Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
-  return {
-      s.mode, static_cast<int>(x.element_size()), s.H, s.projected, s.packed, backward, compute_capability()};
+  return {s.mode,          static_cast<int>(x.element_size()), s.H, s.B, s.projected, s.packed, backward,
+          current_device()};
+}
+
+// What ties the blocks of a resident kernel's teams; `places` has to live until it is launched.
+Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const Tensor& like, Tensor& places) {
+  Links links{plan.blocks, plan.split, plan.batches, 0, nullptr, current_device().patience, nullptr};
+  if (!plan.wide) return links;
+  uint32_t* const word = failure_word();
+  TORCH_CHECK(word, "rnnfast: no memory that the host and the GPU share");
+  TORCH_CHECK(!std::exchange(*word, 0),
+              "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
+  links.failed = word;
+  const int64_t team = kBatch * plan.batches, rows = (batch + team - 1) / team * team;
+  places = at::zeros({rows * numbers}, like.options().dtype(at::kLong));
+  links.places = static_cast<uint64_t*>(places.mutable_data_ptr());
+  return links;
 }
 
 // One direction; h [2, B, padded P] holds h0 twice, c [B, padded H] c0, and then h_n (in hn) and c_n.
@@ -81,9 +98,10 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
                       const Tensor& h, const Tensor& c, const Weights& w, int64_t d, const Tensor& y,
                       const Tensor& hn, const Tensor& gates, const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
-  const Tensor w_hh = padded_rows(w.w_hh, kTile * plan.tiles);
+  const Tensor w_hh = padded_rows(w.w_hh, kTile * plan.tiles * plan.split);
+  Tensor places;
   ResidentForward<E> p{};
-  p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.cluster = plan.cluster;
+  p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.links = links_of(plan, s.B, s.H, h, places);
   p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.h = out<A>(h), p.c = out<A>(c);
   p.row_step = row_step(s, walk), p.stride = walk.row_stride;
@@ -93,7 +111,7 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
   p.cells = out<A>(cells, d * s.N * p.Hp);
   for_input_chunks(s, walk, x, w.w_ih, h.scalar_type(),
                    [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
-                     p.steps = end - begin;
+                     p.steps = end - begin, p.links.first_step = begin;
                      p.row = walk.offsets[walk.time(begin)];
                      p.input = in<A>(input), p.input_row = (walk.time(begin) - first) * s.B;
                      check_launch(resident_forward<E>(s.mode, p, plan, current_stream(x.device())));
@@ -187,7 +205,8 @@ Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Reside
       const Tensor w_hh = padded_rows(w.w_hh.t());
       ResidentBackward<E> p{};
       fill(p);
-      p.steps = s.T, p.batch = s.B, p.cluster = plan.cluster;
+      Tensor places;
+      p.steps = s.T, p.batch = s.B, p.links = links_of(plan, s.B, GH, y, places);
       p.w_hh_t = in<E>(w_hh);
       p.row = walk.offsets[walk.time(0)], p.row_step = row_step(s, walk), p.stride = walk.row_stride;
       check_launch(resident_backward<E>(s.mode, p, plan, stream));

@@ -62,15 +62,25 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
 }
 
 // The kernel that a layer takes on a GPU of this compute capability
-py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, bool projected, bool packed,
-                        bool backward, int capability) {
-  const cuda::ResidentPlan plan =
-      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, H, projected, packed, backward, capability});
+py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, bool projected, bool packed,
+                        bool backward, int capability, int multiprocessors, int64_t shared_bytes) {
+  const cuda::ResidentPlan plan = cuda::choose_plan({parse_mode("cuda_plan", mode),
+                                                     bytes,
+                                                     H,
+                                                     B,
+                                                     projected,
+                                                     packed,
+                                                     backward,
+                                                     {capability, multiprocessors, shared_bytes, 0}});
   py::dict d;
   d["kernel"] = plan.tiles ? "resident" : "stepwise";
   d["tiles"] = plan.tiles;
-  d["cluster"] = plan.cluster;
+  d["blocks"] = plan.blocks;
   d["warps"] = plan.warps;
+  d["split"] = plan.split;
+  d["batches"] = plan.batches;
+  d["wide"] = plan.wide;
+  d["bytes"] = plan.bytes;
   return d;
 }
 
@@ -100,9 +110,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,
         py::arg("threads") = 0);
-  m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"),
+  m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
         py::arg("projected") = false, py::arg("packed") = false, py::arg("backward") = false,
-        py::arg("capability") = 90);
+        py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);
   m.def("cuda_kernel", &cuda::forced_kernel);
   m.def("set_cuda_kernel", &cuda::set_kernel, py::arg("name"));
   PyModule_AddFunctions(m.ptr(), direct_methods);

@@ -85,15 +85,42 @@ struct BackwardStep {
 template <class E>
 const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream);
 
-// What one matrix instruction of a resident kernel takes of a sum
-constexpr int kTile = 16;
+// How a resident kernel cuts a layer: one matrix instruction takes 8 rows of the batch and 16 numbers of a
+// sum; a warp has 8 units for each sum of a thread; shared rows are 8 numbers apart, so that a warp's loads
+// meet all banks.
+constexpr int kBatch = 8, kTile = 16, kWarpUnits = 8, kSkew = 8;
 
-// How a resident kernel lies on the device: see plan.h.
+// How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
+// times 8.
 struct ResidentPlan {
-  int tiles;    // of 16 numbers: H at most
-  int cluster;  // blocks that share 8 rows of the batch
+  int tiles;    // instructions of a warp: W in its registers; 0: one launch a step
+  int blocks;   // of a team: a cluster, or wide, a part of a grid that runs all at once
   int warps;    // of a block
+  int split;    // warps that share a sum
+  int batches;  // 1 unless wide
+  bool wide;
+  int64_t bytes;  // shared memory of a block
 };
+
+// What ties the blocks of a team
+struct Links {
+  int blocks, split, batches;
+  int64_t first_step;         // wide: the number of the first step of this launch
+  uint64_t* places;           // wide: zeros before the first launch, [teams, 2, 4 batches, numbers of a row]
+  int64_t patience;           // wide: turns of waiting for another block
+  volatile uint32_t* failed;  // wide: becomes 1 when a block waited in vain
+};
+
+struct Device {
+  int capability;  // 10 times major plus minor
+  int multiprocessors;
+  int64_t shared_bytes;  // that a block may have
+  int64_t patience;      // turns of waiting for another block before one gives up
+};
+// the current one
+Device current_device();
+// a word that host and device see, for Links::failed; null where there is none
+uint32_t* failure_word();
 
 // Whole sequences of equal length, or a part of their steps, of a layer without projection. Row (b) of step s
 // of the walk is row + s row_step + b stride, of x's product input_row + s input_step + b.
@@ -101,8 +128,8 @@ template <class E>
 struct ResidentForward {
   typedef typename ComputeType<E>::type A;
   int64_t H, Hp, steps, batch;
-  int cluster;
-  const E* w_hh;  // [G H, H], leading dimension ldw = 16 tiles, the rest zeros
+  Links links;
+  const E* w_hh;  // [G H, H], leading dimension ldw: 16 tiles of all that share a sum, the rest zeros
   int64_t ldw;
   const E* b_ih;   // [G H] or null
   const E* b_hh;   // [G H] or null
@@ -125,7 +152,7 @@ struct ResidentBackward {
   typedef E Element;
   typedef typename ComputeType<E>::type A;
   int64_t H, Hp, Kp, steps, batch;
-  int cluster;
+  Links links;
   const E* w_hh_t;  // [H, Kp]: W_hh turned
   const A* h0;      // [B, H]
   const A* c0;      // [B, H] or null
@@ -145,9 +172,6 @@ struct ResidentBackward {
 template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
                               void* stream);
-
-// 10 times major plus minor of the current device: 90 for Hopper
-int compute_capability();
 
 // One layer of the deep transition in one step, forward: W a + b + input, through LeakyReLU or, in the last
 // layer, to the next state and y.

@@ -9,10 +9,10 @@ namespace rnnfast::cuda {
 struct Shape {
   Mode mode;
   int bytes;  // of a stored number
-  int64_t H;
+  int64_t H, B;
   bool projected, packed;
   bool backward;
-  int capability;  // compute_capability()
+  Device device;
 };
 
 // tiles = 0: one launch for each step

@@ -62,6 +62,19 @@ RNNFAST_INLINE uint32_t load_pair(const E* p) {
   return *reinterpret_cast<const uint32_t*>(p);
 }
 
+// 8 bytes that other blocks write and read at the same time: whole, in no order with anything else
+RNNFAST_INLINE void store_packet(uint64_t* p, uint64_t v) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+RNNFAST_INLINE uint64_t load_packet(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// between two looks at what another block has to write
+RNNFAST_INLINE void pause() {}
+
 // c [16, 8] += a [16, 16] b [16, 8] by a warp. Lane l has of a: row l / 4 (a[0], a[2]) and l / 4 + 8 (a[1],
 // a[3]), numbers 2 (l % 4) and one on (a[0], a[1]), and 8 further (a[2], a[3]); of b: column l / 4, the same
 // numbers; of c: row l / 4 (c[0], c[1]) and l / 4 + 8 (c[2], c[3]), columns 2 (l % 4) and one on.
@@ -117,22 +130,32 @@ RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
 }
 
 // Clusters of so many blocks, of so many threads and bytes of shared memory each; block i is of cluster
-// i / cluster. Null, or what went wrong.
+// i / cluster. `together`: instead of clusters the whole grid runs at the same time. Null, or what went
+// wrong.
 template <class Argument>
 const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int cluster, int threads,
-                            size_t bytes, void* stream, const Argument& argument) {
+                            size_t bytes, bool together, void* stream, const Argument& argument) {
   if (clusters == 0) return nullptr;
   cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  if (together) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(clusters * cluster));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, argument);
+  config.numAttrs = together || cluster > 1;
+  cudaError_t error = cudaSuccess;
+  if (bytes > 48 * 1024)
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, argument);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
@@ -140,7 +163,7 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
 template <class Argument>
 const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void* stream,
                    const Argument& argument) {
-  return launch_clusters(kernel, blocks, 1, threads, 0, stream, argument);
+  return launch_clusters(kernel, blocks, 1, threads, 0, false, stream, argument);
 }
 
 }  // namespace rnnfast::cuda

@@ -1,16 +1,14 @@
 // Whole sequences in one launch: W stays in the registers of the threads that use it, as operands of the
-// matrix instruction, and only h (backward: dL/d(pre-activations)) travels, through shared memory. A cluster
-// of blocks, or one, works on 8 rows of the batch, the columns of the instruction; the units are shared out
-// among its warps. Each thread ends up with all gates of a unit for two rows, and does their cells.
+// matrix instruction, and only h (backward: dL/d(pre-activations)) travels, through shared memory.
+// A team of blocks (one, a cluster, or for wide layers a part of the grid) works on 8 rows of the batch, the
+// columns of the instruction; the units are shared out among its warps. Each thread ends up with all gates of
+// a unit for two rows, and does their cells. Wide layers give a unit to several warps, each with a part of
+// the sum, and a team takes several times 8 rows, one after the other.
 #pragma once
 #include "cuda/cells.cuh"
 #include "cuda/kernels.h"
 
 namespace rnnfast::cuda {
-
-constexpr int kBatch = 8;      // rows of a cluster
-constexpr int kWarpUnits = 8;  // units of a warp, for each of its slots
-constexpr int kSkew = 8;       // numbers between shared rows, so that a warp's loads meet all banks
 
 // how many threads a block may have, so that W and what else a thread needs fit its registers
 constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : 256; }
@@ -32,38 +30,116 @@ RNNFAST_INLINE constexpr int input_gate(int slot) {
   return slot < Cell::kGates ? slot : -1;
 }
 
-// Everything that the threads of a cluster have written before is there after it.
-RNNFAST_INLINE void meet(int cluster) {
-  if (cluster > 1)
-    cluster_barrier();
-  else
+// h or da of a step, on its way from the threads that made it to the blocks that need all of it: the buffers
+// [2, rows, ld] in shared memory that steps read in turn. Within a cluster every thread writes to all blocks'
+// buffers and the cluster's barrier ends the step. On a grid (kWide) it goes through global memory, in
+// packets that carry the number of their step: whoever needs one reads it until the number is right, and
+// nothing else is waited for. Two places are enough, because nobody is two steps ahead of one whom he waits
+// for.
+template <class E, bool kWide>
+struct Exchange {
+  const Links& links;
+  E* buffers;
+  int rows, ld;
+  int64_t numbers;   // of a row that count
+  uint64_t* places;  // of this group of blocks, [2, rows / 2, numbers]
+  bool lost = false;
+
+  RNNFAST_INLINE E* buffer(int64_t step) const { return buffers + (step & 1) * rows * ld; }
+
+  // two rows' values of number k for `step`; row is even
+  RNNFAST_INLINE void send(int64_t step, int row, int64_t k, const E* values) {
+    if constexpr (kWide) {
+      const uint32_t pair = values[0].bits | uint32_t{values[1].bits} << 16;
+      store_packet(places + ((step & 1) * (rows / 2) + row / 2) * numbers + k,
+                   uint64_t(links.first_step + step) << 32 | pair);
+    } else {
+      for (int n = 0; n < 2; ++n) {
+        E* const place = buffer(step) + (row + n) * ld + k;
+        if (links.blocks == 1)
+          *place = values[n];
+        else
+          for (int rank = 0; rank < links.blocks; ++rank) *peer(place, rank) = values[n];
+      }
+    }
+  }
+
+  // What was sent for the step before has been sent; for kWide not even that.
+  RNNFAST_INLINE void finish() const {
+    if constexpr (!kWide) {
+      if (links.blocks == 1)
+        block_barrier();
+      else
+        cluster_barrier();
+    }
+  }
+
+  // What was sent for `step` stands in its buffer. A packet that never comes (a bounded wait) is NaN, and the
+  // host is told.
+  RNNFAST_INLINE void receive(int64_t step) {
+    if constexpr (kWide) {
+      const uint64_t* const from = places + (step & 1) * (rows / 2) * numbers;
+      const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
+      for (int64_t i = thread_index(); i < rows / 2 * numbers; i += block_size()) {
+        uint64_t packet = load_packet(from + i);
+        for (int64_t turn = 0; static_cast<uint32_t>(packet >> 32) != wanted && !lost; ++turn) {
+          lost = turn > links.patience || (turn % 1024 == 1023 && *links.failed);
+          pause();
+          packet = load_packet(from + i);
+        }
+        const uint32_t pair = lost ? 0x7fff7fffu : static_cast<uint32_t>(packet);
+        E* const place = buffer(step) + i / numbers * 2 * ld + i % numbers;
+        place[0].bits = static_cast<uint16_t>(pair);
+        place[ld].bits = static_cast<uint16_t>(pair >> 16);
+      }
+      if (lost) *links.failed = 1;
+      block_barrier();
+    }
+  }
+};
+
+// Sums that several warps have parts of: each leaves its part, and those who go on add them up in the order
+// of the warps. Two places in turn, so that one barrier is enough.
+template <class A, int kNumbers>
+struct Parts {
+  A* places;  // [2, warps of the block, kNumbers, kLanes]
+  int warps;
+  int turn = 0;
+
+  RNNFAST_INLINE A* of(int warp) const { return places + (turn * warps + warp) * kNumbers * kLanes; }
+  template <class Get>
+  RNNFAST_INLINE void leave(int warp, int lane, const Get& get) const {
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) of(warp)[i * kLanes + lane] = get(i);
     block_barrier();
-}
+  }
+  RNNFAST_INLINE void next() { turn = 1 - turn; }
+};
 
-// to this place in the shared memory of every block of the cluster
-template <class E>
-RNNFAST_INLINE void broadcast(E* place, E value, int cluster) {
-  if (cluster == 1)
-    *place = value;
-  else
-    for (int rank = 0; rank < cluster; ++rank) *peer(place, rank) = value;
-}
-
-template <class Cell, class E, int kTiles>
+template <class Cell, class E, int kTiles, bool kWide>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(ResidentForward<E> p) {
   typedef typename ComputeType<E>::type A;
   constexpr int G = Cell::kGates, S = Cell::kSlots;
   constexpr int kSums = kSlots<Cell>, kBlocks = G == 1 ? kSums : 1;  // one gate: each slot is another unit
-  constexpr int ld = kTiles * kTile + kSkew;
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
+  const int split = kWide ? p.links.split : 1, batches = kWide ? p.links.batches : 1;
+  const int part = warp % split, groups = warps / split;
+  const int ld = (kWide ? split : 1) * kTiles * kTile + kSkew, rows = batches * kBatch;
   const int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
-  const int64_t first = block_index() / p.cluster * kBatch;
-  const int rank = static_cast<int>(block_index() % p.cluster);
-  const int base = (rank * warps + warp) * kWarpUnits * kBlocks + row;
+  const int64_t team = block_index() / p.links.blocks, first = team * rows;
+  const int rank = static_cast<int>(block_index() % p.links.blocks);
+  const int base = (rank * groups + warp / split) * kWarpUnits * kBlocks + row;
   const auto unit_of = [&](int slot) { return base + (G == 1 ? slot * kWarpUnits : 0); };
-  E* const shared = shared_memory<E>();  // [2, kBatch, ld]: a step reads one h and writes the other
+
+  E* const shared = shared_memory<E>();
+  Exchange<E, kWide> exchange{p.links, shared, rows,
+                              ld,      p.H,    p.links.places + team * rows * p.H};  // [2, rows / 2, H] each
   // [warps, kSums, kWarpUnits], from this thread's on: registers are for W
-  A* const bias = reinterpret_cast<A*>(shared + 2 * kBatch * ld) + warp * kSums * kWarpUnits + row;
+  A* const numbers = reinterpret_cast<A*>(shared + 2 * rows * ld);
+  A* const bias = numbers + warp * kSums * kWarpUnits + row;
+  Parts<A, kSums * 2> parts{numbers + warps * kSums * kWarpUnits, warps};
+  // [batches, kBlocks, 2, threads]: c, or the h that a cell blends
+  A* const own = parts.places + 2 * warps * kSums * 2 * kLanes + thread_index();
 
   uint32_t w[kSums / 2][kTiles][4];
 #pragma unroll
@@ -72,6 +148,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     const int hidden = hidden_gate<Cell>(slot), input = input_gate<Cell>(slot);
     // a unit beyond the last computes what nobody stores
     const E* from = p.w_hh + (hidden * p.H + least<int64_t>(unit, p.H - 1)) * p.ldw + column;
+    if (kWide) from += part * kTiles * kTile;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
@@ -85,148 +162,169 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     if (lane % 4 == 0) bias[slot * kWarpUnits] = sum;
   }
 
-  for (int i = thread_index(); i < 2 * kBatch * ld; i += block_size()) {
+  for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) {
     const int64_t b = first + i / ld, k = i % ld;
-    narrow(i < kBatch * ld && b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
+    narrow(i < rows * ld && b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
   }
   A h[kBlocks][2], c[kBlocks][2];
-  bool mine[kBlocks][2];
+  const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
+  const auto mine = [&](int tile, int k, int n) { return batch_of(tile, n) < p.batch && unit_of(k) < p.H; };
+  const auto own_of = [&](int tile, int k, int n) -> A& {
+    return own[((tile * kBlocks + k) * 2 + n) * block_size()];
+  };
+  for (int tile = 0; tile < batches; ++tile)
 #pragma unroll
-  for (int k = 0; k < kBlocks; ++k)
+    for (int k = 0; k < kBlocks; ++k)
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int64_t b = first + column + n;
-      const int unit = unit_of(k);
-      mine[k][n] = b < p.batch && unit < p.H;
-      h[k][n] = Cell::kBlends && mine[k][n] ? p.h[b * p.Hp + unit] : A(0);
-      c[k][n] = Cell::kHasCell && mine[k][n] ? p.c[b * p.Hp + unit] : A(0);
-    }
+      for (int n = 0; n < 2; ++n) {
+        const int64_t at = batch_of(tile, n) * p.Hp + unit_of(k);
+        h[k][n] = Cell::kBlends && mine(tile, k, n) ? p.h[at] : A(0);
+        c[k][n] = Cell::kHasCell && mine(tile, k, n) ? p.c[at] : A(0);
+        if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : h[k][n];
+      }
 
-  // what x adds to the slots in the next step
+  // what x adds to the slots in the next product
   A next[kSums][2];
-  const A* input = p.input + (p.input_row + first + column) * G * p.H;
-  const auto each_input = [&](const auto& f) {
+  const auto each_input = [&](int64_t s, int tile, const auto& f) {
+    const A* const input = p.input + (p.input_row + s * p.input_step + batch_of(tile, 0)) * G * p.H;
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int gate = input_gate<Cell>(slot);
-        if (mine[G == 1 ? slot : 0][n] && gate >= 0)
+        if (mine(tile, G == 1 ? slot : 0, n) && gate >= 0 && part == 0)
           f(input + (n * G + gate) * p.H + unit_of(slot), next[slot][n]);
         else
           next[slot][n] = 0;
       }
   };
-  const auto load_input = [&] {
-    each_input([](const A* from, A& to) { to = *from; });
-    input += p.input_step * G * p.H;
-  };
-  load_input();
-  meet(p.cluster);
+  const auto load = [](const A* from, A& to) { to = *from; };
+  each_input(0, 0, load);
+  exchange.finish();
+  if (kWide) block_barrier();
 
-  int reads = 0;  // where in `shared` this step's h begins
   for (int s = 0; s < p.steps; ++s) {
-    A sum[kSums / 2][4];
+    if (s > 0) exchange.receive(s);
+    for (int tile = 0; tile < batches; ++tile) {
+      A sum[kSums / 2][4];
 #pragma unroll
-    for (int slot = 0; slot < kSums; ++slot)
+      for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
-      for (int n = 0; n < 2; ++n) sum[slot / 2][slot % 2 * 2 + n] = bias[slot * kWarpUnits] + next[slot][n];
-    // into the cache only: while the product runs, registers are for W
-    if (s + 1 < p.steps) each_input([](const A* from, A&) { prefetch(from); });
-    const E* const from = shared + reads + row * ld + column;
+        for (int n = 0; n < 2; ++n)
+          sum[slot / 2][slot % 2 * 2 + n] = next[slot][n] + (part == 0 ? bias[slot * kWarpUnits] : A(0));
+      const int next_tile = tile + 1 < batches ? tile + 1 : 0;
+      const int64_t next_step = next_tile ? s : s + 1;
+      // into the cache only: while the product runs, registers are for W
+      if (next_step < p.steps) each_input(next_step, next_tile, [](const A* from, A&) { prefetch(from); });
+      const E* from = exchange.buffer(s) + (tile * kBatch + row) * ld + column;
+      if (kWide) from += part * kTiles * kTile;
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const uint32_t low = load_pair(from + t * kTile), high = load_pair(from + t * kTile + 8);
+      for (int t = 0; t < kTiles; ++t) {
+        const uint32_t low = load_pair(from + t * kTile), high = load_pair(from + t * kTile + 8);
 #pragma unroll
-      for (int i = 0; i < kSums / 2; ++i) multiply_tile<E>(sum[i], w[i][t], low, high);
-    }
-    if (s + 1 < p.steps) load_input();
-#pragma unroll
-    for (int k = 0; k < kBlocks; ++k)
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        A state[S];
-#pragma unroll
-        for (int j = 0; j < S; ++j) {
-          const int slot = G == 1 ? k : j;
-          state[j] = sum[slot / 2][slot % 2 * 2 + n];
-        }
-        const A value = Cell::forward(state, c[k][n], h[k][n]);
-        if (!mine[k][n]) continue;
-        h[k][n] = value;
-        const int unit = unit_of(k);
-        const int64_t at = p.row + s * p.row_step + (first + column + n) * p.stride;
-        E stored;
-        narrow(value, stored);
-        broadcast(shared + kBatch * ld - reads + (column + n) * ld + unit, stored, p.cluster);
-        p.y[at * p.ldy + unit] = stored;
-        if (p.gates) {
-#pragma unroll
-          for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
-        }
-        if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = c[k][n];
+        for (int i = 0; i < kSums / 2; ++i) multiply_tile<E>(sum[i], w[i][t], low, high);
       }
-    meet(p.cluster);
-    reads = kBatch * ld - reads;
-  }
+      if (next_step < p.steps) each_input(next_step, next_tile, load);
+      if constexpr (kWide) {
+        parts.leave(warp, lane, [&](int i) { return sum[i / 4][i % 4]; });
+        if (part == 0)
+          for (int other = 1; other < split; ++other)
 #pragma unroll
-  for (int k = 0; k < kBlocks; ++k)
+            for (int i = 0; i < kSums * 2; ++i)
+              sum[i / 4][i % 4] += parts.of(warp + other)[i * kLanes + lane];
+        parts.next();
+        if (part > 0) continue;
+      }
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      if (!mine[k][n]) continue;
-      const int64_t at = (first + column + n) * p.Hp + unit_of(k);
-      // only a cell that blends h has it unrounded
-      p.h[at] = Cell::kBlends ? h[k][n] : A(widened(shared[reads + (column + n) * ld + unit_of(k)]));
-      if (Cell::kHasCell) p.c[at] = c[k][n];
+      for (int k = 0; k < kBlocks; ++k) {
+        const int unit = unit_of(k);
+        E stored[2] = {};
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          A state[S];
+#pragma unroll
+          for (int j = 0; j < S; ++j) {
+            const int slot = G == 1 ? k : j;
+            state[j] = sum[slot / 2][slot % 2 * 2 + n];
+          }
+          if (kWide) (Cell::kHasCell ? c : h)[k][n] = own_of(tile, k, n);
+          const A value = Cell::forward(state, c[k][n], h[k][n]);
+          if (!mine(tile, k, n)) continue;
+          h[k][n] = value;
+          if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : value;
+          const int64_t at = p.row + s * p.row_step + batch_of(tile, n) * p.stride;
+          narrow(value, stored[n]);
+          p.y[at * p.ldy + unit] = stored[n];
+          if (p.gates) {
+#pragma unroll
+            for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
+          }
+          if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = c[k][n];
+          if (s + 1 < p.steps) continue;
+          p.h[batch_of(tile, n) * p.Hp + unit] = value;
+          if (Cell::kHasCell) p.c[batch_of(tile, n) * p.Hp + unit] = c[k][n];
+        }
+        if (unit < p.H) exchange.send(s + 1, tile * kBatch + column, unit, stored);
+      }
     }
+    exchange.finish();
+  }
 }
 
-// dL/dh of 16 units is made by two warps, each over half of the sum; then each has the whole of 8 units.
-template <class Cell, class E, int kTiles>
+// dL/dh of 16 units is made by two warps or more, each over a part of the sum; the first two then have the
+// whole of 8 units each.
+template <class Cell, class E, int kTiles, bool kWide>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward(ResidentBackward<E> p) {
   typedef typename ComputeType<E>::type A;
   constexpr int G = Cell::kGates, S = Cell::kSlots;
-  constexpr int kHalf = G * kTiles / 2;  // instructions of a warp
-  constexpr int ld = G * kTiles * kTile + kSkew;
+  constexpr int kPart = G * kTiles / 2;  // instructions of a warp
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
-  const int column = lane % 4 * 2, row = lane / 4, half = warp % 2;
-  const int64_t first = block_index() / p.cluster * kBatch, rank = block_index() % p.cluster;
-  const int64_t base = (rank * warps + warp - half) * kWarpUnits + row;
-  const int64_t unit = base + half * kWarpUnits;
+  const int split = kWide ? p.links.split : 2, batches = kWide ? p.links.batches : 1;
+  const int part = warp % split, groups = warps / split;
+  const int ld = split * kPart * kTile + kSkew, rows = batches * kBatch;
+  const int column = lane % 4 * 2, row = lane / 4;
+  const int64_t team = block_index() / p.links.blocks, first = team * rows;
+  const int rank = static_cast<int>(block_index() % p.links.blocks);
+  const int base = (rank * groups + warp / split) * 2 * kWarpUnits + row, unit = base + part * kWarpUnits;
 
-  uint32_t w[kHalf][4];
+  uint32_t w[kPart][4];
 #pragma unroll
-  for (int t = 0; t < kHalf; ++t)
+  for (int t = 0; t < kPart; ++t)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t of = base + i % 2 * kWarpUnits, k = (half * kHalf + t) * kTile + column + i / 2 * 8;
+      const int64_t of = base + i % 2 * kWarpUnits, k = (part * kPart + t) * kTile + column + i / 2 * 8;
       w[t][i] = of < p.H && k < p.Kp ? load_pair(p.w_hh_t + of * p.Kp + k) : 0;
     }
 
-  E* const shared = shared_memory<E>();  // [2, kBatch, ld]: da of the later step and of this one
-  A* const halves = reinterpret_cast<A*>(shared + 2 * kBatch * ld);  // [threads, 2]
-  for (int i = thread_index(); i < 2 * kBatch * ld; i += block_size()) narrow(A(0), shared[i]);
+  E* const shared = shared_memory<E>();
+  Exchange<E, kWide> exchange{p.links, shared, rows, ld, G * p.H, p.links.places + team * rows * G * p.H};
+  Parts<A, 4> parts{reinterpret_cast<A*>(shared + 2 * rows * ld), warps};
+  // [batches, 2, threads] each: dL/dc, and the part of dL/dh that does not pass W_hh
+  A* const own = parts.places + 2 * warps * 4 * kLanes + thread_index();
+  for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) narrow(A(0), shared[i]);
 
-  bool mine[2];
-  A dh[2], dc[2], direct[2];
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    const int64_t b = first + column + n;
-    mine[n] = b < p.batch && unit < p.H;
-    dh[n] = mine[n] && p.dhn ? p.dhn[b * p.H + unit] : A(0);
-    dc[n] = mine[n] && p.dcn ? p.dcn[b * p.H + unit] : A(0);
-    direct[n] = 0;
-  }
+  const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
+  const auto mine = [&](int tile, int n) { return part < 2 && batch_of(tile, n) < p.batch && unit < p.H; };
+  const auto dc_of = [&](int tile, int n) -> A& { return own[(tile * 2 + n) * block_size()]; };
+  const auto direct_of = [&](int tile, int n) -> A& {
+    return own[((batches + tile) * 2 + n) * block_size()];
+  };
+  for (int tile = 0; tile < batches; ++tile)
+    for (int n = 0; n < 2; ++n) {
+      const int64_t at = batch_of(tile, n) * p.H + unit;
+      dc_of(tile, n) = mine(tile, n) && p.dcn ? p.dcn[at] : A(0);
+      direct_of(tile, n) = mine(tile, n) && p.dhn ? p.dhn[at] : A(0);
+    }
 
-  // what was saved of step s
+  // what was saved of a step
   struct Saved {
     A state[S], c, before, dy;
   } next[2] = {};
-  const auto load_saved = [&](int64_t s) {
+  const auto load_saved = [&](int64_t s, int tile) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      if (!mine[n]) continue;
-      const int64_t b = first + column + n, at = p.row + s * p.row_step + b * p.stride;
+      if (!mine(tile, n)) continue;
+      const int64_t b = batch_of(tile, n), at = p.row + s * p.row_step + b * p.stride;
       Saved& of = next[n];
 #pragma unroll
       for (int j = 0; j < S; ++j) of.state[j] = p.gates[(at * S + j) * p.Hp + unit];
@@ -236,73 +334,107 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
       of.dy = p.dy ? A(widened(p.dy[at * p.ldy + unit])) : A(0);
     }
   };
-  load_saved(p.steps - 1);
-  meet(p.cluster);
+  load_saved(p.steps - 1, 0);
+  exchange.finish();
+  if (kWide) block_barrier();
 
-  // dL/dh += da W_hh, from the da that `from` holds
-  const auto carry = [&](const E* from) {
+  // dL/dh of two rows: da W_hh from the da of step `from`, and what did not pass W_hh
+  const auto carry = [&](int64_t from, int tile, A* dh) {
     A sum[2][4] = {};
-    from += row * ld + half * kHalf * kTile + column;
+    const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * kPart * kTile + column;
 #pragma unroll
-    for (int t = 0; t < kHalf; ++t)  // two chains, for the instruction's latency
-      multiply_tile<E>(sum[t % 2], w[t], load_pair(from + t * kTile), load_pair(from + t * kTile + 8));
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const A low = sum[0][n] + sum[1][n], high = sum[0][2 + n] + sum[1][2 + n];
-      halves[thread_index() * 2 + n] = half ? low : high;
-      dh[n] = half ? high : low;
-    }
-    block_barrier();
+    for (int t = 0; t < kPart; ++t)  // two chains, for the instruction's latency
+      multiply_tile<E>(sum[t % 2], w[t], load_pair(da + t * kTile), load_pair(da + t * kTile + 8));
+    parts.leave(warp, lane, [&](int i) { return sum[0][i] + sum[1][i]; });
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const A other = halves[(thread_index() ^ kLanes) * 2 + n];
-      dh[n] = (half ? other + dh[n] : dh[n] + other) + direct[n];
+      dh[n] = direct_of(tile, n);
+      for (int other = 0; other < split; ++other)
+        dh[n] += parts.of(warp - part + other)[(part % 2 * 2 + n) * kLanes + lane];
     }
+    parts.next();
   };
 
+  // step s + 1 of the walk sends with the number steps - s: numbers grow
+  const auto number_of = [&](int64_t s) { return p.steps - s; };
   for (int64_t s = p.steps - 1; s >= 0; --s) {
-    Saved saved[2] = {next[0], next[1]};
-    if (s > 0) load_saved(s - 1);
-    if (s + 1 < p.steps) carry(shared + ((s + 1) & 1) * kBatch * ld);
-    E* const writes = shared + (s & 1) * kBatch * ld;
+    if (s + 1 < p.steps) exchange.receive(number_of(s + 1));
+    for (int tile = 0; tile < batches; ++tile) {
+      const Saved saved[2] = {next[0], next[1]};
+      const int next_tile = tile + 1 < batches ? tile + 1 : 0;
+      const int64_t next_step = next_tile ? s : s - 1;
+      if (next_step >= 0) load_saved(next_step, next_tile);
+      A dh[2];
+      if (s + 1 < p.steps) {
+        carry(number_of(s + 1), tile, dh);
+      } else {
+        dh[0] = direct_of(tile, 0);
+        dh[1] = direct_of(tile, 1);
+      }
+      if (part >= 2) continue;
+      E stored[G][2] = {};
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      if (!mine[n]) continue;
-      const Saved& of = saved[n];
-      const int64_t b = first + column + n, at = p.row + s * p.row_step + b * p.stride;
-      const A c_before = !Cell::kHasCell ? A(0) : s == 0 ? p.c0[b * p.H + unit] : next[n].c;
-      A da[G], dx[G];
-      direct[n] = Cell::backward(of.state, of.before, c_before, of.c, dh[n] + of.dy, dc[n], da, dx);
+      for (int n = 0; n < 2; ++n) {
+        if (!mine(tile, n)) continue;
+        const Saved& of = saved[n];
+        const int64_t b = batch_of(tile, n), at = p.row + s * p.row_step + b * p.stride;
+        A c_before = 0, dc = dc_of(tile, n);
+        if (Cell::kHasCell)
+          c_before = s == 0  ? p.c0[b * p.H + unit]
+                     : kWide ? p.cells[(at - p.row_step) * p.Hp + unit]
+                             : next[n].c;
+        A da[G], dx[G];
+        direct_of(tile, n) = Cell::backward(of.state, of.before, c_before, of.c, dh[n] + of.dy, dc, da, dx);
+        dc_of(tile, n) = dc;
 #pragma unroll
-      for (int g = 0; g < G; ++g) {
-        E stored;
-        narrow(da[g], stored);
-        broadcast(writes + (column + n) * ld + g * p.H + unit, stored, p.cluster);
-        p.da[at * p.Kp + g * p.H + unit] = stored;
-        if (S > G) narrow(dx[g], p.dx[at * p.Kp + g * p.H + unit]);
+        for (int g = 0; g < G; ++g) {
+          narrow(da[g], stored[g][n]);
+          p.da[at * p.Kp + g * p.H + unit] = stored[g][n];
+          if (S > G) narrow(dx[g], p.dx[at * p.Kp + g * p.H + unit]);
+        }
+      }
+      if (unit < p.H) {
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+          exchange.send(number_of(s), tile * kBatch + column, g * p.H + unit, stored[g]);
       }
     }
-    meet(p.cluster);
+    exchange.finish();
   }
-  carry(shared);
+  exchange.receive(number_of(0));
+  for (int tile = 0; tile < batches; ++tile) {
+    A dh[2];
+    carry(number_of(0), tile, dh);
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
-    if (!mine[n]) continue;
-    p.dh0[(first + column + n) * p.H + unit] = dh[n];
-    if (Cell::kHasCell) p.dc0[(first + column + n) * p.H + unit] = dc[n];
+    for (int n = 0; n < 2; ++n) {
+      if (!mine(tile, n)) continue;
+      p.dh0[batch_of(tile, n) * p.H + unit] = dh[n];
+      if (Cell::kHasCell) p.dc0[batch_of(tile, n) * p.H + unit] = dc_of(tile, n);
+    }
   }
 }
 
-// f(a kernel's tiles as a constant)
+// the blocks of all teams
+template <class Params>
+const char* launch_teams(void (*kernel)(Params), const ResidentPlan& plan, int64_t batch, void* stream,
+                         const Params& params) {
+  const int64_t teams = divide_up(batch, kBatch * plan.batches);
+  return launch_clusters(kernel, teams, plan.blocks, plan.warps * kLanes, plan.bytes, plan.wide, stream,
+                         params);
+}
+
+// f(a kernel's tiles, and whether it is wide, as constants)
 template <class F>
-const char* with_tiles(int tiles, const F& f) {
-  switch (tiles) {
+const char* with_tiles(const ResidentPlan& plan, const F& f) {
+  typedef std::integral_constant<bool, false> Narrow;
+  if (plan.wide) return f(std::integral_constant<int, 16>(), std::integral_constant<bool, true>());
+  switch (plan.tiles) {
     case 4:
-      return f(std::integral_constant<int, 4>());
+      return f(std::integral_constant<int, 4>(), Narrow());
     case 8:
-      return f(std::integral_constant<int, 8>());
+      return f(std::integral_constant<int, 8>(), Narrow());
     case 16:
-      return f(std::integral_constant<int, 16>());
+      return f(std::integral_constant<int, 16>(), Narrow());
   }
   return "no resident kernel is that wide";
 }
@@ -310,15 +442,10 @@ const char* with_tiles(int tiles, const F& f) {
 template <class E>
 const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
                              void* stream) {
-  const int64_t clusters = divide_up(layer.batch, kBatch);
   return with_cell(mode, [&](auto cell) {
-    return with_tiles(plan.tiles, [&](auto tiles) {
-      constexpr int kTiles = decltype(tiles)::value;
-      typedef decltype(cell) Cell;
-      const size_t bytes = sizeof(E) * 2 * kBatch * (kTiles * kTile + kSkew) +
-                           sizeof(typename ComputeType<E>::type) * plan.warps * kSlots<Cell> * kWarpUnits;
-      return launch_clusters(resident_forward<Cell, E, kTiles>, clusters, plan.cluster, plan.warps * kLanes,
-                             bytes, stream, layer);
+    return with_tiles(plan, [&](auto tiles, auto wide) {
+      return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value>,
+                          plan, layer.batch, stream, layer);
     });
   });
 }
@@ -326,16 +453,10 @@ const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const R
 template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
                               void* stream) {
-  const int64_t clusters = divide_up(layer.batch, kBatch);
   return with_cell(mode, [&](auto cell) {
-    return with_tiles(plan.tiles, [&](auto tiles) {
-      typedef decltype(cell) Cell;
-      constexpr int kTiles = decltype(tiles)::value;
-      const int threads = plan.warps * kLanes;
-      const size_t bytes = sizeof(E) * 2 * kBatch * (Cell::kGates * kTiles * kTile + kSkew) +
-                           sizeof(typename ComputeType<E>::type) * 2 * threads;
-      return launch_clusters(resident_backward<Cell, E, kTiles>, clusters, plan.cluster, threads, bytes,
-                             stream, layer);
+    return with_tiles(plan, [&](auto tiles, auto wide) {
+      return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value>,
+                          plan, layer.batch, stream, layer);
     });
   });
 }

@@ -15,7 +15,13 @@ RNNFAST_STEPWISE(Bfloat16)
 RNNFAST_STEPWISE(Half)
 RNNFAST_RESIDENT(Bfloat16)
 RNNFAST_RESIDENT(Half)
-int compute_capability() { return 90; }
+
+Device device{90, 132, 232448, 1 << 21};
+Device current_device() { return device; }
+uint32_t* failure_word() {
+  static uint32_t word = 0;
+  return &word;
+}
 }  // namespace rnnfast::cuda
 
 TORCH_LIBRARY(rnnfast_emulated, m) {
@@ -29,6 +35,15 @@ TORCH_LIBRARY(rnnfast_emulated, m) {
 
 TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
   m.def("set_kernel(str name) -> ()", [](const std::string& name) { rnnfast::cuda::set_kernel(name); });
+  m.def("set_device(int capability, int multiprocessors) -> ()",
+        [](int64_t capability, int64_t multiprocessors) {
+          rnnfast::cuda::device.capability = static_cast<int>(capability);
+          rnnfast::cuda::device.multiprocessors = static_cast<int>(multiprocessors);
+        });
+  m.def("lose_packets(bool lose) -> ()", [](bool lose) {
+    rnnfast::cuda::loses_packets = lose;
+    rnnfast::cuda::device.patience = lose ? 50 : 1 << 21;
+  });
   m.def("last_kernel() -> str", [] { return rnnfast::cuda::last_kernel(); });
 }
 

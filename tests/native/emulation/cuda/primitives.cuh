@@ -38,7 +38,7 @@ class Cluster {
       : first_(first), threads_(threads), bytes_(bytes), fibers_(blocks * threads), random_(seed) {
     shared_.resize(blocks);
     for (auto& memory : shared_) {
-      memory.resize(bytes / sizeof(Line) + 1);
+      memory.resize(bytes / sizeof(Line) + 65);
       std::memset(static_cast<void*>(memory.data()), 0xff, memory.size() * sizeof(Line));  // NaN
     }
     given_.resize(fibers_.size());
@@ -72,6 +72,7 @@ class Cluster {
                      static_cast<long long>(first_));
         std::abort();
       }
+      let_some_be_seen();
       // all that are ready, in a random order; who becomes ready meanwhile comes in the next round
       for (int i = static_cast<int>(ready.size()) - 1; i >= 0; --i) {
         std::swap(ready[i], ready[random_() % (i + 1)]);
@@ -79,6 +80,13 @@ class Cluster {
       }
     }
     current() = nullptr;
+    for (const Late& store : late_) *store.place = store.value;
+    for (auto& memory : shared_)
+      for (size_t i = bytes_; i < memory.size() * sizeof(Line); ++i)
+        if (reinterpret_cast<unsigned char*>(memory.data())[i] != 0xff) {
+          std::fprintf(stderr, "emulation: byte %zu of %zu of shared memory was written\n", i, bytes_);
+          std::abort();
+        }
   }
 
   // what lane source of this warp gave; V may hold several words
@@ -106,6 +114,13 @@ class Cluster {
   }
   void take() { meet_warp(); }
 
+  void store_late(uint64_t* p, uint64_t v) { late_.push_back({p, v}); }
+
+  // lets the others go on
+  __attribute__((noinline)) void rest() {
+    if (!_setjmp(fibers_[now_].here)) _longjmp(scheduler_, 1);
+  }
+
   void meet_block() { meet(1 + block(), block() * threads_, threads_); }
   void meet_all() { meet(0, 0, static_cast<int>(fibers_.size())); }
 
@@ -121,6 +136,10 @@ class Cluster {
   static constexpr size_t kStack = 64 * 1024;
   struct alignas(16) Line {
     char bytes[16];
+  };
+  struct Late {
+    uint64_t* place;
+    uint64_t value;
   };
   struct Given {
     uint64_t words[4];
@@ -158,7 +177,21 @@ class Cluster {
       return;
     }
     fibers_[now_].waits = true;
-    if (!_setjmp(fibers_[now_].here)) _longjmp(scheduler_, 1);
+    rest();
+  }
+
+  // each late store with an even chance, those to one place in their order
+  void let_some_be_seen() {
+    std::vector<Late> later;
+    for (const Late& store : late_) {
+      bool waits = random_() % 2;
+      for (const Late& other : later) waits |= other.place == store.place;
+      if (waits)
+        later.push_back(store);
+      else
+        *store.place = store.value;
+    }
+    late_ = later;
   }
 
   const int64_t first_;
@@ -167,6 +200,7 @@ class Cluster {
   int now_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<Given> given_;
+  std::vector<Late> late_;
   std::vector<int> came_;  // to the cluster's barrier, each block's and each warp's
   std::vector<std::vector<Line>> shared_;
   jmp_buf scheduler_;
@@ -199,6 +233,15 @@ V* peer(V* place, int rank) {
 }
 
 inline void prefetch(const void*) {}
+
+// A store is seen late: when the scheduler says so. Every hundredth never, if packets are lost.
+inline bool loses_packets = false;
+inline void store_packet(uint64_t* p, uint64_t v) {
+  static int count = 0;
+  if (!loses_packets || ++count % 100) Cluster::current()->store_late(p, v);
+}
+inline uint64_t load_packet(const uint64_t* p) { return *p; }
+inline void pause() { Cluster::current()->rest(); }
 
 template <class E>
 uint32_t load_pair(const E* p) {
@@ -277,11 +320,12 @@ void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
   cluster.take();
 }
 
-// The clusters of a grid one after the other, in a random order
+// The clusters of a grid one after the other, in a random order; or all blocks together
 template <class Argument>
 const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int cluster, int threads,
-                            size_t bytes, void*, const Argument& argument) {
+                            size_t bytes, bool together, void*, const Argument& argument) {
   static std::mt19937_64 random(1);
+  if (together) cluster *= clusters, clusters = 1;
   std::vector<int64_t> order(clusters);
   for (int64_t i = 0; i < clusters; ++i) order[i] = i;
   for (int64_t i = clusters - 1; i > 0; --i) std::swap(order[i], order[random() % (i + 1)]);
@@ -295,7 +339,7 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
 template <class Argument>
 const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void* stream,
                    const Argument& argument) {
-  return launch_clusters(kernel, blocks, 1, threads, 0, stream, argument);
+  return launch_clusters(kernel, blocks, 1, threads, 0, false, stream, argument);
 }
 
 }  // namespace rnnfast::cuda
