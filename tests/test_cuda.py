@@ -497,6 +497,43 @@ def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
         assert said in text
 
 
+PRIMITIVES = ROOT / "tests" / "native" / "primitives.cu"
+
+
+def assert_primitives_are_right(program, *arguments):
+    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+    lines = ran.stdout.splitlines()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert len(lines) == 8 - len(arguments)
+    assert all(line.endswith(": right") for line in lines)
+
+
+def test_each_emulated_primitive_does_what_it_says(tmp_path):
+    includes = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
+    command = [
+        *COMPILER,
+        "-std=c++20",
+        "-O1",
+        "-Wno-unknown-pragmas",
+        *includes,
+        "-x",
+        "c++",
+        str(PRIMITIVES),
+    ]
+    subprocess.run([*command, "-o", str(tmp_path / "primitives")], check=True)
+    assert_primitives_are_right(tmp_path / "primitives")
+
+
+@pytest.mark.skipif(not (GPU and shutil.which("nvcc")), reason="no GPU, or no nvcc")
+def test_each_primitive_does_what_it_says_on_the_gpu(tmp_path):
+    major, minor = torch.cuda.get_device_capability()
+    suffix = "a" if (major, minor) == (9, 0) else ""
+    architecture = f"-gencode=arch=compute_{major}{minor}{suffix},code=sm_{major}{minor}{suffix}"
+    command = ["nvcc", "-std=c++20", "-O3", architecture, f"-I{ROOT / 'csrc'}", str(PRIMITIVES)]
+    subprocess.run([*command, "-o", str(tmp_path / "primitives")], check=True)
+    assert_primitives_are_right(tmp_path / "primitives", *["no clusters"][: major < 9])
+
+
 # What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Three blocks of 128
 # threads of a stepwise kernel fit a multiprocessor's 65,536; a resident block has 512, or 256 of its widest.
 REGISTERS = {
@@ -507,15 +544,16 @@ REGISTERS = {
     "resident_bf16": 255,
     "resident_f16": 255,
     "device": 0,
+    "primitives": 64,
 }
 # the four cells forward and backward, two projections, three of the deep transition; four cells, two ways,
 # three narrow widths and one wide
-KERNELS = {"stepwise": 13, "resident": 32, "device": 0}
+KERNELS = {"stepwise": 13, "resident": 32, "device": 0, "primitives": 8}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_every_kernel_compiles_without_stack_or_spills(tmp_path):
-    files = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    files = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), PRIMITIVES]
     assert {path.stem for path in files} == set(REGISTERS)
     architectures = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
 

@@ -28,8 +28,8 @@ RNNFAST_INLINE void block_barrier() { __syncthreads(); }
 RNNFAST_INLINE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
           : "memory");
 #endif
 }

@@ -1,0 +1,278 @@
+// Each primitive of csrc/cuda/primitives.cuh alone against what it is said to do. nvcc makes a program for a
+// GPU of it; the host's compiler (-x c++, tests/native/emulation first) one for the emulated device. Exits
+// with the number of those that are wrong.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda/primitives.cuh"
+
+namespace rnnfast::cuda {
+namespace {
+
+template <class T>
+T* allocate(int64_t n) {
+  T* p = nullptr;
+#ifdef __CUDACC__
+  if (cudaMalloc(&p, n * sizeof(T)) != cudaSuccess || cudaMemset(p, 0, n * sizeof(T)) != cudaSuccess)
+    std::exit(100);
+#else
+  p = static_cast<T*>(std::calloc(n, sizeof(T)));
+#endif
+  return p;
+}
+
+template <class T>
+void copy(T* to, const T* from, int64_t n) {
+#ifdef __CUDACC__
+  if (cudaMemcpy(to, from, n * sizeof(T), cudaMemcpyDefault) != cudaSuccess) std::exit(101);
+#else
+  std::memcpy(to, from, n * sizeof(T));
+#endif
+}
+
+int wrong = 0;
+
+void report(const char* name, const char* error, int64_t differences) {
+  std::printf("%s: %s\n", name, error ? error : differences ? "wrong" : "right");
+  wrong += error || differences;
+}
+
+struct Numbers {
+  float* out;
+  const float* in;
+};
+
+RNNFAST_KERNEL void exchange(Numbers n) {
+  const int lane = thread_index() % kLanes;
+  const float mine = static_cast<float>(thread_index() + 100 * block_index());
+  const int64_t at = (block_index() * block_size() + thread_index()) * 2;
+  n.out[at] = shuffle_xor(mine, 5);
+  n.out[at + 1] = shuffle(mine, (lane + 3) % kLanes);
+}
+
+void check_exchange() {
+  constexpr int kBlocks = 3, kThreads = 64;
+  float* const out = allocate<float>(kBlocks * kThreads * 2);
+  const char* const error = launch(exchange, kBlocks, kThreads, nullptr, Numbers{out, nullptr});
+  float found[kBlocks * kThreads * 2];
+  copy(found, out, kBlocks * kThreads * 2);
+  int64_t differences = 0;
+  for (int b = 0; b < kBlocks; ++b)
+    for (int t = 0; t < kThreads; ++t) {
+      const int first = t / kLanes * kLanes, lane = t % kLanes;
+      differences += found[(b * kThreads + t) * 2] != first + (lane ^ 5) + 100 * b;
+      differences += found[(b * kThreads + t) * 2 + 1] != first + (lane + 3) % kLanes + 100 * b;
+    }
+  report("shuffle", error, differences);
+}
+
+template <class E>
+struct Conversion {
+  E* narrowed;
+  float* widened_to;
+};
+
+template <class E>
+RNNFAST_KERNEL void convert(Conversion<E> c) {
+  const int64_t i = block_index() * block_size() + thread_index();
+  E e;
+  e.bits = static_cast<uint16_t>(i);
+  c.widened_to[i] = widened(e);
+  // between this number and the next, a quarter of the way, three quarters, and halfway
+  E next;
+  next.bits = static_cast<uint16_t>(i + 1);
+  const float a = widened(e), step = widened(next) - a;
+  narrow(a + 0.25f * step, c.narrowed[3 * i]);
+  narrow(a + 0.75f * step, c.narrowed[3 * i + 1]);
+  narrow(a + 0.5f * step, c.narrowed[3 * i + 2]);
+}
+
+// mantissa bits of E
+template <class E>
+void check_conversion(const char* name, int mantissa, int bias) {
+  constexpr int kAll = 1 << 16;
+  Conversion<E> c{allocate<E>(3 * kAll), allocate<float>(kAll)};
+  const char* const error = launch(convert<E>, kAll / 128, 128, nullptr, c);
+  static E narrowed[3 * kAll];
+  static float wide[kAll];
+  copy(narrowed, c.narrowed, 3 * kAll);
+  copy(wide, c.widened_to, kAll);
+  int64_t differences = 0;
+  for (int i = 0; i < kAll; ++i) {
+    const int fraction = i & ((1 << mantissa) - 1), exponent = (i & 0x7fff) >> mantissa;
+    const int highest = 0x7fff >> mantissa;
+    const double size = exponent == 0 ? std::ldexp(fraction, 1 - bias - mantissa)
+                                      : std::ldexp(fraction + (1 << mantissa), exponent - bias - mantissa);
+    if (exponent == highest) {
+      differences += fraction ? wide[i] == wide[i] : !std::isinf(wide[i]);
+      continue;
+    }
+    differences += wide[i] != static_cast<float>(i & 0x8000 ? -size : size);
+    if (exponent + 1 >= highest) continue;  // the next one may be infinite
+    differences += narrowed[3 * i].bits != i || narrowed[3 * i + 1].bits != i + 1;
+    differences += narrowed[3 * i + 2].bits != (i % 2 ? i + 1 : i);  // ties to even
+  }
+  report(name, error, differences);
+}
+
+template <class E>
+struct Product {
+  const E *a, *b;  // [16, 16], and [8, 16]: columns of 16
+  float* c;        // [16, 8]
+};
+
+template <class E>
+RNNFAST_KERNEL void product(Product<E> p) {
+  const int lane = thread_index(), row = lane / 4, at = lane % 4 * 2;
+  const uint32_t a[] = {load_pair(p.a + row * 16 + at), load_pair(p.a + (row + 8) * 16 + at),
+                        load_pair(p.a + row * 16 + at + 8), load_pair(p.a + (row + 8) * 16 + at + 8)};
+  float c[4];
+  for (int i = 0; i < 4; ++i) c[i] = p.c[(row + i / 2 * 8) * 8 + at + i % 2];
+  multiply_tile<E>(c, a, load_pair(p.b + row * 16 + at), load_pair(p.b + row * 16 + at + 8));
+  for (int i = 0; i < 4; ++i) p.c[(row + i / 2 * 8) * 8 + at + i % 2] = c[i];
+}
+
+// small whole numbers, so that any order of adding them is exact
+template <class E>
+void check_product(const char* name, uint16_t (*stored)(int)) {
+  E a[256], b[128];
+  int whole_a[256], whole_b[128];
+  float c[128], found[128];
+  for (int i = 0; i < 256; ++i) a[i].bits = stored(whole_a[i] = i * 7 % 5 - 2);
+  for (int i = 0; i < 128; ++i)
+    b[i].bits = stored(whole_b[i] = i * 11 % 7 - 3), c[i] = static_cast<float>(i % 3);
+  E *const pa = allocate<E>(256), *const pb = allocate<E>(128);
+  float* const pc = allocate<float>(128);
+  copy(pa, a, 256), copy(pb, b, 128), copy(pc, c, 128);
+  const char* const error = launch(product<E>, 1, kLanes, nullptr, Product<E>{pa, pb, pc});
+  copy(found, pc, 128);
+  int64_t differences = 0;
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) {
+      int sum = (i * 8 + j) % 3;
+      for (int k = 0; k < 16; ++k) sum += whole_a[i * 16 + k] * whole_b[j * 16 + k];
+      differences += found[i * 8 + j] != static_cast<float>(sum);
+    }
+  report(name, error, differences);
+}
+
+uint16_t as_bfloat16(int n) { return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, float(n)) >> 16); }
+uint16_t as_half(int n) {
+  static constexpr uint16_t kSizes[] = {0, 0x3c00, 0x4000, 0x4200};
+  return static_cast<uint16_t>(kSizes[n < 0 ? -n : n] | (n < 0 ? 0x8000 : 0));
+}
+
+RNNFAST_KERNEL void chunks(Numbers n) {
+  const Chunk<float> four = load_chunk(n.in + 4 * thread_index());
+  for (int i = 0; i < 4; ++i) n.out[4 * thread_index() + 3 - i] = four.number[i];
+}
+
+void check_chunks() {
+  float in[128], found[128];
+  for (int i = 0; i < 128; ++i) in[i] = static_cast<float>(i);
+  float *const from = allocate<float>(128), *const to = allocate<float>(128);
+  copy(from, in, 128);
+  const char* const error = launch(chunks, 1, kLanes, nullptr, Numbers{to, from});
+  copy(found, to, 128);
+  int64_t differences = 0;
+  for (int i = 0; i < 128; ++i) differences += found[i] != static_cast<float>(i / 4 * 4 + 3 - i % 4);
+  report("load_chunk", error, differences);
+}
+
+constexpr int kCluster = 4;
+
+// each thread tells its number to every block of its cluster, in ten steps
+RNNFAST_KERNEL void cluster(Numbers n) {
+  float* const shared = shared_memory<float>();  // [2, kCluster, threads]
+  const int rank = static_cast<int>(block_index() % kCluster), threads = block_size();
+  float sum = static_cast<float>(block_index() + thread_index());
+  cluster_barrier();
+  for (int step = 0; step < 10; ++step) {
+    float* const place = shared + (step % 2 * kCluster + rank) * threads + thread_index();
+    for (int other = 0; other < kCluster; ++other) *peer(place, other) = sum;
+    cluster_barrier();
+    sum = 0;
+    for (int other = 0; other < kCluster; ++other)
+      sum += shared[(step % 2 * kCluster + other) * threads + (thread_index() + 1) % threads];
+    sum *= 0.25f;
+  }
+  n.out[block_index() * threads + thread_index()] = sum;
+}
+
+void check_cluster() {
+  constexpr int kThreads = 64, kBlocks = 2 * kCluster;
+  float* const out = allocate<float>(kBlocks * kThreads);
+  const char* const error =
+      launch_clusters(cluster, 2, kCluster, kThreads, 2 * kCluster * kThreads * sizeof(float), false, nullptr,
+                      Numbers{out, nullptr});
+  float found[kBlocks * kThreads];
+  copy(found, out, kBlocks * kThreads);
+  int64_t differences = 0;
+  for (int b = 0; b < kBlocks; ++b)
+    for (int t = 0; t < kThreads; ++t)
+      differences += found[b * kThreads + t] != b / kCluster * kCluster + 1.5f + (t + 10) % kThreads;
+  report("cluster_barrier, peer", error, differences);
+}
+
+struct Packets {
+  uint64_t* places;  // [2, blocks]
+  uint64_t* sums;    // [blocks]
+  int blocks, steps;
+};
+
+// every block's number of a step goes to all others, and the next one depends on them
+RNNFAST_KERNEL void packets(Packets p) {
+  uint64_t mine = block_index() + 1;
+  for (int step = 1; step <= p.steps; ++step) {
+    uint64_t* const places = p.places + step % 2 * p.blocks;
+    if (thread_index() == 0) store_packet(places + block_index(), uint64_t(step) << 32 | mine);
+    uint64_t sum = 0;
+    for (int other = 0; other < p.blocks; ++other) {
+      uint64_t packet = load_packet(places + other);
+      for (int turn = 0; packet >> 32 != uint64_t(step) && turn < 1 << 24; ++turn) {
+        pause();
+        packet = load_packet(places + other);
+      }
+      sum += static_cast<uint32_t>(packet);
+    }
+    mine = (sum * 3 + block_index()) % 65521;
+    block_barrier();
+  }
+  if (thread_index() == 0) p.sums[block_index()] = mine;
+}
+
+void check_packets() {
+  constexpr int kBlocks = 6, kSteps = 50;
+  const Packets p{allocate<uint64_t>(2 * kBlocks), allocate<uint64_t>(kBlocks), kBlocks, kSteps};
+  const char* const error = launch_clusters(packets, kBlocks, 1, kLanes, 0, true, nullptr, p);
+  uint64_t found[kBlocks], expected[kBlocks];
+  copy(found, p.sums, kBlocks);
+  for (int b = 0; b < kBlocks; ++b) expected[b] = b + 1;
+  for (int step = 0; step < kSteps; ++step) {
+    uint64_t sum = 0;
+    for (const uint64_t n : expected) sum += n;
+    for (int b = 0; b < kBlocks; ++b) expected[b] = (sum * 3 + b) % 65521;
+  }
+  int64_t differences = 0;
+  for (int b = 0; b < kBlocks; ++b) differences += found[b] != expected[b];
+  report("store_packet, load_packet", error, differences);
+}
+
+}  // namespace
+}  // namespace rnnfast::cuda
+
+int main(int argc, char**) {
+  using namespace rnnfast;
+  using namespace rnnfast::cuda;
+  check_exchange();
+  check_chunks();
+  check_conversion<Bfloat16>("bfloat16", 7, 127);
+  check_conversion<Half>("float16", 10, 15);
+  check_product<Bfloat16>("multiply_tile of bfloat16", as_bfloat16);
+  check_product<Half>("multiply_tile of float16", as_half);
+  check_packets();
+  if (argc == 1) check_cluster();  // any argument: a device without clusters
+  return wrong;
+}
