@@ -43,6 +43,7 @@ CUDA_SOURCES = [
     "csrc/cuda/stepwise_f16.cu",
     "csrc/cuda/resident_bf16.cu",
     "csrc/cuda/resident_f16.cu",
+    "csrc/cuda/resident_tf32.cu",
     "csrc/cuda/device.cu",
 ]
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.

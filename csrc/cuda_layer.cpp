@@ -1,6 +1,7 @@
 // The recurrent layer's ops on a GPU. The recurrence is a kernel of csrc/cuda; the products over all time
 // steps at once are torch's. Compiles beside a CPU build of torch, because it names no device: the tests run
 // it on CPU tensors, with the kernels emulated.
+#include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 
@@ -42,12 +43,16 @@ int64_t row_step(const LayerSizes& s, const Walk& walk) {
   return (walk.reverse ? -1 : 1) * (s.batch_first ? 1 : s.B);
 }
 
+// TF32 where torch lets cuDNN's recurrent layers use it: torch.backends.cudnn.rnn.fp32_precision
 Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
-  return {s.mode,          static_cast<int>(x.element_size()), s.H, s.B, s.projected, s.packed, backward,
-          current_device()};
+  const bool tf32 = at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
+  return {
+      s.mode,          static_cast<int>(x.element_size()), tf32, s.H, s.B, s.projected, s.packed, backward,
+      current_device()};
 }
 
-// What ties the blocks of a resident kernel's teams; `places` has to live until it is launched.
+// What ties the blocks of a resident kernel's teams, where a row of the batch takes so many packets; `places`
+// has to live until it is launched.
 Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const Tensor& like, Tensor& places) {
   Links links{plan.blocks, plan.split, plan.batches, 0, nullptr, current_device().patience, nullptr};
   if (!plan.wide) return links;
@@ -98,10 +103,10 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
                       const Tensor& h, const Tensor& c, const Weights& w, int64_t d, const Tensor& y,
                       const Tensor& hn, const Tensor& gates, const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
-  const Tensor w_hh = padded_rows(w.w_hh, kTile * plan.tiles * plan.split);
+  const Tensor w_hh = padded_rows(w.w_hh, kTile<E> * plan.tiles * plan.split);
   Tensor places;
   ResidentForward<E> p{};
-  p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.links = links_of(plan, s.B, s.H, h, places);
+  p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.links = links_of(plan, s.B, s.H * 2 / kWord<E>, h, places);
   p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.h = out<A>(h), p.c = out<A>(c);
   p.row_step = row_step(s, walk), p.stride = walk.row_stride;
@@ -126,7 +131,7 @@ void forward_direction(const LayerSizes& s, const Walk& walk, const ResidentPlan
   const Tensor h = at::zeros({2, s.B, padded(s.P)}, hn.options());
   h.narrow(2, 0, s.P).copy_(h0);
   const Tensor c = s.has_cell ? padded_state(c0, hn.options()) : Tensor();
-  if constexpr (sizeof(E) == 2) {
+  if constexpr (sizeof(E) <= 4) {
     if (plan.tiles) forward_resident<E>(s, walk, plan, x, h, c, w, d, y, hn, gates, cells);
   }
   if (!plan.tiles) forward_stepwise<E>(s, walk, x, h, c, w, d, y, hn, gates, cells);
@@ -200,13 +205,13 @@ Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Reside
     fill_backward(p, s, r, d, h0, c0, y, dy, dhn, dcn, gates, cells, dh0, dc0);
   };
   void* const stream = current_stream(y.device());
-  if constexpr (sizeof(E) == 2) {
+  if constexpr (sizeof(E) <= 4) {
     if (plan.tiles) {
       const Tensor w_hh = padded_rows(w.w_hh.t());
       ResidentBackward<E> p{};
       fill(p);
       Tensor places;
-      p.steps = s.T, p.batch = s.B, p.links = links_of(plan, s.B, GH, y, places);
+      p.steps = s.T, p.batch = s.B, p.links = links_of(plan, s.B, GH * 2 / kWord<E>, y, places);
       p.w_hh_t = in<E>(w_hh);
       p.row = walk.offsets[walk.time(0)], p.row_step = row_step(s, walk), p.stride = walk.row_stride;
       check_launch(resident_backward<E>(s.mode, p, plan, stream));

@@ -85,10 +85,16 @@ struct BackwardStep {
 template <class E>
 const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream);
 
-// How a resident kernel cuts a layer: one matrix instruction takes 8 rows of the batch and 16 numbers of a
-// sum; a warp has 8 units for each sum of a thread; shared rows are 8 numbers apart, so that a warp's loads
-// meet all banks.
-constexpr int kBatch = 8, kTile = 16, kWarpUnits = 8, kSkew = 8;
+// How a resident kernel cuts a layer: one matrix instruction takes 8 rows of the batch and 8 words of a sum
+// (16 halves, or 8 floats, of which it reads TF32); a warp has 8 units for each sum of a thread; shared rows
+// are 16 bytes apart, so that a warp's loads meet all banks.
+constexpr int kBatch = 8, kWords = 8, kWarpUnits = 8, kSkewBytes = 16;
+template <class E>
+constexpr int kWord = 4 / static_cast<int>(sizeof(E));  // numbers
+template <class E>
+constexpr int kTile = kWords * kWord<E>;
+template <class E>
+constexpr int kSkew = kSkewBytes / static_cast<int>(sizeof(E));
 
 // How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
 // times 8.
@@ -105,9 +111,9 @@ struct ResidentPlan {
 // What ties the blocks of a team
 struct Links {
   int blocks, split, batches;
-  int64_t first_step;         // wide: the number of the first step of this launch
-  uint64_t* places;           // wide: zeros before the first launch, [teams, 2, 4 batches, numbers of a row]
-  int64_t patience;           // wide: turns of waiting for another block
+  int64_t first_step;  // wide: the number of the first step of this launch
+  uint64_t* places;    // wide: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
+  int64_t patience;    // wide: turns of waiting for another block
   volatile uint32_t* failed;  // wide: becomes 1 when a block waited in vain
 };
 
@@ -129,7 +135,7 @@ struct ResidentForward {
   typedef typename ComputeType<E>::type A;
   int64_t H, Hp, steps, batch;
   Links links;
-  const E* w_hh;  // [G H, H], leading dimension ldw: 16 tiles of all that share a sum, the rest zeros
+  const E* w_hh;  // [G H, H], leading dimension ldw: the tiles of all that share a sum, the rest zeros
   int64_t ldw;
   const E* b_ih;   // [G H] or null
   const E* b_hh;   // [G H] or null

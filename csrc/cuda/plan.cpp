@@ -34,36 +34,39 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-// W must fit the registers: 8 units of four gates take H / 2 of each of a warp's threads (forward; backward
-// as many), which leaves room for 16 warps, a block of 128 units, up to H = 128, and for 8 up to 256, in a
-// cluster of four blocks. From there on several warps share a sum, and the blocks of a team are too many for
-// a cluster.
+// W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
+// for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
+// of 128 units, with 64 registers, and for 8 warps with 128, in a cluster. From there on several warps share
+// a sum, and the blocks of a team are too many for a cluster.
 ResidentPlan make_plan(const Shape& s) {
   const int capability = s.device.capability;
-  if (s.bytes != 2 || s.projected || s.packed || s.H > 1024 || capability < 80) return kOneLaunchAStep;
+  const bool half = s.bytes == 2, can = half || (s.bytes == 4 && s.tf32);
+  if (!can || s.projected || s.packed || s.H > 1024 || capability < 80) return kOneLaunchAStep;
+  const int64_t tile = kWords * 4 / s.bytes;  // numbers of one instruction
   const bool one_gate = s.mode == Mode::kRnnTanh || s.mode == Mode::kRnnRelu;
   const int64_t gates = one_gate ? 1 : s.mode == Mode::kGru ? 3 : 4;
   ResidentPlan p{};
-  p.wide = s.H > 256 || (s.H > 128 && capability < 90);  // clusters came with Hopper
-  p.tiles = s.H <= 64 ? 4 : s.H <= 128 ? 8 : 16;
-  p.split = static_cast<int>(p.wide ? divide_up(s.H, 256) : 1) * (s.backward ? 2 : 1);
+  p.tiles = s.H <= 4 * tile ? 4 : s.H <= 8 * tile ? 8 : 16;
+  p.wide = s.H > 16 * tile || (p.tiles == 16 && capability < 90);  // clusters came with Hopper
+  p.split = static_cast<int>(p.wide ? divide_up(s.H, 16 * tile) : 1) * (s.backward ? 2 : 1);
   // units of the warps that share a sum; with one gate each slot is another unit
   const int64_t slots = one_gate ? 2 : 4, unit_blocks = one_gate ? 2 : 1;
   const int64_t units = kWarpUnits * (s.backward ? 2 : unit_blocks);
   const int64_t most_groups = (p.tiles <= 8 ? 16 : 8) / p.split;
-  p.blocks = p.wide ? static_cast<int>(divide_up(s.H, most_groups * units)) : s.H <= 128 ? 1 : 4;
+  if (most_groups == 0) return kOneLaunchAStep;
+  p.blocks = p.wide ? static_cast<int>(divide_up(s.H, most_groups * units)) : p.tiles <= 8 ? 1 : half ? 4 : 2;
   p.warps = static_cast<int>(divide_up(divide_up(s.H, p.blocks), units) * p.split);
   const int64_t teams = s.device.multiprocessors / p.blocks, rows = divide_up(s.B, kBatch);
   if (p.wide && teams == 0) return kOneLaunchAStep;
   p.batches = p.wide ? static_cast<int>(divide_up(rows, teams)) : 1;
   // what the kernels keep in shared memory: two of each row that is read, sums on their way, a thread's own
-  const int64_t threads = 32 * p.warps, sum = kTile * p.tiles * p.split * (s.backward ? gates : 2) / 2;
+  const int64_t threads = 32 * p.warps, sum = tile * p.tiles * p.split * (s.backward ? gates : 2) / 2;
   const int64_t parts = s.backward ? 2 * 4 * threads : p.wide ? 2 * slots * 2 * threads : 0;
   const int64_t own = s.backward ? 2 * 2 * p.batches * threads
                       : p.wide   ? 2 * unit_blocks * p.batches * threads
                                  : 0;
   const int64_t bias = s.backward ? 0 : p.warps * slots * kWarpUnits;
-  p.bytes = 2 * 2 * kBatch * p.batches * (sum + kSkew) + 4 * (parts + own + bias);
+  p.bytes = 2 * kBatch * p.batches * (s.bytes * sum + kSkewBytes) + 4 * (parts + own + bias);
   return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
 }
 
@@ -78,10 +81,11 @@ ResidentPlan choose_plan(const Shape& shape) {
   const ResidentPlan plan = now == kStepwise ? kOneLaunchAStep : make_plan(shape);
   if (now == kResident && plan.tiles == 0)
     throw std::runtime_error(
-        "the resident CUDA kernel is forced, but it takes bfloat16 and float16 layers of equal lengths "
-        "without "
-        "projection, with at most 1024 units and with no larger a batch than the device's shared memory "
-        "holds");
+        "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
+        "allowed) "
+        "float32, of equal lengths, without projection, with at most 1024 units and with no larger a batch "
+        "than the "
+        "device's shared memory holds");
   last().store(plan.tiles ? kResident : kStepwise);
   return plan;
 }

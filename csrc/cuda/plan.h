@@ -9,6 +9,7 @@ namespace rnnfast::cuda {
 struct Shape {
   Mode mode;
   int bytes;  // of a stored number
+  bool tf32;  // floats may be read as TF32
   int64_t H, B;
   bool projected, packed;
   bool backward;

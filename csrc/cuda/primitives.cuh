@@ -53,47 +53,6 @@ RNNFAST_INLINE V* shared_memory() {
   return reinterpret_cast<V*>(shared_bytes);
 }
 
-// asks for the line of p in the nearest cache
-RNNFAST_INLINE void prefetch(const void* p) { asm volatile("prefetch.global.L1 [%0];" ::"l"(p)); }
-
-// Two numbers as one word; p is a multiple of 4 bytes.
-template <class E>
-RNNFAST_INLINE uint32_t load_pair(const E* p) {
-  return *reinterpret_cast<const uint32_t*>(p);
-}
-
-// 8 bytes that other blocks write and read at the same time: whole, in no order with anything else
-RNNFAST_INLINE void store_packet(uint64_t* p, uint64_t v) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
-}
-RNNFAST_INLINE uint64_t load_packet(const uint64_t* p) {
-  uint64_t v;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
-  return v;
-}
-
-// between two looks at what another block has to write
-RNNFAST_INLINE void pause() {}
-
-// c [16, 8] += a [16, 16] b [16, 8] by a warp. Lane l has of a: row l / 4 (a[0], a[2]) and l / 4 + 8 (a[1],
-// a[3]), numbers 2 (l % 4) and one on (a[0], a[1]), and 8 further (a[2], a[3]); of b: column l / 4, the same
-// numbers; of c: row l / 4 (c[0], c[1]) and l / 4 + 8 (c[2], c[3]), columns 2 (l % 4) and one on.
-template <class E>
-RNNFAST_INLINE void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
-  if constexpr (std::is_same_v<E, Bfloat16>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // The value of lane `index ^ mask`, or of a lane; all lanes of the warp take part.
 template <class V>
 RNNFAST_INLINE V shuffle_xor(V value, int mask) {
@@ -127,6 +86,81 @@ struct Chunk {
 template <class E>
 RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
   return __builtin_bit_cast(Chunk<E>, *reinterpret_cast<const uint4*>(p));
+}
+
+// asks for the line of p in the nearest cache
+RNNFAST_INLINE void prefetch(const void* p) { asm volatile("prefetch.global.L1 [%0];" ::"l"(p)); }
+
+// 4 bytes: two halves or a float; p is a multiple of them.
+template <class E>
+RNNFAST_INLINE uint32_t load_word(const E* p) {
+  return *reinterpret_cast<const uint32_t*>(p);
+}
+
+// A word of a tensor as multiply_tile reads it: of floats it reads TF32, to the nearest here.
+template <class E>
+RNNFAST_INLINE uint32_t as_operand(uint32_t word) {
+  if constexpr (sizeof(E) == 4) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(__uint_as_float(word)));
+  return word;
+}
+// a number for a product alone
+RNNFAST_INLINE void narrow_operand(float v, float& to) {
+  to = __uint_as_float(as_operand<float>(__float_as_uint(v)));
+}
+RNNFAST_INLINE void narrow_operand(float v, Bfloat16& to) { narrow(v, to); }
+RNNFAST_INLINE void narrow_operand(float v, Half& to) { narrow(v, to); }
+
+// the numbers of a word, and back
+RNNFAST_INLINE uint32_t word_of(const float* values) { return __float_as_uint(values[0]); }
+template <class E>
+RNNFAST_INLINE uint32_t word_of(const E* values) {
+  return values[0].bits | uint32_t{values[1].bits} << 16;
+}
+RNNFAST_INLINE void numbers_of(uint32_t word, float* values) { values[0] = __uint_as_float(word); }
+template <class E>
+RNNFAST_INLINE void numbers_of(uint32_t word, E* values) {
+  values[0].bits = static_cast<uint16_t>(word);
+  values[1].bits = static_cast<uint16_t>(word >> 16);
+}
+template <class E>
+constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
+
+// 8 bytes that other blocks write and read at the same time: whole, in no order with anything else
+RNNFAST_INLINE void store_packet(uint64_t* p, uint64_t v) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+RNNFAST_INLINE uint64_t load_packet(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// between two looks at what another block has to write
+RNNFAST_INLINE void pause() {}
+
+// c [16, 8] += a [16, 8 words] b [8 words, 8] by a warp, in float. Lane l has of a: row l / 4 (a[0], a[2])
+// and l / 4 + 8 (a[1], a[3]), words l % 4 (a[0], a[1]) and l % 4 + 4 (a[2], a[3]); of b: column l / 4, the
+// same words; of c: row l / 4 (c[0], c[1]) and l / 4 + 8 (c[2], c[3]), columns 2 (l % 4) and one on.
+template <class E>
+RNNFAST_INLINE void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+  if constexpr (sizeof(E) == 4)
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else if constexpr (std::is_same_v<E, Bfloat16>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Clusters of so many blocks, of so many threads and bytes of shared memory each; block i is of cluster

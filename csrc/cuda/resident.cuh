@@ -42,7 +42,7 @@ struct Exchange {
   E* buffers;
   int rows, ld;
   int64_t numbers;   // of a row that count
-  uint64_t* places;  // of this group of blocks, [2, rows / 2, numbers]
+  uint64_t* places;  // of this team, [2, rows / kWord, numbers]
   bool lost = false;
 
   RNNFAST_INLINE E* buffer(int64_t step) const { return buffers + (step & 1) * rows * ld; }
@@ -50,9 +50,11 @@ struct Exchange {
   // two rows' values of number k for `step`; row is even
   RNNFAST_INLINE void send(int64_t step, int row, int64_t k, const E* values) {
     if constexpr (kWide) {
-      const uint32_t pair = values[0].bits | uint32_t{values[1].bits} << 16;
-      store_packet(places + ((step & 1) * (rows / 2) + row / 2) * numbers + k,
-                   uint64_t(links.first_step + step) << 32 | pair);
+      const uint64_t stamp = uint64_t(links.first_step + step) << 32;
+#pragma unroll
+      for (int n = 0; n < 2; n += kWord<E>)
+        store_packet(places + ((step & 1) * rows + row + n) / kWord<E> * numbers + k,
+                     stamp | word_of(values + n));
     } else {
       for (int n = 0; n < 2; ++n) {
         E* const place = buffer(step) + (row + n) * ld + k;
@@ -78,19 +80,20 @@ struct Exchange {
   // host is told.
   RNNFAST_INLINE void receive(int64_t step) {
     if constexpr (kWide) {
-      const uint64_t* const from = places + (step & 1) * (rows / 2) * numbers;
+      const uint64_t* const from = places + (step & 1) * (rows / kWord<E>)*numbers;
       const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
-      for (int64_t i = thread_index(); i < rows / 2 * numbers; i += block_size()) {
+      for (int64_t i = thread_index(); i < rows / kWord<E> * numbers; i += block_size()) {
         uint64_t packet = load_packet(from + i);
         for (int64_t turn = 0; static_cast<uint32_t>(packet >> 32) != wanted && !lost; ++turn) {
           lost = turn > links.patience || (turn % 1024 == 1023 && *links.failed);
           pause();
           packet = load_packet(from + i);
         }
-        const uint32_t pair = lost ? 0x7fff7fffu : static_cast<uint32_t>(packet);
-        E* const place = buffer(step) + i / numbers * 2 * ld + i % numbers;
-        place[0].bits = static_cast<uint16_t>(pair);
-        place[ld].bits = static_cast<uint16_t>(pair >> 16);
+        E values[kWord<E>];
+        numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet), values);
+        E* const place = buffer(step) + i / numbers * kWord<E> * ld + i % numbers;
+#pragma unroll
+        for (int n = 0; n < kWord<E>; ++n) place[n * ld] = values[n];
       }
       if (lost) *links.failed = 1;
       block_barrier();
@@ -124,16 +127,19 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
   const int split = kWide ? p.links.split : 1, batches = kWide ? p.links.batches : 1;
   const int part = warp % split, groups = warps / split;
-  const int ld = (kWide ? split : 1) * kTiles * kTile + kSkew, rows = batches * kBatch;
+  const int ld = (kWide ? split : 1) * kTiles * kTile<E> + kSkew<E>, rows = batches * kBatch;
   const int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
+  const int offset = lane % 4 * kWord<E>;           // of its numbers of a product, and kHigh further
+  constexpr int kHigh = kTile<E> / 2;
   const int64_t team = block_index() / p.links.blocks, first = team * rows;
   const int rank = static_cast<int>(block_index() % p.links.blocks);
   const int base = (rank * groups + warp / split) * kWarpUnits * kBlocks + row;
   const auto unit_of = [&](int slot) { return base + (G == 1 ? slot * kWarpUnits : 0); };
 
   E* const shared = shared_memory<E>();
-  Exchange<E, kWide> exchange{p.links, shared, rows,
-                              ld,      p.H,    p.links.places + team * rows * p.H};  // [2, rows / 2, H] each
+  Exchange<E, kWide> exchange{
+      p.links, shared, rows,
+      ld,      p.H,    p.links.places + team * rows * p.H * 2 / kWord<E>};  // [2, rows / 2, H] each
   // [warps, kSums, kWarpUnits], from this thread's on: registers are for W
   A* const numbers = reinterpret_cast<A*>(shared + 2 * rows * ld);
   A* const bias = numbers + warp * kSums * kWarpUnits + row;
@@ -147,14 +153,14 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     const int unit = unit_of(slot);
     const int hidden = hidden_gate<Cell>(slot), input = input_gate<Cell>(slot);
     // a unit beyond the last computes what nobody stores
-    const E* from = p.w_hh + (hidden * p.H + least<int64_t>(unit, p.H - 1)) * p.ldw + column;
-    if (kWide) from += part * kTiles * kTile;
+    const E* from = p.w_hh + (hidden * p.H + least<int64_t>(unit, p.H - 1)) * p.ldw + offset;
+    if (kWide) from += part * kTiles * kTile<E>;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int high = 0; high < 2; ++high) {
         const int at = slot % 2 + 2 * high;
-        w[slot / 2][t][at] = hidden >= 0 ? load_pair(from + t * kTile + high * 8) : 0;
+        w[slot / 2][t][at] = hidden >= 0 ? as_operand<E>(load_word(from + t * kTile<E> + high * kHigh)) : 0;
       }
     A sum = 0;
     if (unit < p.H && input >= 0 && p.b_ih) sum += widened(p.b_ih[input * p.H + unit]);
@@ -164,7 +170,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 
   for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) {
     const int64_t b = first + i / ld, k = i % ld;
-    narrow(i < rows * ld && b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
+    narrow_operand(i < rows * ld && b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
   }
   A h[kBlocks][2], c[kBlocks][2];
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
@@ -216,11 +222,11 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
       const int64_t next_step = next_tile ? s : s + 1;
       // into the cache only: while the product runs, registers are for W
       if (next_step < p.steps) each_input(next_step, next_tile, [](const A* from, A&) { prefetch(from); });
-      const E* from = exchange.buffer(s) + (tile * kBatch + row) * ld + column;
-      if (kWide) from += part * kTiles * kTile;
+      const E* from = exchange.buffer(s) + (tile * kBatch + row) * ld + offset;
+      if (kWide) from += part * kTiles * kTile<E>;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const uint32_t low = load_pair(from + t * kTile), high = load_pair(from + t * kTile + 8);
+        const uint32_t low = load_word(from + t * kTile<E>), high = load_word(from + t * kTile<E> + kHigh);
 #pragma unroll
         for (int i = 0; i < kSums / 2; ++i) multiply_tile<E>(sum[i], w[i][t], low, high);
       }
@@ -238,7 +244,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 #pragma unroll
       for (int k = 0; k < kBlocks; ++k) {
         const int unit = unit_of(k);
-        E stored[2] = {};
+        E sent[2] = {};
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           A state[S];
@@ -253,8 +259,8 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
           h[k][n] = value;
           if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : value;
           const int64_t at = p.row + s * p.row_step + batch_of(tile, n) * p.stride;
-          narrow(value, stored[n]);
-          p.y[at * p.ldy + unit] = stored[n];
+          narrow_operand(value, sent[n]);
+          narrow(value, p.y[at * p.ldy + unit]);
           if (p.gates) {
 #pragma unroll
             for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
@@ -264,7 +270,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
           p.h[batch_of(tile, n) * p.Hp + unit] = value;
           if (Cell::kHasCell) p.c[batch_of(tile, n) * p.Hp + unit] = c[k][n];
         }
-        if (unit < p.H) exchange.send(s + 1, tile * kBatch + column, unit, stored);
+        if (unit < p.H) exchange.send(s + 1, tile * kBatch + column, unit, sent);
       }
     }
     exchange.finish();
@@ -281,8 +287,9 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
   const int split = kWide ? p.links.split : 2, batches = kWide ? p.links.batches : 1;
   const int part = warp % split, groups = warps / split;
-  const int ld = split * kPart * kTile + kSkew, rows = batches * kBatch;
-  const int column = lane % 4 * 2, row = lane / 4;
+  const int ld = split * kPart * kTile<E> + kSkew<E>, rows = batches * kBatch;
+  const int column = lane % 4 * 2, row = lane / 4, offset = lane % 4 * kWord<E>;
+  constexpr int kHigh = kTile<E> / 2;
   const int64_t team = block_index() / p.links.blocks, first = team * rows;
   const int rank = static_cast<int>(block_index() % p.links.blocks);
   const int base = (rank * groups + warp / split) * 2 * kWarpUnits + row, unit = base + part * kWarpUnits;
@@ -292,16 +299,18 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   for (int t = 0; t < kPart; ++t)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t of = base + i % 2 * kWarpUnits, k = (part * kPart + t) * kTile + column + i / 2 * 8;
-      w[t][i] = of < p.H && k < p.Kp ? load_pair(p.w_hh_t + of * p.Kp + k) : 0;
+      const int64_t of = base + i % 2 * kWarpUnits,
+                    k = (part * kPart + t) * kTile<E> + offset + i / 2 * kHigh;
+      w[t][i] = of < p.H && k < p.Kp ? as_operand<E>(load_word(p.w_hh_t + of * p.Kp + k)) : 0;
     }
 
   E* const shared = shared_memory<E>();
-  Exchange<E, kWide> exchange{p.links, shared, rows, ld, G * p.H, p.links.places + team * rows * G * p.H};
+  Exchange<E, kWide> exchange{p.links, shared,  rows,
+                              ld,      G * p.H, p.links.places + team * rows * G * p.H * 2 / kWord<E>};
   Parts<A, 4> parts{reinterpret_cast<A*>(shared + 2 * rows * ld), warps};
   // [batches, 2, threads] each: dL/dc, and the part of dL/dh that does not pass W_hh
   A* const own = parts.places + 2 * warps * 4 * kLanes + thread_index();
-  for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) narrow(A(0), shared[i]);
+  for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) narrow_operand(A(0), shared[i]);
 
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
   const auto mine = [&](int tile, int n) { return part < 2 && batch_of(tile, n) < p.batch && unit < p.H; };
@@ -341,10 +350,10 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   // dL/dh of two rows: da W_hh from the da of step `from`, and what did not pass W_hh
   const auto carry = [&](int64_t from, int tile, A* dh) {
     A sum[2][4] = {};
-    const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * kPart * kTile + column;
+    const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * kPart * kTile<E> + offset;
 #pragma unroll
     for (int t = 0; t < kPart; ++t)  // two chains, for the instruction's latency
-      multiply_tile<E>(sum[t % 2], w[t], load_pair(da + t * kTile), load_pair(da + t * kTile + 8));
+      multiply_tile<E>(sum[t % 2], w[t], load_word(da + t * kTile<E>), load_word(da + t * kTile<E> + kHigh));
     parts.leave(warp, lane, [&](int i) { return sum[0][i] + sum[1][i]; });
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -372,7 +381,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
         dh[1] = direct_of(tile, 1);
       }
       if (part >= 2) continue;
-      E stored[G][2] = {};
+      E sent[G][2] = {};
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if (!mine(tile, n)) continue;
@@ -388,15 +397,15 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
         dc_of(tile, n) = dc;
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-          narrow(da[g], stored[g][n]);
-          p.da[at * p.Kp + g * p.H + unit] = stored[g][n];
+          narrow_operand(da[g], sent[g][n]);
+          narrow(da[g], p.da[at * p.Kp + g * p.H + unit]);
           if (S > G) narrow(dx[g], p.dx[at * p.Kp + g * p.H + unit]);
         }
       }
       if (unit < p.H) {
 #pragma unroll
         for (int g = 0; g < G; ++g)
-          exchange.send(number_of(s), tile * kBatch + column, g * p.H + unit, stored[g]);
+          exchange.send(number_of(s), tile * kBatch + column, g * p.H + unit, sent[g]);
       }
     }
     exchange.finish();

@@ -15,6 +15,7 @@ RNNFAST_STEPWISE(Bfloat16)
 RNNFAST_STEPWISE(Half)
 RNNFAST_RESIDENT(Bfloat16)
 RNNFAST_RESIDENT(Half)
+RNNFAST_RESIDENT(float)
 
 Device device{90, 132, 232448, 1 << 21};
 Device current_device() { return device; }

@@ -119,50 +119,75 @@ void check_conversion(const char* name, int mantissa, int bias) {
 
 template <class E>
 struct Product {
-  const E *a, *b;  // [16, 16], and [8, 16]: columns of 16
+  const E *a, *b;  // [16, numbers], and [8, numbers]: columns
   float* c;        // [16, 8]
 };
 
 template <class E>
 RNNFAST_KERNEL void product(Product<E> p) {
-  const int lane = thread_index(), row = lane / 4, at = lane % 4 * 2;
-  const uint32_t a[] = {load_pair(p.a + row * 16 + at), load_pair(p.a + (row + 8) * 16 + at),
-                        load_pair(p.a + row * 16 + at + 8), load_pair(p.a + (row + 8) * 16 + at + 8)};
+  constexpr int kNumbers = 32 / sizeof(E), kHigh = kNumbers / 2;
+  const int lane = thread_index(), row = lane / 4, at = lane % 4 * (4 / static_cast<int>(sizeof(E)));
+  const E *const low = p.a + row * kNumbers + at, *const high = low + 8 * kNumbers;
+  const E* const column = p.b + row * kNumbers + at;
+  const uint32_t a[] = {as_operand<E>(load_word(low)), as_operand<E>(load_word(high)),
+                        as_operand<E>(load_word(low + kHigh)), as_operand<E>(load_word(high + kHigh))};
   float c[4];
-  for (int i = 0; i < 4; ++i) c[i] = p.c[(row + i / 2 * 8) * 8 + at + i % 2];
-  multiply_tile<E>(c, a, load_pair(p.b + row * 16 + at), load_pair(p.b + row * 16 + at + 8));
-  for (int i = 0; i < 4; ++i) p.c[(row + i / 2 * 8) * 8 + at + i % 2] = c[i];
+  for (int i = 0; i < 4; ++i) c[i] = p.c[(row + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2];
+  multiply_tile<E>(c, a, load_word(column), load_word(column + kHigh));
+  for (int i = 0; i < 4; ++i) p.c[(row + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = c[i];
 }
 
 // small whole numbers, so that any order of adding them is exact
 template <class E>
-void check_product(const char* name, uint16_t (*stored)(int)) {
-  E a[256], b[128];
-  int whole_a[256], whole_b[128];
+void check_product(const char* name, E (*stored)(int)) {
+  constexpr int kNumbers = 32 / sizeof(E);
+  E a[16 * kNumbers], b[8 * kNumbers];
+  int whole_a[16 * kNumbers], whole_b[8 * kNumbers];
   float c[128], found[128];
-  for (int i = 0; i < 256; ++i) a[i].bits = stored(whole_a[i] = i * 7 % 5 - 2);
-  for (int i = 0; i < 128; ++i)
-    b[i].bits = stored(whole_b[i] = i * 11 % 7 - 3), c[i] = static_cast<float>(i % 3);
-  E *const pa = allocate<E>(256), *const pb = allocate<E>(128);
+  for (int i = 0; i < 16 * kNumbers; ++i) a[i] = stored(whole_a[i] = i * 7 % 5 - 2);
+  for (int i = 0; i < 8 * kNumbers; ++i) b[i] = stored(whole_b[i] = i * 11 % 7 - 3);
+  for (int i = 0; i < 128; ++i) c[i] = static_cast<float>(i % 3);
+  E *const pa = allocate<E>(16 * kNumbers), *const pb = allocate<E>(8 * kNumbers);
   float* const pc = allocate<float>(128);
-  copy(pa, a, 256), copy(pb, b, 128), copy(pc, c, 128);
+  copy(pa, a, 16 * kNumbers), copy(pb, b, 8 * kNumbers), copy(pc, c, 128);
   const char* const error = launch(product<E>, 1, kLanes, nullptr, Product<E>{pa, pb, pc});
   copy(found, pc, 128);
   int64_t differences = 0;
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j) {
       int sum = (i * 8 + j) % 3;
-      for (int k = 0; k < 16; ++k) sum += whole_a[i * 16 + k] * whole_b[j * 16 + k];
+      for (int k = 0; k < kNumbers; ++k) sum += whole_a[i * kNumbers + k] * whole_b[j * kNumbers + k];
       differences += found[i * 8 + j] != static_cast<float>(sum);
     }
   report(name, error, differences);
 }
 
-uint16_t as_bfloat16(int n) { return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, float(n)) >> 16); }
-uint16_t as_half(int n) {
-  static constexpr uint16_t kSizes[] = {0, 0x3c00, 0x4000, 0x4200};
-  return static_cast<uint16_t>(kSizes[n < 0 ? -n : n] | (n < 0 ? 0x8000 : 0));
+// floats as a product reads them: 10 bits of the mantissa, to the nearest, ties away from zero
+RNNFAST_KERNEL void round_operands(Numbers n) { narrow_operand(n.in[thread_index()], n.out[thread_index()]); }
+
+void check_operands() {
+  const float in[] = {1,         1 + 0x1p-10f, 1 + 0x1p-11f, 1 + 0x1.8p-11f, 1 + 0x0.fp-11f, -1 - 0x1p-11f,
+                      0x1p-140f, -3.5f};
+  const float expected[] = {1, 1 + 0x1p-10f, 1 + 0x1p-10f, 1 + 0x1p-10f, 1, -1 - 0x1p-10f, 0x1p-140f, -3.5f};
+  float numbers[kLanes] = {}, found[kLanes];
+  for (int i = 0; i < 8; ++i) numbers[i] = in[i];
+  float *const from = allocate<float>(kLanes), *const to = allocate<float>(kLanes);
+  copy(from, numbers, kLanes);
+  const char* const error = launch(round_operands, 1, kLanes, nullptr, Numbers{to, from});
+  copy(found, to, kLanes);
+  int64_t differences = 0;
+  for (int i = 0; i < 8; ++i) differences += i != 6 && found[i] != expected[i];
+  report("narrow_operand of float", error, differences);
 }
+
+Bfloat16 as_bfloat16(int n) {
+  return {static_cast<uint16_t>(__builtin_bit_cast(uint32_t, static_cast<float>(n)) >> 16)};
+}
+Half as_half(int n) {
+  static constexpr uint16_t kSizes[] = {0, 0x3c00, 0x4000, 0x4200};
+  return {static_cast<uint16_t>(kSizes[n < 0 ? -n : n] | (n < 0 ? 0x8000 : 0))};
+}
+float as_float(int n) { return static_cast<float>(n); }
 
 RNNFAST_KERNEL void chunks(Numbers n) {
   const Chunk<float> four = load_chunk(n.in + 4 * thread_index());
@@ -272,6 +297,8 @@ int main(int argc, char**) {
   check_conversion<Half>("float16", 10, 15);
   check_product<Bfloat16>("multiply_tile of bfloat16", as_bfloat16);
   check_product<Half>("multiply_tile of float16", as_half);
+  check_product<float>("multiply_tile of float", as_float);
+  check_operands();
   check_packets();
   if (argc == 1) check_cluster();  // any argument: a device without clusters
   return wrong;

@@ -244,14 +244,21 @@ inline uint64_t load_packet(const uint64_t* p) { return *p; }
 inline void pause() { Cluster::current()->rest(); }
 
 template <class E>
-uint32_t load_pair(const E* p) {
+uint32_t load_word(const E* p) {
   if (reinterpret_cast<uintptr_t>(p) % 4) {
     std::fprintf(stderr, "emulation: a load of 4 bytes at %p\n", static_cast<const void*>(p));
     std::abort();
   }
-  uint32_t pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return pair;
+  uint32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// of floats TF32: 10 bits of the mantissa, ties away from zero
+template <class E>
+uint32_t as_operand(uint32_t word) {
+  if (sizeof(E) < 4 || (word & 0x7f800000) == 0x7f800000) return word;
+  return (word + 0x1000) & ~0x1fffu;
 }
 
 template <class V>
@@ -296,25 +303,43 @@ Chunk<E> load_chunk(const E* p) {
   return chunk;
 }
 
+inline void narrow_operand(float v, float& to) {
+  to = __builtin_bit_cast(float, as_operand<float>(__builtin_bit_cast(uint32_t, v)));
+}
+inline void narrow_operand(float v, Bfloat16& to) { narrow(v, to); }
+inline void narrow_operand(float v, Half& to) { narrow(v, to); }
+
+inline uint32_t word_of(const float* values) { return __builtin_bit_cast(uint32_t, values[0]); }
+template <class E>
+uint32_t word_of(const E* values) {
+  return values[0].bits | uint32_t{values[1].bits} << 16;
+}
+inline void numbers_of(uint32_t word, float* values) { values[0] = __builtin_bit_cast(float, word); }
+template <class E>
+void numbers_of(uint32_t word, E* values) {
+  values[0].bits = static_cast<uint16_t>(word);
+  values[1].bits = static_cast<uint16_t>(word >> 16);
+}
+template <class E>
+constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
+
 // The matrix instruction as csrc/cuda/primitives.cuh describes it, from the operands of all lanes
 template <class E>
 void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
   struct Operands {
     uint32_t a[4], b[2];
   };
+  constexpr int kNumbers = 4 / sizeof(E);
   Cluster& cluster = *Cluster::current();
   cluster.give(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
-  const auto number = [](uint32_t pair, int k) {
-    return widened(E{static_cast<uint16_t>(k % 2 ? pair >> 16 : pair)});
-  };
   const int lane = thread_index() % kLanes;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const int of = k % 8 / 2;  // which of four lanes has number k
-      const Operands left = cluster.given_by<Operands>(row % 8 * 4 + of);
-      const Operands right = cluster.given_by<Operands>(column * 4 + of);
-      c[i] += number(left.a[row / 8 + k / 8 * 2], k) * number(right.b[k / 8], k);
+    for (int word = 0; word < 8; ++word) {
+      E left[2], right[2];
+      numbers_of(cluster.given_by<Operands>(row % 8 * 4 + word % 4).a[row / 8 + word / 4 * 2], left);
+      numbers_of(cluster.given_by<Operands>(column * 4 + word % 4).b[word / 4], right);
+      for (int n = 0; n < kNumbers; ++n) c[i] += widened(left[n]) * widened(right[n]);
     }
   }
   cluster.take();
