@@ -4,6 +4,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/index_select.h>
 
 #include <utility>
 
@@ -38,17 +39,36 @@ void for_input_chunks(const LayerSizes& s, const Walk& walk, const Tensor& x, co
   }
 }
 
-// what one step of the walk is further in the rows of equal lengths
-int64_t row_step(const LayerSizes& s, const Walk& walk) {
-  return (walk.reverse ? -1 : 1) * (s.batch_first ? 1 : s.B);
+// The walk for a resident kernel; `lengths` has to live until it is launched.
+Rows rows_of(const LayerSizes& s, const Walk& walk, const Tensor& like, Tensor& lengths) {
+  Rows rows{};
+  rows.batch = s.B, rows.steps = s.T, rows.reverse = walk.reverse;
+  if (!s.packed) {
+    rows.first = walk.offsets[walk.time(0)], rows.stride = walk.row_stride;
+    rows.step = (walk.reverse ? -1 : 1) * (s.batch_first ? 1 : s.B);
+    return rows;
+  }
+  const Tensor both = at::empty({2, s.T}, at::kLong);
+  std::copy_n(walk.offsets, s.T, both.mutable_data_ptr<int64_t>());
+  std::copy_n(walk.sizes, s.T, both.mutable_data_ptr<int64_t>() + s.T);
+  // from pinned memory: the host does not wait
+  lengths = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
+  rows.offsets = lengths.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T;
+  return rows;
 }
 
 // TF32 where torch lets cuDNN's recurrent layers use it: torch.backends.cudnn.rnn.fp32_precision
 Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
   const bool tf32 = at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
-  return {
-      s.mode,          static_cast<int>(x.element_size()), tf32, s.H, s.B, s.projected, s.packed, backward,
-      current_device()};
+  const int bytes = static_cast<int>(x.element_size());
+  return {s.mode, bytes, tf32, s.H, s.B, s.projected, backward, current_device()};
+}
+
+// A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
+// kernel has them as arguments.
+ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
+  if (s.packed && capturing(current_stream(x.device()))) return kOneLaunchAStep;
+  return choose_plan(shape_of(s, x, backward));
 }
 
 // What ties the blocks of a resident kernel's teams, where a row of the batch takes so many packets; `places`
@@ -109,16 +129,19 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
   p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.links = links_of(plan, s.B, s.H * 2 / kWord<E>, h, places);
   p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.h = out<A>(h), p.c = out<A>(c);
-  p.row_step = row_step(s, walk), p.stride = walk.row_stride;
-  p.input_step = walk.reverse ? -s.B : s.B;
+  Tensor lengths;
+  p.rows = p.input_rows = rows_of(s, walk, y, lengths);
+  if (!s.packed) p.input_rows.step = walk.reverse ? -s.B : s.B, p.input_rows.stride = 1;
   p.y = out<E>(y, d * s.H), p.ldy = s.D * s.H;
   p.gates = out<A>(gates, d * s.N * s.slots * p.Hp);
   p.cells = out<A>(cells, d * s.N * p.Hp);
   for_input_chunks(s, walk, x, w.w_ih, h.scalar_type(),
                    [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
                      p.steps = end - begin, p.links.first_step = begin;
-                     p.row = walk.offsets[walk.time(begin)];
-                     p.input = in<A>(input), p.input_row = (walk.time(begin) - first) * s.B;
+                     p.input = in<A>(input);
+                     p.input_rows.first = s.packed
+                                              ? -walk.offsets[first]
+                                              : (walk.time(begin) - first) * s.B - begin * p.input_rows.step;
                      check_launch(resident_forward<E>(s.mode, p, plan, current_stream(x.device())));
                    });
   hn.select(0, d).copy_(h.select(0, 0).narrow(1, 0, s.H));
@@ -182,12 +205,23 @@ void backward_stepwise(const LayerSizes& s, const Walk& walk, const Weights& w, 
   }
 }
 
-// The state that each row of y (of one direction, of equal lengths) started from, in y's order
-Tensor previous_states(const LayerSizes& s, bool reverse, const Tensor& y, const Tensor& h0, int64_t d) {
+// The state that each row of y (of one direction) started from, in y's order
+Tensor previous_states(const LayerSizes& s, const Walk& walk, const Tensor& y, const Tensor& h0, int64_t d) {
+  const Tensor first = h0.to(y.scalar_type());
+  if (s.packed) {
+    // rows of [h0, y]
+    const Tensor from = at::empty({s.N}, at::kLong);
+    int64_t* const index = from.mutable_data_ptr<int64_t>();
+    for (int64_t t = 0; t < s.T; ++t)
+      for (int64_t b = 0; b < walk.sizes[t]; ++b)
+        index[walk.offsets[t] + b] = b >= walk.begins(t) ? b : s.B + walk.previous(t, b);
+    const Tensor on_device = y.is_cuda() ? from.pin_memory().to(y.device(), /*non_blocking=*/true) : from;
+    return at::index_select(at::cat({first, y.narrow(1, d * s.H, s.H)}), 0, on_device);
+  }
   const int64_t time = s.batch_first ? 1 : 0;
-  const Tensor states = y.narrow(2, d * s.H, s.H), first = h0.to(y.scalar_type()).unsqueeze(time);
-  const Tensor rest = states.narrow(time, reverse ? 1 : 0, s.T - 1);
-  return (reverse ? at::cat({rest, first}, time) : at::cat({first, rest}, time)).view({s.N, s.H});
+  const Tensor rest = y.narrow(2, d * s.H, s.H).narrow(time, walk.reverse ? 1 : 0, s.T - 1);
+  const Tensor begin = first.unsqueeze(time);
+  return (walk.reverse ? at::cat({rest, begin}, time) : at::cat({begin, rest}, time)).view({s.N, s.H});
 }
 
 template <class E>
@@ -213,9 +247,10 @@ Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Reside
       Tensor places;
       p.steps = s.T, p.batch = s.B, p.links = links_of(plan, s.B, GH * 2 / kWord<E>, y, places);
       p.w_hh_t = in<E>(w_hh);
-      p.row = walk.offsets[walk.time(0)], p.row_step = row_step(s, walk), p.stride = walk.row_stride;
+      Tensor lengths;
+      p.rows = rows_of(s, walk, y, lengths);
       check_launch(resident_backward<E>(s.mode, p, plan, stream));
-      if (need_w_hh) r.h_previous = previous_states(s, walk.reverse, y, h0[d], d);
+      if (need_w_hh) r.h_previous = previous_states(s, walk, y, h0[d], d);
     }
   }
   if (!plan.tiles) {
@@ -263,7 +298,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
         all_weights([](const auto& w) { return dense(w); }, [](const auto& b) { return dense(b); }, w_ih,
                     w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
     const WalkStorage storage = walk_of(s, batch_sizes);
-    const ResidentPlan plan = choose_plan(shape_of(s, x, false));
+    const ResidentPlan plan = plan_of(s, x, false);
     for (int64_t d = 0; d < s.D; ++d)
       with_element(x.scalar_type(), [&](auto e) {
         forward_direction<decltype(e)>(s, storage.reversed(d == 1), plan, x, h0[d],
@@ -309,7 +344,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
     Gradients r;
     if (s.N > 0) {
-      const ResidentPlan plan = choose_plan(shape_of(s, x, true));
+      const ResidentPlan plan = plan_of(s, x, true);
       r = with_element(x.scalar_type(), [&](auto e) {
         return backward_direction<decltype(e)>(
             s, storage.reversed(d == 1), plan, h0_dense, c0_dense, weights[d], d, y_dense, dy_dense,

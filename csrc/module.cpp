@@ -63,15 +63,13 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
 
 // The kernel that a layer takes on a GPU of this compute capability
 py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, bool tf32, bool projected,
-                        bool packed, bool backward, int capability, int multiprocessors,
-                        int64_t shared_bytes) {
+                        bool backward, int capability, int multiprocessors, int64_t shared_bytes) {
   const cuda::ResidentPlan plan = cuda::choose_plan({parse_mode("cuda_plan", mode),
                                                      bytes,
                                                      tf32,
                                                      H,
                                                      B,
                                                      projected,
-                                                     packed,
                                                      backward,
                                                      {capability, multiprocessors, shared_bytes, 0}});
   py::dict d;
@@ -113,9 +111,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,
         py::arg("threads") = 0);
   m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
-        py::arg("tf32") = false, py::arg("projected") = false, py::arg("packed") = false,
-        py::arg("backward") = false, py::arg("capability") = 90, py::arg("multiprocessors") = 132,
-        py::arg("shared_bytes") = 232448);
+        py::arg("tf32") = false, py::arg("projected") = false, py::arg("backward") = false,
+        py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);
   m.def("cuda_kernel", &cuda::forced_kernel);
   m.def("set_cuda_kernel", &cuda::set_kernel, py::arg("name"));
   PyModule_AddFunctions(m.ptr(), direct_methods);

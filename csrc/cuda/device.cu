@@ -15,6 +15,12 @@ Device current_device() {
   return {10 * major + minor, multiprocessors, bytes, int64_t{1} << 21};
 }
 
+bool capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
+  return status != cudaStreamCaptureStatusNone;
+}
+
 uint32_t* failure_word() {
   static std::mutex mutex;
   static uint32_t* word = nullptr;

@@ -111,7 +111,7 @@ struct ResidentPlan {
 // What ties the blocks of a team
 struct Links {
   int blocks, split, batches;
-  int64_t first_step;  // wide: the number of the first step of this launch
+  int64_t first_step;  // of the walk, in this launch; wide: what a packet's number is counted from
   uint64_t* places;    // wide: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
   int64_t patience;    // wide: turns of waiting for another block
   volatile uint32_t* failed;  // wide: becomes 1 when a block waited in vain
@@ -125,16 +125,29 @@ struct Device {
 };
 // the current one
 Device current_device();
+// whether a CUDA graph is being captured from this stream
+bool capturing(void* stream);
 // a word that host and device see, for Links::failed; null where there is none
 uint32_t* failure_word();
 
-// Whole sequences of equal length, or a part of their steps, of a layer without projection. Row (b) of step s
-// of the walk is row + s row_step + b stride, of x's product input_row + s input_step + b.
+// Where the rows of a walk stand: row b of its step s. Sequences of equal length: first + s step + b stride.
+// Others, longest first: first + offsets[t] + b for the b below sizes[t], t being s, or steps - 1 - s in
+// reverse.
+struct Rows {
+  int64_t first, step, stride;
+  int64_t batch, steps;    // of the whole walk
+  const int64_t* offsets;  // [steps] on the device, or null: equal lengths
+  const int64_t* sizes;    // [steps], non-increasing
+  bool reverse;
+};
+
+// Whole sequences, or a part of their steps, of a layer without projection.
 template <class E>
 struct ResidentForward {
   typedef typename ComputeType<E>::type A;
   int64_t H, Hp, steps, batch;
   Links links;
+  Rows rows, input_rows;
   const E* w_hh;  // [G H, H], leading dimension ldw: the tiles of all that share a sum, the rest zeros
   int64_t ldw;
   const E* b_ih;   // [G H] or null
@@ -142,9 +155,7 @@ struct ResidentForward {
   A* h;            // [B, Hp]: the state before, and after
   A* c;            // [B, Hp] or null: the same
   const A* input;  // [., G H]: W_ih x
-  int64_t input_row, input_step;
-  int64_t row, row_step, stride;
-  E* y;  // [N, H], leading dimension ldy
+  E* y;            // [N, H], leading dimension ldy
   int64_t ldy;
   A* gates;  // [N, S, Hp] or null
   A* cells;  // [N, Hp] or null
@@ -159,15 +170,15 @@ struct ResidentBackward {
   typedef typename ComputeType<E>::type A;
   int64_t H, Hp, Kp, steps, batch;
   Links links;
+  Rows rows;
   const E* w_hh_t;  // [H, Kp]: W_hh turned
   const A* h0;      // [B, H]
   const A* c0;      // [B, H] or null
   const E* y;       // [N, H], leading dimension ldy
   const E* dy;      // the same, or null
   int64_t ldy;
-  const A* dhn;  // [B, H] or null
-  const A* dcn;  // [B, H] or null
-  int64_t row, row_step, stride;
+  const A* dhn;    // [B, H] or null
+  const A* dcn;    // [B, H] or null
   const A* gates;  // [N, S, Hp]
   const A* cells;  // [N, Hp] or null
   E* da;           // as in BackwardLayer

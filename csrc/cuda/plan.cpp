@@ -28,8 +28,6 @@ std::atomic<Forced>& last() {
   return value;
 }
 
-constexpr ResidentPlan kOneLaunchAStep{0, 1, 0, 1, 1, false, 0};
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -41,7 +39,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 ResidentPlan make_plan(const Shape& s) {
   const int capability = s.device.capability;
   const bool half = s.bytes == 2, can = half || (s.bytes == 4 && s.tf32);
-  if (!can || s.projected || s.packed || s.H > 1024 || capability < 80) return kOneLaunchAStep;
+  if (!can || s.projected || s.H > 1024 || capability < 80) return kOneLaunchAStep;
   const int64_t tile = kWords * 4 / s.bytes;  // numbers of one instruction
   const bool one_gate = s.mode == Mode::kRnnTanh || s.mode == Mode::kRnnRelu;
   const int64_t gates = one_gate ? 1 : s.mode == Mode::kGru ? 3 : 4;
@@ -83,7 +81,7 @@ ResidentPlan choose_plan(const Shape& shape) {
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
         "allowed) "
-        "float32, of equal lengths, without projection, with at most 1024 units and with no larger a batch "
+        "float32, without projection, with at most 1024 units and with no larger a batch "
         "than the "
         "device's shared memory holds");
   last().store(plan.tiles ? kResident : kStepwise);

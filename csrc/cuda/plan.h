@@ -11,12 +11,13 @@ struct Shape {
   int bytes;  // of a stored number
   bool tf32;  // floats may be read as TF32
   int64_t H, B;
-  bool projected, packed;
+  bool projected;
   bool backward;
   Device device;
 };
 
-// tiles = 0: one launch for each step
+constexpr ResidentPlan kOneLaunchAStep{0, 1, 0, 1, 1, false, 0};
+
 ResidentPlan make_plan(const Shape& shape);
 
 // "" lets make_plan choose, "stepwise" or "resident" forces; RNNFAST_CUDA_KERNEL from the start. Throws

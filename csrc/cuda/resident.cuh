@@ -30,6 +30,20 @@ RNNFAST_INLINE constexpr int input_gate(int slot) {
   return slot < Cell::kGates ? slot : -1;
 }
 
+RNNFAST_INLINE int64_t time_of(const Rows& r, int64_t s) { return r.reverse ? r.steps - 1 - s : s; }
+RNNFAST_INLINE int64_t place_of(const Rows& r, int64_t s, int64_t b) {
+  return r.first + (r.offsets ? r.offsets[time_of(r, s)] + b : s * r.step + b * r.stride);
+}
+// how many rows step s has
+RNNFAST_INLINE int64_t rows_of(const Rows& r, int64_t s) {
+  return r.sizes ? r.sizes[time_of(r, s)] : r.batch;
+}
+// whether row b, which step s has, has no step before it, and none after it
+RNNFAST_INLINE bool begins(const Rows& r, int64_t s, int64_t b) { return s == 0 || b >= rows_of(r, s - 1); }
+RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
+  return s + 1 == r.steps || b >= rows_of(r, s + 1);
+}
+
 // h or da of a step, on its way from the threads that made it to the blocks that need all of it: the buffers
 // [2, rows, ld] in shared memory that steps read in turn. Within a cluster every thread writes to all blocks'
 // buffers and the cluster's barrier ends the step. On a grid (kWide) it goes through global memory, in
@@ -169,8 +183,8 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
   }
 
   for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) {
-    const int64_t b = first + i / ld, k = i % ld;
-    narrow_operand(i < rows * ld && b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
+    const int64_t b = first + i % (rows * ld) / ld, k = i % ld;  // in both: a row may begin later
+    narrow_operand(b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
   }
   A h[kBlocks][2], c[kBlocks][2];
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
@@ -191,14 +205,16 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 
   // what x adds to the slots in the next product
   A next[kSums][2];
+  const int64_t first_step = p.links.first_step;
   const auto each_input = [&](int64_t s, int tile, const auto& f) {
-    const A* const input = p.input + (p.input_row + s * p.input_step + batch_of(tile, 0)) * G * p.H;
+    const A* const input = p.input + place_of(p.input_rows, first_step + s, batch_of(tile, 0)) * G * p.H;
+    const int64_t present = rows_of(p.rows, first_step + s);
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int gate = input_gate<Cell>(slot);
-        if (mine(tile, G == 1 ? slot : 0, n) && gate >= 0 && part == 0)
+        if (batch_of(tile, n) < present && unit_of(G == 1 ? slot : 0) < p.H && gate >= 0 && part == 0)
           f(input + (n * G + gate) * p.H + unit_of(slot), next[slot][n]);
         else
           next[slot][n] = 0;
@@ -241,9 +257,11 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
         parts.next();
         if (part > 0) continue;
       }
+      const int64_t present = rows_of(p.rows, first_step + s);
 #pragma unroll
       for (int k = 0; k < kBlocks; ++k) {
         const int unit = unit_of(k);
+        if (unit >= p.H) continue;
         E sent[2] = {};
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
@@ -254,11 +272,16 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
             state[j] = sum[slot / 2][slot % 2 * 2 + n];
           }
           if (kWide) (Cell::kHasCell ? c : h)[k][n] = own_of(tile, k, n);
-          const A value = Cell::forward(state, c[k][n], h[k][n]);
-          if (!mine(tile, k, n)) continue;
+          A cell = c[k][n];
+          const A value = Cell::forward(state, cell, h[k][n]);
+          if (batch_of(tile, n) >= present) {  // not yet, or no more
+            if (p.rows.sizes) sent[n] = exchange.buffer(s)[(tile * kBatch + column + n) * ld + unit];
+            continue;
+          }
           h[k][n] = value;
+          c[k][n] = cell;
           if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : value;
-          const int64_t at = p.row + s * p.row_step + batch_of(tile, n) * p.stride;
+          const int64_t at = place_of(p.rows, first_step + s, batch_of(tile, n));
           narrow_operand(value, sent[n]);
           narrow(value, p.y[at * p.ldy + unit]);
           if (p.gates) {
@@ -266,11 +289,11 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
             for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
           }
           if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = c[k][n];
-          if (s + 1 < p.steps) continue;
+          if (s + 1 < p.steps && !ends(p.rows, first_step + s, batch_of(tile, n))) continue;
           p.h[batch_of(tile, n) * p.Hp + unit] = value;
           if (Cell::kHasCell) p.c[batch_of(tile, n) * p.Hp + unit] = c[k][n];
         }
-        if (unit < p.H) exchange.send(s + 1, tile * kBatch + column, unit, sent);
+        exchange.send(s + 1, tile * kBatch + column, unit, sent);
       }
     }
     exchange.finish();
@@ -325,25 +348,25 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
       direct_of(tile, n) = mine(tile, n) && p.dhn ? p.dhn[at] : A(0);
     }
 
-  // what was saved of a step
+  // what was saved of a row of a step
   struct Saved {
-    A state[S], c, before, dy;
-  } next[2] = {};
-  const auto load_saved = [&](int64_t s, int tile) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      if (!mine(tile, n)) continue;
-      const int64_t b = batch_of(tile, n), at = p.row + s * p.row_step + b * p.stride;
-      Saved& of = next[n];
-#pragma unroll
-      for (int j = 0; j < S; ++j) of.state[j] = p.gates[(at * S + j) * p.Hp + unit];
-      of.c = Cell::kHasCell ? p.cells[at * p.Hp + unit] : A(0);
-      if (Cell::kBlends)
-        of.before = s == 0 ? p.h0[b * p.H + unit] : A(widened(p.y[(at - p.row_step) * p.ldy + unit]));
-      of.dy = p.dy ? A(widened(p.dy[at * p.ldy + unit])) : A(0);
-    }
+    A state[S], c, c_before, before, dy;
   };
-  load_saved(p.steps - 1, 0);
+  const auto each_saved = [&](int64_t s, int64_t b, Saved& of, const auto& f) {
+    const int64_t at = place_of(p.rows, s, b);
+    const bool first_of_row = begins(p.rows, s, b);
+    const int64_t before =
+        (Cell::kHasCell || Cell::kBlends) && !first_of_row ? place_of(p.rows, s - 1, b) : 0;
+#pragma unroll
+    for (int j = 0; j < S; ++j) f(p.gates + (at * S + j) * p.Hp + unit, of.state[j]);
+    if (Cell::kHasCell) {
+      f(p.cells + at * p.Hp + unit, of.c);
+      f(first_of_row ? p.c0 + b * p.H + unit : p.cells + before * p.Hp + unit, of.c_before);
+    }
+    if (Cell::kBlends && first_of_row) f(p.h0 + b * p.H + unit, of.before);
+    if (Cell::kBlends && !first_of_row) f(p.y + before * p.ldy + unit, of.before);
+    if (p.dy) f(p.dy + at * p.ldy + unit, of.dy);
+  };
   exchange.finish();
   if (kWide) block_barrier();
 
@@ -364,15 +387,28 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
     parts.next();
   };
 
+  // the gradients of the state that a row began with
+  const auto leave = [&](int tile, int n, A dh) {
+    const int64_t at = batch_of(tile, n) * p.H + unit;
+    p.dh0[at] = dh;
+    if (Cell::kHasCell) p.dc0[at] = dc_of(tile, n);
+  };
+
   // step s + 1 of the walk sends with the number steps - s: numbers grow
   const auto number_of = [&](int64_t s) { return p.steps - s; };
   for (int64_t s = p.steps - 1; s >= 0; --s) {
     if (s + 1 < p.steps) exchange.receive(number_of(s + 1));
     for (int tile = 0; tile < batches; ++tile) {
-      const Saved saved[2] = {next[0], next[1]};
       const int next_tile = tile + 1 < batches ? tile + 1 : 0;
       const int64_t next_step = next_tile ? s : s - 1;
-      if (next_step >= 0) load_saved(next_step, next_tile);
+      // into the cache only: while the product runs, registers are for W
+      if (next_step >= 0)
+        for (int n = 0; n < 2; ++n) {
+          Saved unused;
+          if (mine(next_tile, n) && batch_of(next_tile, n) < rows_of(p.rows, next_step))
+            each_saved(next_step, batch_of(next_tile, n), unused,
+                       [](const auto* from, A&) { prefetch(from); });
+        }
       A dh[2];
       if (s + 1 < p.steps) {
         carry(number_of(s + 1), tile, dh);
@@ -385,15 +421,18 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if (!mine(tile, n)) continue;
-        const Saved& of = saved[n];
-        const int64_t b = batch_of(tile, n), at = p.row + s * p.row_step + b * p.stride;
-        A c_before = 0, dc = dc_of(tile, n);
-        if (Cell::kHasCell)
-          c_before = s == 0  ? p.c0[b * p.H + unit]
-                     : kWide ? p.cells[(at - p.row_step) * p.Hp + unit]
-                             : next[n].c;
+        const int64_t b = batch_of(tile, n);
+        if (b >= rows_of(p.rows, s)) {
+          if (s + 1 < p.steps && b < rows_of(p.rows, s + 1)) leave(tile, n, dh[n]);
+          continue;
+        }
+        Saved of{};
+        each_saved(s, b, of, [](const auto* from, A& to) { to = widened(*from); });
+        const int64_t at = place_of(p.rows, s, b);
+        A dc = dc_of(tile, n);
         A da[G], dx[G];
-        direct_of(tile, n) = Cell::backward(of.state, of.before, c_before, of.c, dh[n] + of.dy, dc, da, dx);
+        direct_of(tile, n) =
+            Cell::backward(of.state, of.before, of.c_before, of.c, dh[n] + of.dy, dc, da, dx);
         dc_of(tile, n) = dc;
 #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -416,9 +455,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
     carry(number_of(0), tile, dh);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      if (!mine(tile, n)) continue;
-      p.dh0[batch_of(tile, n) * p.H + unit] = dh[n];
-      if (Cell::kHasCell) p.dc0[batch_of(tile, n) * p.H + unit] = dc_of(tile, n);
+      if (mine(tile, n) && batch_of(tile, n) < rows_of(p.rows, 0)) leave(tile, n, dh[n]);
     }
   }
 }

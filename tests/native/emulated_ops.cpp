@@ -18,6 +18,8 @@ RNNFAST_RESIDENT(Half)
 RNNFAST_RESIDENT(float)
 
 Device device{90, 132, 232448, 1 << 21};
+bool is_capturing = false;
+bool capturing(void*) { return is_capturing; }
 Device current_device() { return device; }
 uint32_t* failure_word() {
   static uint32_t word = 0;
@@ -45,6 +47,8 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
     rnnfast::cuda::loses_packets = lose;
     rnnfast::cuda::device.patience = lose ? 50 : 1 << 21;
   });
+  m.def("set_capturing(bool capturing) -> ()",
+        [](bool capturing) { rnnfast::cuda::is_capturing = capturing; });
   m.def("last_kernel() -> str", [] { return rnnfast::cuda::last_kernel(); });
 }
 
