@@ -273,6 +273,37 @@ def test_the_kernel_that_is_forced_runs_or_says_why_not(emulated):
         info.set_cuda_kernel("grid")
 
 
+@pytest.mark.parametrize("kernel", ["stepwise", "resident"])
+@pytest.mark.parametrize("seed", range(13))
+def test_input_products_in_chunks_change_nothing(emulated, kernel, seed):
+    ops_of = torch.ops.rnnfast_emulated
+    arguments, _, _ = resident_case(seed)
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    ops_of.set_kernel(kernel)
+    expected = emulated["recurrent"](*arguments, True)
+    ops_of.set_chunk_bytes(
+        2 * 4 * arguments[4].size(0) * arguments[2].size(1)
+    )  # two steps of the whole batch
+    found = emulated["recurrent"](*arguments, True)
+    ops_of.set_chunk_bytes(64 << 20)
+    ops_of.set_kernel("")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_deep_transition_in_chunks_changes_nothing(emulated, steps):
+    ops_of = torch.ops.rnnfast_emulated
+    weights = [draw(5, 7).mul(0.3), draw(4, 5).mul(0.3)]
+    arguments = [draw(3, 5, 3), draw(3, 4), weights, [], 0.1, True]
+    expected = emulated["deep_transition"](*arguments)
+    ops_of.set_chunk_bytes(steps * 8 * 5 * 3)
+    found = emulated["deep_transition"](*arguments)
+    ops_of.set_chunk_bytes(64 << 20)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_graph_of_a_packed_sequence_takes_what_it_can_replay(emulated):
     ops_of = torch.ops.rnnfast_emulated
     cases = (arguments for arguments, dtype, _ in map(resident_case, range(78)) if dtype == torch.float32)

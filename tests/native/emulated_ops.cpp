@@ -6,6 +6,7 @@
 #include "cuda/plan.h"
 #include "cuda/resident.cuh"
 #include "cuda/stepwise.cuh"
+#include "cuda_tensors.h"
 #include "ops.h"
 
 namespace rnnfast::cuda {
@@ -49,6 +50,7 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
   });
   m.def("set_capturing(bool capturing) -> ()",
         [](bool capturing) { rnnfast::cuda::is_capturing = capturing; });
+  m.def("set_chunk_bytes(int bytes) -> ()", [](int64_t bytes) { rnnfast::cuda::chunk_bytes = bytes; });
   m.def("last_kernel() -> str", [] { return rnnfast::cuda::last_kernel(); });
 }
 
