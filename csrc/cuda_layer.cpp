@@ -290,9 +290,11 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   };
   const Tensor y = at::empty(output_shape(s), element);
   const Tensor hn = empty(true, {s.D, s.B, s.P}), cn = empty(s.has_cell, {s.D, s.B, s.H});
-  // zeros: nothing is computed for what pads a row
-  const Tensor gates = empty(save, {s.D, s.N, s.slots, padded(s.H)}).zero_();
-  const Tensor cells = empty(save && s.has_cell, {s.D, s.N, padded(s.H)}).zero_();
+  const Tensor gates = empty(save, {s.D, s.N, s.slots, padded(s.H)});
+  const Tensor cells = empty(save && s.has_cell, {s.D, s.N, padded(s.H)});
+  // nothing is computed for what pads a row
+  for (const Tensor& saved : {gates, cells})
+    if (saved.dim() > 1) saved.narrow(-1, s.H, padded(s.H) - s.H).zero_();
   if (s.N > 0) {
     const auto weights =
         all_weights([](const auto& w) { return dense(w); }, [](const auto& b) { return dense(b); }, w_ih,
