@@ -3,10 +3,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+// first: it brings the macros of csrc/cpu, which those of the emulated device replace
+#include "cuda_tensors.h"
+
 #include "cuda/plan.h"
 #include "cuda/resident.cuh"
 #include "cuda/stepwise.cuh"
-#include "cuda_tensors.h"
 #include "ops.h"
 
 namespace rnnfast::cuda {

@@ -17,6 +17,7 @@
 
 #include "types.h"
 
+#undef RNNFAST_INLINE
 #define RNNFAST_INLINE inline
 #define RNNFAST_BOTH inline
 #define RNNFAST_KERNEL inline
