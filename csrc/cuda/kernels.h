@@ -56,20 +56,20 @@ struct BackwardLayer {
   const A* c0;      // [B, H] or null
   const E* y;       // [N, P], leading dimension ldy
   const E* dy;      // the same, or null
-  int64_t ldy;      //
-  const A* dhn;     // [B, P] or null
-  const A* dcn;     // [B, H] or null
-  const A* gates;   // [N, S, Hp]
-  const A* cells;   // [N, Hp] or null
-  A* direct;        // [B, Pp]: the part of dL/dh that does not pass W_hh; zeros
-  A* dc;            // [B, Hp] or null
-  E* da;            // [N, Kp]: dL/d(W_hh h + b_hh)
-  E* dx;            // [N, Kp]: dL/d(W_ih x + b_ih); null where it equals da
-  E* h_previous;    // [N, P] or null: the state each row started from
-  E* dprojected;    // [N, Pp] or null: dL/dh before the projection
-  E* hidden;        // [N, H] or null: o tanh(c), what the projection multiplies
-  A* dh0;           // [B, P]
-  A* dc0;           // [B, H] or null
+  int64_t ldy;
+  const A* dhn;    // [B, P] or null
+  const A* dcn;    // [B, H] or null
+  const A* gates;  // [N, S, Hp]
+  const A* cells;  // [N, Hp] or null
+  A* direct;       // [B, Pp]: the part of dL/dh that does not pass W_hh; zeros
+  A* dc;           // [B, Hp] or null
+  E* da;           // [N, Kp]: dL/d(W_hh h + b_hh)
+  E* dx;           // [N, Kp]: dL/d(W_ih x + b_ih); null where it equals da
+  E* h_previous;   // [N, P] or null: the state each row started from
+  E* dprojected;   // [N, Pp] or null: dL/dh before the projection
+  E* hidden;       // [N, H] or null: o tanh(c), what the projection multiplies
+  A* dh0;          // [B, P]
+  A* dc0;          // [B, H] or null
 };
 
 // Carries dL/dh from the step before in this order (which is the later one of the walk) to this one.

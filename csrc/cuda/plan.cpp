@@ -80,9 +80,7 @@ ResidentPlan choose_plan(const Shape& shape) {
   if (now == kResident && plan.tiles == 0)
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
-        "allowed) "
-        "float32, without projection, with at most 1024 units and with no larger a batch "
-        "than the "
+        "allowed) float32, without projection, with at most 1024 units and with no larger a batch than the "
         "device's shared memory holds");
   last().store(plan.tiles ? kResident : kStepwise);
   return plan;
