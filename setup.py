@@ -30,6 +30,7 @@ SOURCES = [
     "csrc/direct.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cuda/plan.cpp",
+    "csrc/cpu/profile.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/isa_generic.cpp",
@@ -58,6 +59,8 @@ COMPILE_ARGS = [
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-ffp-contract=off",  # only the packs' explicit fma: tiles of 6 rows and of 1 row then round alike
+    "-fschedule-insns",  # the cells of two rows, which stand one after the other, are computed side by side
+    "-fsched-pressure",  # but the sums of a tile stay in registers
     "-Wall",
     "-Werror=psabi",  # a vector passed by another convention gives wrong numbers, and this is the only sign
 ]

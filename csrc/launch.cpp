@@ -52,9 +52,10 @@ std::string forced_split() {
 Plan choose_plan(const Shape& shape) {
   const int now = forced().load();
   // what many threads would not take up, few will not: most small calls end here, without a system call
-  if (now == kFree && make_plan(shape, Team::kMaxMembers).split == Split::kSerial) return {Split::kSerial, 1};
+  if (now == kFree && make_plan(shape, Team::kMaxMembers, 0).split == Split::kSerial)
+    return {Split::kSerial, 1};
   const int threads = Team::usable_threads();
-  if (now == kFree) return make_plan(shape, threads);
+  if (now == kFree) return make_plan(shape, threads, Team::meeting_ns());
   const Split split = static_cast<Split>(now);
   return {split, split == Split::kSerial ? 1 : std::max(2, threads)};
 }
@@ -71,7 +72,7 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
   Bound bound{plan, call, context, workspace.mutable_data_ptr()};
   const int wanted = plan.parts > 1 ? std::min(plan.parts, Team::usable_threads()) : 1;
   const int members = Team::run(
-      wanted, plan.parts, flush,
+      wanted, plan.parts, flush, plan.split == Split::kUnits,
       [](void* self, Team::Member& member) noexcept {
         const Bound& b = *static_cast<const Bound*>(self);
         b.call(b.context, b.plan, b.workspace, &member);
@@ -165,17 +166,22 @@ namespace {
 constexpr int64_t kSerialWork = 3'000'000;
 
 template <class E>
-void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b, bool accumulate,
+void run_gradient(const at::Tensor& a, bool turned, at::ArrayRef<Product> products, bool accumulate,
                   const at::Tensor& sums) {
   typedef typename ComputeType<E>::type A;
   GradientParams<E> p{};
-  p.M = c.size(0), p.N = b.size(1), p.K = b.size(0);
+  p.M = a.size(turned ? 1 : 0), p.K = a.size(turned ? 0 : 1);
   p.a = static_cast<const E*>(a.const_data_ptr()), p.lda = a.stride(0), p.turned = turned;
-  p.b = static_cast<const E*>(b.const_data_ptr()), p.ldb = b.stride(0);
-  p.c = c.mutable_data_ptr<A>(), p.ldc = c.stride(0);
+  int64_t N = 0;
+  for (const Product& product : products) {
+    const at::Tensor &b = product.b, &c = product.c;
+    p.right[p.rights++] = {b.size(1), static_cast<const E*>(b.const_data_ptr()), b.stride(0),
+                           c.mutable_data_ptr<A>(), c.stride(0)};
+    N += b.size(1);
+  }
   p.accumulate = accumulate;
   p.sums = sums.defined() ? sums.mutable_data_ptr<A>() : nullptr;
-  const int threads = p.M * p.N * p.K < kSerialWork ? 1 : Team::usable_threads();
+  const int threads = p.M * N * p.K < kSerialWork ? 1 : Team::usable_threads();
   const bool serial = threads == 1 || forced().load() == static_cast<int>(Split::kSerial);
   const auto kernel = kernels().layer(E()).gradient;
   const auto call = [&](Plan plan, void* workspace, Team::Member* member) {
@@ -186,16 +192,17 @@ void run_gradient(const at::Tensor& c, const at::Tensor& a, bool turned, const a
 
 }  // namespace
 
-void multiply(const at::Tensor& c, const at::Tensor& a, bool turned, const at::Tensor& b, bool accumulate,
+void multiply(const at::Tensor& a, bool turned, at::ArrayRef<Product> products, bool accumulate,
               const at::Tensor& sums) {
-  if (b.numel() == 0 || c.numel() == 0) {
-    if (!accumulate) c.zero_();
-    if (sums.defined()) sums.copy_(a.sum(0, false, sums.scalar_type()));
+  if (a.numel() == 0) {
+    for (const Product& product : products)
+      if (!accumulate) product.c.zero_();
+    if (sums.defined()) sums.zero_();
     return;
   }
   (a.scalar_type() == at::kDouble     ? run_gradient<double>
    : a.scalar_type() == at::kBFloat16 ? run_gradient<Bfloat16>
-                                      : run_gradient<float>)(c, a, turned, b, accumulate, sums);
+                                      : run_gradient<float>)(a, turned, products, accumulate, sums);
 }
 
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options) {
@@ -206,14 +213,18 @@ at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {
   return buffer.size(1) == N ? buffer : buffer.narrow(1, 0, N).contiguous();
 }
 
-at::Tensor multiplied(const at::Tensor& a, bool turned, const at::Tensor& b, at::Tensor* sums) {
+std::vector<at::Tensor> multiplied(const at::Tensor& a, bool turned, at::TensorList b, at::Tensor* sums) {
   const at::TensorOptions options =
-      b.scalar_type() == at::kBFloat16 ? b.options().dtype(at::kFloat) : b.options();
+      a.scalar_type() == at::kBFloat16 ? a.options().dtype(at::kFloat) : a.options();
   const int64_t M = a.size(turned ? 1 : 0);
-  const at::Tensor c = gradient_buffer(M, b.size(1), options);
+  std::vector<Product> products;
+  for (const at::Tensor& factor : b)
+    products.push_back({gradient_buffer(M, factor.size(1), options), factor});
   if (sums) *sums = at::empty({M}, options);
-  multiply(c, a, turned, b, false, sums ? *sums : at::Tensor());
-  return gradient_of(c, b.size(1));
+  multiply(a, turned, products, false, sums ? *sums : at::Tensor());
+  std::vector<at::Tensor> results;
+  for (const Product& product : products) results.push_back(gradient_of(product.c, product.b.size(1)));
+  return results;
 }
 
 }  // namespace rnnfast

@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "check.h"
+#include "cpu/profile.h"
 #include "cuda/plan.h"
 #include "launch.h"
 #include "direct.h"
@@ -41,7 +42,7 @@ py::dict last_run_dict() {
 
 // The plan that a call of this shape would take with `threads` threads (0: those it would have now)
 py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t N,
-                   bool packed, bool wide, int threads) {
+                   bool packed, bool wide, int threads, double meeting_us) {
   const Shape shape{T,
                     B,
                     N,
@@ -52,7 +53,7 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
                     P == H ? 1 : 2,
                     kernels().vector_bytes / (wide ? 8 : 4),
                     packed};
-  const Plan plan = threads > 0 ? make_plan(shape, threads) : choose_plan(shape);
+  const Plan plan = threads > 0 ? make_plan(shape, threads, meeting_us * 1e3) : choose_plan(shape);
   py::dict d;
   d["split"] = name_of(plan.split);
   d["parts"] = plan.parts;
@@ -84,6 +85,16 @@ py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B
   return d;
 }
 
+py::dict profile_dict() {
+  const Profile profile = stop_profile();
+  constexpr const char* names[kWorks] = {"pack", "product", "cell", "wait", "other"};
+  py::dict d;
+  d["elapsed"] = profile.elapsed;
+  d["kernels"] = profile.kernels;
+  for (int i = 0; i < kWorks; ++i) d[names[i]] = profile.spent[i];
+  return d;
+}
+
 template <class A>
 py::array_t<A> math(const std::string& function,
                     py::array_t<A, py::array::c_style | py::array::forcecast> x) {
@@ -106,10 +117,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_split", &set_split, py::arg("name"));
   m.def("last_run", &last_run_dict);
   m.def("empty_cache", &empty_cache);
+  m.def("start_profile", &start_profile);
+  m.def("stop_profile", &profile_dict);
   m.def("threads", &Team::usable_threads);
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("wide") = false,
-        py::arg("threads") = 0);
+        py::arg("threads") = 0, py::arg("meeting_us") = 0.075);
   m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
         py::arg("tf32") = false, py::arg("projected") = false, py::arg("backward") = false,
         py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);

@@ -298,9 +298,9 @@ def test_a_call_overrules_the_environment():
     assert done.stdout.split() == ["generic", "generic", "serial"]
 
 
-def planned(mode="lstm", T=100, B=1, H=512, threads=2, packed=False):
-    """The plan of one dense layer whose input is as wide as its state."""
-    return _C.plan(mode, T=T, B=B, I=H, H=H, P=H, N=T * B, packed=packed, threads=threads)
+def planned(mode="lstm", T=100, B=1, H=512, **other):
+    """The plan of one dense layer whose input is as wide as its state, with two threads unless told."""
+    return _C.plan(mode, T=T, B=B, I=H, H=H, P=H, N=T * B, **{"threads": 2, **other})
 
 
 def test_one_thread_is_never_split():
@@ -317,6 +317,12 @@ def test_one_row_is_split_by_units():
     assert (plan["split"], plan["parts"]) == ("units", 2)
 
 
+def test_a_small_layer_is_not_split_by_units_where_meeting_takes_long():
+    assert planned(T=1000, H=64, meeting_us=0.1)["split"] == "units"
+    assert planned(T=1000, H=64, meeting_us=0.5)["split"] == "serial"
+    assert planned(T=1000, H=256, meeting_us=0.5)["split"] == "units"
+
+
 def test_rows_of_different_lengths_are_not_split_by_rows():
     assert planned(B=64, H=256, packed=True)["split"] == "units"
 
@@ -329,6 +335,25 @@ def test_the_plan_never_has_more_parts_than_threads():
 def test_the_plan_of_an_unknown_mode_names_it():
     with pytest.raises(RuntimeError, match="'lstn'"):
         planned("lstn")
+
+
+@pytest.mark.parametrize("split", ["serial", "units", "rows"])
+def test_a_profile_says_where_the_time_goes(split):
+    model, x = rnnfast.LSTM(32, 64), torch.randn(50, 8, 32)
+    info.set_split(split)
+    try:
+        with info.profile() as seconds:
+            model(x)[0].sum().backward()
+    finally:
+        info.set_split(None)
+    elapsed = seconds.pop("elapsed")
+    assert set(seconds) == {"outside", "pack", "product", "cell", "wait", "other"}
+    assert elapsed == pytest.approx(sum(seconds.values()))
+    assert all(seconds[work] > 0 for work in ("outside", "pack", "product", "cell"))
+    model(x)
+    with info.profile() as seconds:
+        pass  # what ran before is not counted
+    assert seconds["product"] == 0 and seconds["outside"] == seconds["elapsed"]
 
 
 def test_memory_that_is_kept_can_be_given_back():

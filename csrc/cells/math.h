@@ -4,6 +4,7 @@
 //   Real<V>      the constants of V's scalar type, and Int, the integers of V's shape
 //   fma(V,V,V)   one multiply-add
 //   scale(p, k)  p 2^k for an integer k, for any k that exp's argument can lead to
+//   lesser(a, b), greater(a, b)   b where either is NaN
 // There is no include guard on purpose: every instruction set compiles its own copy in its own namespace.
 // Errors stay below 4 ulp for every float; NaN stays NaN, and both infinities go to the limits.
 
@@ -13,18 +14,18 @@ RNNFAST_INLINE V fill(typename Real<V>::Scalar s) {
   return s - V{};
 }
 
-// 1/n! + r/(n+1)! + r^2/(n+2)! + ... to the last term that counts
+// exp(r) = 1 + r + r^2/2! + ... from its nth coefficient on, for |r| <= ln(2)/2
 template <class V, int n>
 RNNFAST_INLINE V exp_series(V r) {
   typedef typename Real<V>::Scalar S;
-  const V first = fill<V>(S(1) / kFactorial<S, n>);
+  const V first = fill<V>(kExpSeries<S, n>);
   if constexpr (n == Real<V>::kOrder)
     return first;
   else
     return fma(exp_series<V, n + 1>(r), r, first);
 }
 
-// exp(r) - 1 for |r| <= ln(2)/2:  r + r^2 (1/2! + r/3! + r^2/4! + ...)
+// exp(r) - 1 = r + r^2 (1/2! + r/3! + r^2/4! + ...), to the last bit of the smallest r
 template <class V>
 RNNFAST_INLINE V expm1_polynomial(V r) {
   return fma(exp_series<V, 2>(r) * r, r, r);
@@ -42,11 +43,11 @@ RNNFAST_INLINE V reduce(V x, V& k) {
 // exp(x) = (1 + expm1(r)) 2^k
 template <class V>
 RNNFAST_INLINE V exp(V x) {
-  x = x > Real<V>::kExpHigh ? fill<V>(Real<V>::kExpHigh) : x;
-  x = x < Real<V>::kExpLow ? fill<V>(Real<V>::kExpLow) : x;
+  x = lesser(fill<V>(Real<V>::kExpHigh), x);
+  x = greater(fill<V>(Real<V>::kExpLow), x);
   V k;
-  const V p = expm1_polynomial(reduce(x, k));
-  return scale(p + Real<V>::kOne, k);
+  const V r = reduce(x, k);
+  return scale(exp_series<V, 0>(r), k);
 }
 
 // sigmoid(x) = 1 / (1 + exp(-x))
@@ -62,7 +63,7 @@ RNNFAST_INLINE V tanh(V x) {
   const Int sign = __builtin_bit_cast(Int, x) & Real<V>::kSign;
   V y = __builtin_bit_cast(V, __builtin_bit_cast(Int, x) ^ sign);
   y = y + y;
-  y = y > Real<V>::kTanhHigh ? fill<V>(Real<V>::kTanhHigh) : y;
+  y = lesser(fill<V>(Real<V>::kTanhHigh), y);
   V k;
   const V p = expm1_polynomial(reduce(y, k));
   const V power = scale(fill<V>(Real<V>::kOne), k);

@@ -4,6 +4,11 @@
 
 #define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
+// of two that do not compare the second is meant, which is what the instruction gives
+#define RNNFAST_LESSER_F32(a, b) _mm512_maskz_min_ps(0xffff, a, b)
+#define RNNFAST_LESSER_F64(a, b) _mm512_maskz_min_pd(0xff, a, b)
+#define RNNFAST_GREATER_F32(a, b) _mm512_maskz_max_ps(0xffff, a, b)
+#define RNNFAST_GREATER_F64(a, b) _mm512_maskz_max_pd(0xff, a, b)
 #define RNNFAST_SCALE_F32(p, k) _mm512_maskz_scalef_ps(0xffff, p, k)
 #define RNNFAST_SCALE_F64(p, k) _mm512_maskz_scalef_pd(0xff, p, k)
 #define RNNFAST_MASKED_LOAD(V, p, n)                                                            \

@@ -22,7 +22,7 @@ struct DeepForward {
       : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
     const int64_t W0 = padded(p.width[0]);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
-    chunk = chunk_steps<A>(p.walk, W0, plan.parts);
+    chunk = chunk_steps<A>(p.walk, W0, p.I, plan.parts);
     const int64_t steps = p.walk.steps, ld = p.I + p.H;
     w_x = Packed<A>::make(arena, {p.w[0], ld, false}, p.I, p.width[0], 1, chunk * rows,
                           divide_up(steps, chunk), plan);
@@ -69,38 +69,39 @@ struct DeepForward {
   void input_product(const Part& part, int64_t begin, int64_t end) const {
     const int64_t slot = 0, rows = part.rows.size();
     product(
-        w_x, part.cut, rows * (end - begin), &slot, false,
+        w_x, part, rows * (end - begin), &slot, false,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t local = i / rows, b = part.rows.begin + i % rows;
           a = p.x + p.walk.row(begin + local, b) * p.I;
           in = bias[0];
           out = output(0, begin + local, b, local);
         },
-        [](int64_t, Range) {});
+        [](Range, Range) {});
   }
 
   void layer(const Part& part, int l, int64_t t, int64_t local) const {
     const int64_t slot = 0, first = part.rows.begin;
     product(
-        w[l], part.cut, part.rows.size(), &slot, t & 1,
+        w[l], part, part.rows.size(), &slot, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t b = first + i;
           a = l ? output(l - 1, t, b, local) : h[t & 1] + b * Hp;
           out = output(l, t, b, local);
           in = l ? bias[l] : out;
         },
-        [&](int64_t i, Range vectors) {
-          const int64_t b = first + i;
-          A* value = output(l, t, b, local);
-          for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-            const V sum = load(value + v * L);
-            if (l < last) {
-              store(value + v * L, leaky_relu(sum, p.slope));
-              continue;
+        [&](Range tile, Range vectors) {
+          for (int64_t b = first + tile.begin; b < first + tile.end; ++b) {
+            A* value = output(l, t, b, local);
+            for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+              const V sum = load(value + v * L);
+              if (l < last) {
+                store(value + v * L, leaky_relu(sum, p.slope));
+                continue;
+              }
+              store(h[(t + 1) & 1] + b * Hp + v * L, sum);
+              store_part(p.y + p.walk.row(t, b) * p.H + v * L, sum, p.H - v * L);
+              if (t + 1 == p.walk.steps) store_part(p.hn + b * p.H + v * L, sum, p.H - v * L);
             }
-            store(h[(t + 1) & 1] + b * Hp + v * L, sum);
-            store_part(p.y + p.walk.row(t, b) * p.H + v * L, sum, p.H - v * L);
-            if (t + 1 == p.walk.steps) store_part(p.hn + b * p.H + v * L, sum, p.H - v * L);
           }
         });
   }
@@ -174,6 +175,7 @@ struct DeepBackward {
         store_part(p.h_previous + row + v * L, load_part(before + v * L, left), left);
       }
     }
+    part.watch.lap(Work::kCell);
   }
 
   // da of layer l passes w[l]: to dL/dh under layer 0, else through LeakyReLU to da of layer l - 1
@@ -182,19 +184,22 @@ struct DeepBackward {
     const int64_t W = l ? widest : Hp;
     A* result = l ? scratch : dh;
     product(
-        w[l], part.cut, part.rows.size(), &slot, t & 1,
+        w[l], part, part.rows.size(), &slot, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.da[l] + p.walk.row(t, first + i) * p.width[l];
           in = zeros;
           out = result + (first + i) * W;
         },
-        [&](int64_t i, Range vectors) {
+        [&](Range tile, Range vectors) {
           if (l == 0) return;
-          const int64_t row = p.walk.row(t, first + i), n = p.width[l - 1];
-          for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-            const V act = load(p.acts[l - 1] + row * padded(n) + v * L);
-            const V da = load(result + (first + i) * W + v * L);
-            store_part(p.da[l - 1] + row * n + v * L, leaky_relu_backward(act, da, p.slope), n - v * L);
+          const int64_t n = p.width[l - 1];
+          for (int64_t b = first + tile.begin; b < first + tile.end; ++b) {
+            const int64_t row = p.walk.row(t, b);
+            for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+              const V act = load(p.acts[l - 1] + row * padded(n) + v * L);
+              const V da = load(result + b * W + v * L);
+              store_part(p.da[l - 1] + row * n + v * L, leaky_relu_backward(act, da, p.slope), n - v * L);
+            }
           }
         });
   }

@@ -1,7 +1,7 @@
 // The products behind a recurrence: dx = da W and dW = da^T x, each over all rows of all time steps at once,
 // by the recurrence's own tiles. The sum over k is cut into blocks, so that a block of A and a panel of B
-// stay in the second cache; members share the rows of C and never meet. Compiled once per instruction set,
-// inside its namespace. No guard on purpose.
+// stay in the second cache; members pack a block of B together, then share the rows of C. Compiled once per
+// instruction set, inside its namespace. No guard on purpose.
 
 template <class E>
 struct Gradient {
@@ -14,52 +14,64 @@ struct Gradient {
   const GradientParams<E>& p;
   const Plan plan;
   const int64_t depth;  // in words
-  A* zeros;             // [padded(N)]
+  A* zeros;             // [padded(N)] of the wider C
   W* turned;            // [parts, kRows, depth]: a block of A with k contiguous
-  Packed<E> blocks;     // [parts] blocks of B one after the other
-  int64_t block_size;
+  Packed<E> packed[2];  // a block of each B
 
   Gradient(const GradientParams<E>& params, Plan how, Arena& arena)
       : p(params), plan(how), depth(least(kBlock, divide_up(params.K, L * kNumbers) * L)) {
-    zeros = arena.take<A>(padded(p.N));
+    zeros = arena.take<A>(widest());
     turned = arena.take<W>(p.turned ? plan.parts * kRows * depth : 0);
-    const Plan whole{Split::kRows, 1};
-    block_size = divide_up(p.N, L) * L * depth;
-    blocks = Packed<E>::make(arena, {p.b, p.ldb, true}, depth * kNumbers, p.N, 1, kRows, 1, whole);
-    for (int i = 1; i < plan.parts; ++i) arena.take<W>(block_size);
+    for (int i = 0; i < p.rights; ++i)
+      packed[i] = Packed<E>::make(arena, {p.right[i].b, p.right[i].ldb, true}, depth * kNumbers, p.right[i].N,
+                                  1, kRows, 1, {Split::kRows, 1});
+  }
+
+  int64_t widest() const {
+    int64_t n = 0;
+    for (int i = 0; i < p.rights; ++i) n = most(n, padded(p.right[i].N));
+    return n;
   }
 
   void run(Team::Member& member) const {
     const Share share{plan, p.M, member};
     share.phase([&](const Part& part) {
-      for (int64_t i = part.index; i < padded(p.N); i += part.parts) zeros[i] = 0;
+      for (int64_t i = part.index; i < widest(); i += part.parts) zeros[i] = 0;
     });
-    share.phase([&](const Part& part) { multiply(part); });
+    for (int64_t k = 0; k < p.K; k += depth * kNumbers) {
+      Packed<E> b[2];
+      for (int i = 0; i < p.rights; ++i) {
+        b[i] = packed[i];
+        b[i].source.weights += k * p.right[i].ldb;
+        b[i].set_numbers(least(depth * kNumbers, p.K - k));
+      }
+      share.phase([&](const Part& part) {
+        for (int i = 0; i < p.rights; ++i) share.pack(b[i], part);
+      });
+      share.phase([&](const Part& part) { multiply(part, b, k); });
+    }
   }
 
-  // the rows of C of one part
-  void multiply(const Part& part) const {
+  // the rows of C of one part, for one block of k
+  void multiply(const Part& part, const Packed<E>* b, int64_t k) const {
     const int64_t slot = 0;
     W* block = turned + part.index * kRows * depth;
-    Packed<E> b = blocks;
-    b.data += part.index * block_size;
-    for (int64_t k = 0; k < p.K; k += depth * kNumbers) {
-      b.source.weights = p.b + k * p.ldb;
-      b.set_numbers(least(depth * kNumbers, p.K - k));
-      b.pack({0, b.vectors()}, {0, 1});
-      const bool first = k == 0 && !p.accumulate;
-      for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
-        const int64_t n = least(kRows, part.rows.end - m);
-        if (p.turned) turn(block, p.a + k * p.lda + m, b.numbers, n);
-        if (p.sums) add_sums(block, b.K, p.sums + m, n, k == 0);
+    const bool first = k == 0 && !p.accumulate;
+    for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
+      const int64_t n = least(kRows, part.rows.end - m);
+      if (p.turned) turn(block, p.a + k * p.lda + m, b->numbers, n);
+      if (p.sums) add_sums(block, b->K, p.sums + m, n, k == 0);
+      part.watch.lap(Work::kPack);
+      for (int i = 0; i < p.rights; ++i) {
+        const auto& right = p.right[i];
         product(
-            b, {1, 0}, n, &slot, false,
-            [&](int64_t i, const W*& a, const A*& in, A*& out) {
-              a = p.turned ? block + i * depth : words(p.a + (m + i) * p.lda + k);
-              out = p.c + (m + i) * p.ldc;
+            b[i], part, n, &slot, false,
+            [&](int64_t j, const W*& a, const A*& in, A*& out) {
+              a = p.turned ? block + j * depth : words(p.a + (m + j) * p.lda + k);
+              out = right.c + (m + j) * right.ldc;
               in = first ? zeros : out;
             },
-            [](int64_t, Range) {});
+            [](Range, Range) {});
       }
     }
   }

@@ -1,7 +1,7 @@
 // Everything of one instruction set, in the order in which it builds on itself. Included once in each
 // isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32,
-// RNNFAST_FMA_F64 and what else the set has in one instruction: RNNFAST_SCALE_*, RNNFAST_MASKED_*, and for
-// bfloat16 what bfloat16-inl.h asks for.
+// RNNFAST_FMA_F64 and what else the set has in one instruction: RNNFAST_LESSER_*, RNNFAST_GREATER_*,
+// RNNFAST_SCALE_*, RNNFAST_MASKED_*, and for bfloat16 what bfloat16-inl.h asks for.
 // clang-format off: each needs what the one before it gives
 #include "cells/real.h"
 #include "cpu/pack-inl.h"
@@ -9,6 +9,13 @@
 
 RNNFAST_INLINE f32v fma(f32v a, f32v b, f32v c) { return RNNFAST_FMA_F32(a, b, c); }
 RNNFAST_INLINE f64v fma(f64v a, f64v b, f64v c) { return RNNFAST_FMA_F64(a, b, c); }
+
+#ifdef RNNFAST_LESSER_F32
+RNNFAST_INLINE f32v lesser(f32v a, f32v b) { return RNNFAST_LESSER_F32(a, b); }
+RNNFAST_INLINE f64v lesser(f64v a, f64v b) { return RNNFAST_LESSER_F64(a, b); }
+RNNFAST_INLINE f32v greater(f32v a, f32v b) { return RNNFAST_GREATER_F32(a, b); }
+RNNFAST_INLINE f64v greater(f64v a, f64v b) { return RNNFAST_GREATER_F64(a, b); }
+#endif
 
 #ifdef RNNFAST_SCALE_F32
 RNNFAST_INLINE f32v scale(f32v p, f32v k) { return RNNFAST_SCALE_F32(p, k); }
@@ -24,8 +31,8 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #include "cells/lstm.h"
 #include "cells/gru.h"
 #include "cells/rnn.h"
-#include "cpu/product-inl.h"
 #include "cpu/share-inl.h"
+#include "cpu/product-inl.h"
 #include "cpu/recurrent-inl.h"
 #include "cpu/deep-inl.h"
 #include "cpu/gradient-inl.h"

@@ -11,6 +11,10 @@ namespace rnnfast::avx2 {
 constexpr int kVectorBytes = 32;
 #define RNNFAST_FMA_F32(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm256_fmadd_pd(a, b, c)
+#define RNNFAST_LESSER_F32(a, b) _mm256_min_ps(a, b)
+#define RNNFAST_LESSER_F64(a, b) _mm256_min_pd(a, b)
+#define RNNFAST_GREATER_F32(a, b) _mm256_max_ps(a, b)
+#define RNNFAST_GREATER_F64(a, b) _mm256_max_pd(a, b)
 #include "cpu/isa-inl.h"
 extern const Kernels kKernels;
 const Kernels kKernels = {"avx2", kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, nullptr};

@@ -103,19 +103,24 @@ struct BackwardParams {
   A* dc0;          // [B, H] or null
 };
 
-// C = A B, or C += A B: the products that gradients are made of. Rows of A that is not turned are whole
-// words.
+// C = A B, or C += A B, for one or two B: the products that gradients are made of. Rows of A that is not
+// turned are whole words.
 template <class E>
 struct GradientParams {
   typedef typename ComputeType<E>::type A;
-  int64_t M, N, K;
+  struct Right {
+    int64_t N;
+    const E* b;  // [K, N], leading dimension ldb
+    int64_t ldb;
+    A* c;  // [M, padded(N)], leading dimension ldc
+    int64_t ldc;
+  };
+  int64_t M, K;
   const E* a;  // [M, K], or turned [K, M]; leading dimension lda
   int64_t lda;
   bool turned;
-  const E* b;  // [K, N], leading dimension ldb
-  int64_t ldb;
-  A* c;  // [M, padded(N)], leading dimension ldc
-  int64_t ldc;
+  int rights;
+  Right right[2];
   bool accumulate;
   A* sums;  // [M] or null: the sums over k of A, which is turned
 };

@@ -8,10 +8,11 @@ namespace rnnfast {
 namespace {
 
 // Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond, half of that for a
-// single row, where W is the bound; a barrier 0.1 us; entering the pool 2 us when its threads still spin, 20
-// to 50 us when they sleep: 15 is between. Only their ratios matter here.
+// single row, where W is the bound; a step waits for the other's flag and then for its part of h; entering
+// the pool 2 us when its threads still spin, 20 to 50 us when they sleep: 15 is between. Only their ratios
+// matter here.
 constexpr double kVectorFmaPerNs = 6.0;
-constexpr double kBarrierNs = 150;
+constexpr double kMeetings = 2;  // the flag, and the lines of h
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
@@ -33,7 +34,7 @@ double step_ns(const Shape& s, double rows, double vectors) {
 
 }  // namespace
 
-Plan make_plan(const Shape& s, int threads) {
+Plan make_plan(const Shape& s, int threads, double meeting_ns) {
   const int64_t vectors = divide_up(s.units, s.lanes);
   const double rows = s.steps > 0 ? static_cast<double>(s.total) / s.steps : 0;  // the mean, when packed
   const double pack = kPackNs * s.units * s.gates * (s.inputs + s.reads);
@@ -43,8 +44,9 @@ Plan make_plan(const Shape& s, int threads) {
   if (threads < 2) return best;
 
   const int unit_parts = static_cast<int>(std::min<int64_t>(threads, vectors));
-  const double units = kEnterNs + pack / unit_parts +
-                       s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kBarrierNs);
+  const double units =
+      kEnterNs + pack / unit_parts +
+      s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kMeetings * meeting_ns);
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
   // rows end at different times when packed, so a row split leaves threads idle; and who shares rows cannot

@@ -17,8 +17,9 @@ struct Shape {
   bool packed;  // steps have different row counts
 };
 
-// The cheapest of the three by a model of measured costs; threads = how many can really run.
-Plan make_plan(const Shape& shape, int threads);
+// The cheapest of the three by a model of measured costs; threads = how many can really run; meeting_ns: how
+// long they take to meet (Team::meeting_ns).
+Plan make_plan(const Shape& shape, int threads, double meeting_ns);
 
 const char* name_of(Split split);
 bool parse_split(const std::string& name, Split& split);

@@ -7,6 +7,9 @@
 // Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
 // it, and rounding errors of one chain do not grow with the length of the whole.
 constexpr int64_t kBlock = 1024;
+// From this many k on B does not fit the second cache. Where few rows leave the product waiting for it, it is
+// asked for some k ahead, beyond what the processor does by itself.
+constexpr int64_t kFar = 512, kAhead = 4;
 constexpr int kMaxRows = 8;
 constexpr int kTurnedRows = 3;
 constexpr int kMaxVectors = 8;
@@ -44,8 +47,12 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
   }
   const W* b = tile.b;
   const int64_t K = tile.K;
+  const bool far = kRows <= 2 && K >= kFar;
   for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
     Operand row[kVectors];
+    if (far)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + (kAhead * kVectors + v) * L);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
 #pragma GCC unroll 8
@@ -85,11 +92,6 @@ struct TileTable {
 
 template <class W>
 inline constexpr TileTable<W> kTiles;
-
-// Which slice of every weight matrix: its unit vectors are cut in so many pieces, and this one is meant.
-struct Cut {
-  int64_t pieces, piece;
-};
 
 // Where a weight matrix comes from: weights[g units + unit, k] of torch (forward), or, straight,
 // weights[k, unit] (backward). Its rows are ld numbers apart; those that are not straight hold whole words.
@@ -228,21 +230,23 @@ inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, c
                                                     multiply_turned<E, 3>};
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
-// gates of a unit stand at slot[g] from the unit's place in a row of C; then(m, vectors) is called when they
-// are done. Every other step reads the panels last first: what it begins with is still in the nearer cache.
+// gates of a unit stand at slot[g] from the unit's place in a row of C; then(rows, vectors) is called when a
+// tile is done. Every other step reads the panels last first: what it begins with is still in the nearer
+// cache.
 template <class E, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<E>& w, Cut cut, int64_t n, const int64_t* slot, bool last_first,
-                            Rows rows, Then then) {
+RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
+                            bool last_first, Rows rows, Then then) {
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
   if (n <= 0) return;
-  w.for_panels(w.vectors_of(cut), {0, 1}, last_first, [&](Range p) {
+  w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
     Tile<W> tile;
     for (int64_t g = 0; g < w.gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;
     const int64_t width = w.gates * p.size();
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
-    const W* const panel = w.turned ? nullptr : w.panel(p, cut);
+    const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
+    if (w.once && panel) part.watch.lap(Work::kPack);
     const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = share(w.K, blocks, block);
@@ -259,8 +263,10 @@ RNNFAST_INLINE void product(const Packed<E>& w, Cut cut, int64_t n, const int64_
           kTiles<W>.entry[width][r.size()](tile);
         else
           kTurnedTiles<E>[r.size()](tile, w, p, k.begin);
+        part.watch.lap(Work::kProduct);
         if (block + 1 < blocks) continue;
-        for (int64_t m = r.begin; m < r.end; ++m) then(m, p);
+        then(r, p);
+        part.watch.lap(Work::kCell);
       }
     }
   });

@@ -38,7 +38,7 @@ struct Forward {
         Hp(padded(params.H)),
         Pp(padded(params.P)),
         B(params.walk.batch) {
-    chunk = chunk_steps<A>(p.walk, S * Hp, plan.parts);
+    chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
     const auto pack = [&](const E* w, int64_t numbers, int64_t units, int gates, int64_t n, int64_t uses) {
@@ -113,7 +113,7 @@ struct Forward {
     }
     int64_t s = 0, b = 0, t = 0;
     product(
-        w_ih, part.cut, n, slot_x, false,
+        w_ih, part, n, slot_x, false,
         [&](int64_t row, const W*& a, const A*& in, A*& out) {
           if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
           while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
@@ -122,7 +122,7 @@ struct Forward {
           out = gates(t, b, s - begin);
           ++b;
         },
-        [](int64_t, Range) {});
+        [](Range, Range) {});
   }
 
   void emit(int64_t s, int64_t t, int64_t b, int64_t v, V value, bool ends) const {
@@ -151,36 +151,49 @@ struct Forward {
     const E* before = h[s & 1];
     if (plan.split == Split::kUnits) fetch_state(part, rows, s);
     product(
-        w_hh, part.cut, rows.size(), slot_h, s & 1,
+        w_hh, part, rows.size(), slot_h, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(before + (rows.begin + i) * Pp);
           in = out = gates(t, rows.begin + i, local);
         },
-        [&](int64_t i, Range vectors) {
-          const int64_t b = rows.begin + i;
-          A* saved = gates(t, b, local);
+        [&](Range tile, Range vectors) {
           for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-            V state[S], cell{}, blended{};
-            for (int j = 0; j < S; ++j) state[j] = load(saved + j * Hp + v * L);
-            if constexpr (Cell::kHasCell) cell = load(c + b * Hp + v * L);
-            if constexpr (Cell::kBlends) {
-              const int64_t at = b * Pp + v * L;
-              blended = kRounds ? load(exact + at) : load(before + at);
-            }
-            const V value = Cell::forward(state, cell, blended);
-            if (p.gates)
-              for (int j = 0; j < S; ++j) store(saved + j * Hp + v * L, state[j]);
-            if constexpr (Cell::kHasCell) {
-              store(c + b * Hp + v * L, cell);
-              if (p.cells) store(p.cells + p.walk.row(t, b) * Hp + v * L, cell);
-              if (b >= ends) store_part(p.cn + b * p.H + v * L, cell, p.H - v * L);
-            }
-            if (projected)
-              store(m + b * Hp + v * L, value);
-            else
-              emit(s, t, b, v, value, b >= ends);
+            int64_t i = tile.begin;
+            for (; i + 2 <= tile.end; i += 2) cells<2>(s, t, rows.begin + i, v, local, ends);
+            if (i < tile.end) cells<1>(s, t, rows.begin + i, v, local, ends);
           }
         });
+  }
+
+  // The cells of n rows of step t from row b on, lanes v. One row is a chain of dependent instructions; two
+  // at once keep the processor busy.
+  template <int n>
+  RNNFAST_INLINE void cells(int64_t s, int64_t t, int64_t b, int64_t v, int64_t local, int64_t ends) const {
+    A* saved[n];
+    V state[n][S], cell[n]{}, blended[n]{}, value[n];
+    for (int i = 0; i < n; ++i) {
+      saved[i] = gates(t, b + i, local);
+      for (int j = 0; j < S; ++j) state[i][j] = load(saved[i] + j * Hp + v * L);
+      if constexpr (Cell::kHasCell) cell[i] = load(c + (b + i) * Hp + v * L);
+      if constexpr (Cell::kBlends) {
+        const int64_t at = (b + i) * Pp + v * L;
+        blended[i] = kRounds ? load(exact + at) : load(h[s & 1] + at);
+      }
+    }
+    for (int i = 0; i < n; ++i) value[i] = Cell::forward(state[i], cell[i], blended[i]);
+    for (int i = 0; i < n; ++i, ++b) {
+      if (p.gates)
+        for (int j = 0; j < S; ++j) store(saved[i] + j * Hp + v * L, state[i][j]);
+      if constexpr (Cell::kHasCell) {
+        store(c + b * Hp + v * L, cell[i]);
+        if (p.cells) store(p.cells + p.walk.row(t, b) * Hp + v * L, cell[i]);
+        if (b >= ends) store_part(p.cn + b * p.H + v * L, cell[i], p.H - v * L);
+      }
+      if (projected)
+        store(m + b * Hp + v * L, value[i]);
+      else
+        emit(s, t, b, v, value[i], b >= ends);
+    }
   }
 
   // h' = W_hr (o tanh(c'))
@@ -188,16 +201,16 @@ struct Forward {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t), slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part.cut, rows.size(), &slot, s & 1,
+        w_hr, part, rows.size(), &slot, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(m + (rows.begin + i) * Hp);
           in = zeros;
           out = r + (rows.begin + i) * Pp;
         },
-        [&](int64_t i, Range vectors) {
-          const int64_t b = rows.begin + i;
-          for (int64_t v = vectors.begin; v < vectors.end; ++v)
-            emit(s, t, b, v, load(r + b * Pp + v * L), b >= ends);
+        [&](Range tile, Range vectors) {
+          for (int64_t b = rows.begin + tile.begin; b < rows.begin + tile.end; ++b)
+            for (int64_t v = vectors.begin; v < vectors.end; ++v)
+              emit(s, t, b, v, load(r + b * Pp + v * L), b >= ends);
         });
   }
 };
@@ -303,13 +316,13 @@ struct Backward {
     const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part.cut, rows.size(), &slot, t & 1,
+        w_hr, part, rows.size(), &slot, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(p.dprojected + p.walk.row(t, rows.begin + i) * ldp);
           in = zeros;
           out = dm + (rows.begin + i) * Hp;
         },
-        [](int64_t, Range) {});
+        [](Range, Range) {});
   }
 
   void cell(const Part& part, int64_t t) const {
@@ -342,6 +355,7 @@ struct Backward {
           for (int g = 0; g < G; ++g) store_part(p.dx + row * lda + g * p.H + v * L, dx[g], left);
       }
     }
+    part.watch.lap(Work::kCell);
   }
 
   // dL/dh of the step before += da W_hh
@@ -349,11 +363,11 @@ struct Backward {
     const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hh, part.cut, rows.size(), &slot, t & 1,
+        w_hh, part, rows.size(), &slot, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(p.da + p.walk.row(t, rows.begin + i) * lda);
           in = out = dh + (rows.begin + i) * Pp;
         },
-        [](int64_t, Range) {});
+        [](Range, Range) {});
   }
 };

@@ -1,10 +1,16 @@
 // How a call is cut into parts: rows, or vectors of hidden units, or everything.
 // Compiled once per instruction set, inside its namespace. No guard on purpose.
 
+// Which slice of every weight matrix: its unit vectors are cut in so many pieces, and this one is meant.
+struct Cut {
+  int64_t pieces, piece;
+};
+
 struct Part {
   int index, parts;
   Range rows;  // of the batch
   Cut cut;     // of the units
+  Stopwatch& watch;
 
   // the rows of ours that time step t still has
   Range active(const Walk& walk, int64_t t) const {
@@ -21,9 +27,9 @@ struct Share {
   template <class F>
   RNNFAST_INLINE void phase(const F& f) const {
     member.phase([&](int i) {
-      f(plan.split == Split::kUnits  ? Part{i, plan.parts, {0, batch}, {plan.parts, i}}
-        : plan.split == Split::kRows ? Part{i, plan.parts, share(batch, plan.parts, i), {1, 0}}
-                                     : Part{i, plan.parts, {0, batch}, {1, 0}});
+      const Range rows = plan.split == Split::kRows ? share(batch, plan.parts, i) : Range{0, batch};
+      const Cut cut = plan.split == Split::kUnits ? Cut{plan.parts, i} : Cut{1, 0};
+      f(Part{i, plan.parts, rows, cut, member.watch});
     });
   }
 
@@ -40,13 +46,14 @@ struct Share {
   }
 
   // Who shares units packs his own, so that they lie in his cache; else all take turns.
-  template <class E>
-  void pack(const Packed<E>& w, const Part& part) const {
+  template <class Matrix>
+  void pack(const Matrix& w, const Part& part) const {
     if (w.once) return;
     if (plan.split == Split::kUnits)
       w.pack(w.vectors_of(part.cut), {0, 1});
     else
       w.pack({0, w.vectors()}, {part.index, part.parts});
+    part.watch.lap(Work::kPack);
   }
 
   // what a part does of work that is shared by rows in any case
@@ -62,10 +69,11 @@ void copy_padded(E* to, int64_t np, const A* from, int64_t n, Range rows) {
       store(to + b * np + i, from ? load_part(from + b * n + i, n - i) : typename Vec<A>::type{});
 }
 
-// Steps whose input products are made at once: enough rows for full tiles, few enough to stay in the cache.
+// Steps whose input products are made at once: enough rows for full tiles, few enough to stay in the cache,
+// unless they are small beside the W_ih [row_size, inputs] that every chunk reads anew.
 template <class A>
-int64_t chunk_steps(const Walk& walk, int64_t row_size, int64_t members) {
-  constexpr int64_t kRows = 24, kBytes = 192 * 1024;
-  const int64_t rows = most(kRows, members * kBytes / (row_size * int64_t(sizeof(A))));
+int64_t chunk_steps(const Walk& walk, int64_t row_size, int64_t inputs, int64_t members) {
+  constexpr int64_t kRows = 24, kBytes = 192 * 1024, kShare = 4;
+  const int64_t rows = most(most(kRows, members * kBytes / (row_size * int64_t(sizeof(A)))), inputs / kShare);
   return least(walk.steps, most<int64_t>(1, rows / most<int64_t>(1, walk.batch)));
 }

@@ -47,6 +47,34 @@ class Solitude {
 };
 Solitude solitude;
 
+// A meeting takes a tenth of a microsecond between processors that share a cache and half of one between
+// others, and a virtual machine's processors are now the one and now the other. So it is measured every now
+// and then, in a call that shares units anyway; what was measured is forgotten, because a plan that avoids
+// such calls would never learn better.
+class Distance {
+ public:
+  double ns(Clock::time_point now) const {
+    if (age(now) > kValid) return kNearNs;
+    return 1e9 * Stopwatch::seconds_per_tick() * static_cast<double>(ticks_.load(std::memory_order_relaxed));
+  }
+  bool due(Clock::time_point now) const { return age(now) > kInterval; }
+  void learn(uint64_t ticks, Clock::time_point now) {
+    ticks_.store(ticks, std::memory_order_relaxed);
+    learned_.store(now.time_since_epoch().count(), std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr double kNearNs = 75;
+  static constexpr auto kInterval = std::chrono::milliseconds(10), kValid = std::chrono::milliseconds(100);
+  Clock::duration age(Clock::time_point now) const {
+    return now.time_since_epoch() - Clock::duration(learned_.load(std::memory_order_relaxed));
+  }
+  std::atomic<uint64_t> ticks_{0};
+  std::atomic<Clock::rep> learned_{0};
+};
+Distance distance;
+constexpr uint32_t kManyPhases = 32;  // enough that their mean says something
+
 inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -199,6 +227,12 @@ void Team::enter(int64_t begin, int64_t end) noexcept {
     work_(context_, member);
   }
   if (member.worked_) worked_.fetch_add(1, std::memory_order_relaxed);
+  if (measures_ && member.now_ >= kManyPhases) {
+    const uint64_t waited = member.watch.spent(Work::kWait) / member.now_;
+    uint64_t least = meeting_.load();
+    while (waited < least && !meeting_.compare_exchange_weak(least, waited)) {
+    }
+  }
   const Clock::time_point start = Clock::now();
   if (!over_.exchange(true)) end_ = start - member.waited_;
   // Who has not come may be waiting for this very core, and the pool would wait for him without giving it
@@ -206,7 +240,11 @@ void Team::enter(int64_t begin, int64_t end) noexcept {
   while (came_.load(std::memory_order_relaxed) < wanted_ && Clock::now() - start < kPatience) sched_yield();
 }
 
-int Team::run(int wanted, int parts, bool flush, void (*work)(void*, Member&) noexcept, void* context) {
+double Team::meeting_ns() { return distance.ns(Clock::now()); }
+
+int Team::run(int wanted, int parts, bool flush, bool steps, void (*work)(void*, Member&) noexcept,
+              void* context) {
+  const Visit visit;
   const Clock::time_point start = wanted > 1 ? Clock::now() : Clock::time_point();
   if (wanted <= 1 || solitude.lasts(start)) {
     Member member(nullptr, 0, parts);
@@ -214,7 +252,7 @@ int Team::run(int wanted, int parts, bool flush, void (*work)(void*, Member&) no
     work(context, member);
     return 1;
   }
-  Team team(wanted, parts);
+  Team team(wanted, parts, steps && distance.due(start));
   team.flush_ = flush;
   team.work_ = work;
   team.context_ = context;
@@ -223,7 +261,9 @@ int Team::run(int wanted, int parts, bool flush, void (*work)(void*, Member&) no
       [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); }, &team);
   const Clock::time_point now = Clock::now();
   solitude.learn(now - start, now - team.end_, now);
-  return team.worked_.load();
+  const int worked = team.worked_.load();
+  if (worked > 1 && team.meeting_ != kUnknown) distance.learn(team.meeting_, now);
+  return worked;
 }
 
 }  // namespace rnnfast

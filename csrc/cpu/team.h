@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "cpu/profile.h"
 #include "cpu/target.h"
 
 namespace rnnfast {
@@ -25,14 +26,22 @@ class Team {
     RNNFAST_INLINE void phase(const F& f) {
       if (!team_) {
         for (int part = 0; part < parts_; ++part) f(part);
-        return;
+        return watch.lap(Work::kOther);
       }
-      for (int part; (part = next()) >= 0; finish(part)) f(part);
+      for (int part; (part = next()) >= 0; finish(part)) {
+        watch.lap(Work::kWait);
+        f(part);
+        watch.lap(Work::kOther);
+      }
+      watch.lap(Work::kWait);
     }
+
+    Stopwatch watch;
 
    private:
     friend class Team;
-    Member(Team* team, int rank, int parts) : team_(team), rank_(rank), own_(rank), parts_(parts) {
+    Member(Team* team, int rank, int parts)
+        : watch(team && team->measures_), team_(team), rank_(rank), own_(rank), parts_(parts) {
       away_.set();
     }
     int next() noexcept;             // a part to do in this phase, or -1 when all are done
@@ -49,8 +58,14 @@ class Team {
 
   // Calls work(context, member) on up to `wanted` threads and returns how many of them did something. A
   // thread that the pool does not give, or gives late, is not waited for. `work` must not throw, allocate or
-  // call torch. With flush, denormals count as zero inside. parts: 1 to kMaxMembers.
-  static int run(int wanted, int parts, bool flush, void (*work)(void*, Member&) noexcept, void* context);
+  // call torch. With flush, denormals count as zero inside. parts: 1 to kMaxMembers. steps: whether it has a
+  // phase for every step, so that now and then the time they take to meet can be measured.
+  static int run(int wanted, int parts, bool flush, bool steps, void (*work)(void*, Member&) noexcept,
+                 void* context);
+
+  // How long a member waits at the end of a phase though all have as much to do, in nanoseconds: as lately
+  // measured, or else what it is where they share a cache.
+  static double meeting_ns();
 
   // Threads that can really run at once: torch's setting, capped by affinity and the container's quota.
   static int usable_threads();
@@ -68,12 +83,14 @@ class Team {
     alignas(64) std::atomic<uint32_t> done{0};
   };
 
-  Team(int wanted, int parts) : wanted_(wanted), parts_(parts), progress_(new Progress[parts]) {
+  Team(int wanted, int parts, bool measures)
+      : wanted_(wanted), parts_(parts), measures_(measures), progress_(new Progress[parts]) {
     if (parts > kGroup) groups_.reset(new Group[(parts + kGroup - 1) / kGroup]);
   }
   void enter(int64_t begin, int64_t end) noexcept;
   void spread() noexcept;
 
+  static constexpr uint64_t kUnknown = ~uint64_t{0};
   static constexpr int kCpus = 1024;
   std::atomic<uint64_t> cpus_[kCpus / 64]{};  // where members run
   std::atomic<int> members_{0};               // who entered
@@ -82,6 +99,8 @@ class Team {
   std::atomic<bool> over_{false};
   Clock::time_point end_;  // of the work, when it is over, less what its member waited
   const int wanted_, parts_;
+  const bool measures_;
+  std::atomic<uint64_t> meeting_{kUnknown};  // in ticks, of the member that waited least
   bool flush_ = false;
   void (*work_)(void*, Member&) noexcept = nullptr;
   void* context_ = nullptr;

@@ -191,8 +191,10 @@ void launch(const char* kernel, Plan plan, int wanted, bool flush, const Call& c
   mxcsr = {rng.one_in(2) ? 0x1f80u : 0x9fc0u, flush ? ~0u : ~0x3fu};
   solitude.learn({}, {}, {});  // forget the last call
   mxcsr.set();
+  const bool profiled = rng.one_in(8);
+  if (profiled) start_profile();
   const int members = Team::run(
-      wanted, plan.parts, flush,
+      wanted, plan.parts, flush, plan.split == Split::kUnits,
       [](void* self, Team::Member& member) noexcept {
         const Bound& b = *static_cast<const Bound*>(self);
         b.call(b.plan, b.workspace, &member);
@@ -201,6 +203,11 @@ void launch(const char* kernel, Plan plan, int wanted, bool flush, const Call& c
   // the pool has checked its threads, the caller among them
   if (wanted > 1) mxcsr.set();
   mxcsr.check("the caller");
+  if (profiled) {
+    const Profile profile = stop_profile();
+    if (!(profile.kernels > 0 && profile.kernels <= profile.elapsed))
+      fail("a call of %g s took %g s", profile.elapsed, profile.kernels);
+  }
   std::free(bound.workspace);
   if (members < 1 || members > wanted)
     fail("%d members worked, of %d threads on %d parts", members, wanted, plan.parts);
@@ -377,23 +384,33 @@ void check_gradients(const Numbers& in, const Numbers& gradients, double toleran
     fail("gradients: the slope is %.9g, expected %.9g (of terms of %.3g together)", slope, expected, size);
 }
 
-// a b [M, N] by the gradient kernel; a is [M, K], or turned [K, M]
+// a b [M, N] by the gradient kernel, alone or beside a second product; a is [M, K], or turned [K, M]
 template <class E>
 std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K, const E* a, int64_t lda,
                                bool turned, const E* b, int64_t ldb) {
   typedef typename ComputeType<E>::type A;
   if (M * N == 0) return {};
   const bool summed = turned && rng.one_in(2);
-  GradientParams<E> p{M, N, K, a, lda, turned, b, ldb, nullptr, padded(N), false, nullptr};
+  const typename GradientParams<E>::Right right{N, b, ldb, nullptr, padded(N)};
+  typename GradientParams<E>::Right other = right;  // fewer columns of the same
+  if (rng.one_in(2)) other.N = rng.in(1, N), other.ldc = padded(other.N);
+  GradientParams<E> p{M, K, a, lda, turned, static_cast<int>(rng.in(1, 2)), {right, other}, false, nullptr};
   const auto takes = [&](GradientParams<E>& q, Outputs& o) {
-    q.c = o.take_padded<A>("product", M, N, o.fill);
+    q.right[0].c = o.take_padded<A>("product", M, N, o.fill);
+    if (q.rights > 1) q.right[1].c = o.take_padded<A>("second product", M, other.N, o.fill);
     if (summed) q.sums = o.take<A>("sums", M, 1);
   };
   const auto call = [&](const GradientParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
     return k.layer(E()).gradient(q, plan, workspace, member);
   };
   const Outputs once = run_both("gradient", p, false, sizeof(A) == 4, takes, call);
-  const std::vector<double> product = doubles(p.c, M, N, p.ldc);
+  const std::vector<double> product = doubles(p.right[0].c, M, N, right.ldc);
+  if (p.rights > 1) {
+    const std::vector<double> second = doubles(p.right[1].c, M, other.N, other.ldc);
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t n = 0; n < other.N; ++n)
+        if (second[m * other.N + n] != product[m * N + n]) fail("the second product differs from the first");
+  }
   if (summed)
     check_near("sums", doubles(p.sums, M, 1, 1), column_sums(doubles(a, K, M, lda), M),
                sizeof(A) == 4 ? 1e-4 : 1e-12);
@@ -403,9 +420,12 @@ std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K
     std::memset(&before, kByte, sizeof before);
     p.accumulate = true;
     p.sums = nullptr;
-    const auto keeps = [&](GradientParams<E>& q, Outputs& o) { q.c = o.take_padded<A>("sum", M, N, kByte); };
+    p.rights = 1;
+    const auto keeps = [&](GradientParams<E>& q, Outputs& o) {
+      q.right[0].c = o.take_padded<A>("sum", M, N, kByte);
+    };
     const Outputs again = run_both("gradient, accumulated", p, false, sizeof(A) == 4, keeps, call);
-    std::vector<double> sum = doubles(p.c, M, N, p.ldc);
+    std::vector<double> sum = doubles(p.right[0].c, M, N, right.ldc);
     for (double& v : sum) v -= before;
     check_near("sum", sum, product, sizeof(A) == 4 ? 1e-4 : 1e-12);
   }
