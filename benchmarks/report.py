@@ -62,9 +62,23 @@ def header(result: dict) -> str:
     return "\n".join(lines)
 
 
+def spent(row: dict) -> str:
+    """What rnnfast's time goes into, the largest first, in percent; the product beside its limit."""
+
+    def text(work: str, part: float) -> str:
+        if work != "product":
+            return f"{work} {100 * part:.0f}"
+        return f"product {100 * part:.0f} ({row['product_limit_ms'] / ours / part:.2f})"
+
+    ours = row["peers"]["rnnfast"]["median_ms"]
+    works = sorted(row["spent"].items(), key=lambda item: -item[1])
+    return ", ".join(text(work, part) for work, part in works if part >= 0.015)
+
+
 def table(result: dict) -> tuple[list[str], list[list[str]]]:
     """Column names and cells: milliseconds, medians; one line for each row and mode."""
-    columns = ["row", "shape", "mode", *OTHERS, "rnnfast", "speed-up (quartiles)", "of limit", "max diff"]
+    columns = ["row", "shape", "mode", *OTHERS, "rnnfast", "speed-up (quartiles)", "of limit"]
+    columns += ["% of its time (product: part of its limit)", "max diff"]
     lines = []
     for row in result["rows"]:
         ours = row["peers"]["rnnfast"]
@@ -76,6 +90,7 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
                 *(milliseconds(row, name) for name in (*OTHERS, "rnnfast")),
                 "FAILED" if row["failed"] else speedup(row),
                 f"{ours['fraction']:.2f}",
+                spent(row),
                 f"{ours['difference']:.0e}",
             ]
         )
@@ -124,8 +139,10 @@ def markdown(result: dict) -> str:
         raise ValueError("this run is no result: " + "; ".join(found))
     note = (
         "Milliseconds, medians of interleaved rounds. Speed-up: median of the pairs over torch.nn (deep "
-        "transition: over the Python loop). Of limit: the roofline of the row over the time. Max diff: "
-        "rnnfast against float64, as a share of the largest value; with all gradients when training."
+        "transition: over the Python loop). Of limit: the roofline of the row over the time. Of its time: "
+        "percent, as rnnfast's threads count it themselves; outside: Python, torch, allocation; beside the "
+        "product, how near it comes to what the machine can multiply or read. Max diff: rnnfast against "
+        "float64, as a share of the largest value; with all gradients when training."
     )
     shapes = len({row["shape"] for row in result["rows"] if row["required"]})
     means = (

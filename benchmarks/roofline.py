@@ -55,23 +55,30 @@ def layers(case: Case) -> Iterator[Layer]:
         yield Layer(GATES[kind] * hidden * width, GATES[kind] * hidden * hidden, SIGMOIDS[kind] * hidden)
 
 
-def step_seconds(layer: Layer, rows: int, case: Case, team: Team) -> float:
-    """One step of the recurrence for `rows` rows in each direction."""
+def step_seconds(layer: Layer, rows: int, case: Case, team: Team, bare: bool) -> float:
+    """One step of the recurrence, `rows` rows in each direction; bare: its product alone."""
     weight_bytes = layer.recurrent * case.directions * BYTES[case.dtype]
     product = 2 * layer.recurrent * rows * case.directions / team.flops(case.dtype)
     read = weight_bytes / team.bandwidth(weight_bytes)
+    if bare:
+        return max(product, read)
     alone = team.threads == 1 or rows * case.directions >= team.threads
     sync = 0.0 if alone else layer.meetings * team.barrier()
     return max(product, read) + sync + layer.sigmoids * rows * case.directions / team.sigmoids()
 
 
-def limit(case: Case, training: bool, teams: list[Team]) -> float:
-    """The least seconds that the formulas above allow; `teams` are one thread and all threads."""
+def limit(case: Case, training: bool, teams: list[Team], bare: bool = False) -> float:
+    """The least seconds that the formulas above allow; `teams` are one thread and all threads.
+
+    bare: of the products alone, without t_sync and t_cell.
+    """
     flops = max(team.flops(case.dtype) for team in teams)
     rows_steps = sum(case.batch_sizes) * case.directions
     seconds = 0.0
     for layer in layers(case):
-        step = {n: min(step_seconds(layer, n, case, team) for team in teams) for n in set(case.batch_sizes)}
+        step = {
+            n: min(step_seconds(layer, n, case, team, bare) for team in teams) for n in set(case.batch_sizes)
+        }
         recurrence = sum(step[n] for n in case.batch_sizes)
         projection = 2 * layer.projection * rows_steps / flops
         seconds += projection + recurrence

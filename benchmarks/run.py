@@ -103,6 +103,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "q1": low, "q3": high}
 
 
+def shares(call: Callable, seconds: float) -> dict[str, float]:
+    """What rnnfast spends its time on, as parts of the whole."""
+    with rnnfast.info.profile() as spent:
+        for _ in range(max(1, int(0.1 / seconds))):
+            call()
+    elapsed = spent.pop("elapsed")
+    return {work: part / elapsed for work, part in spent.items()}
+
+
 def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int) -> dict:
     """One row of the report; its limit is added when the run ends."""
     training = mode == "training"
@@ -123,6 +132,8 @@ def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int
         slow = {name for name, took in first.items() if took > 0.1}
         brief = slow & {"Python loop"} - {baseline(case)}
         times = interleave(calls, seconds, least, slow=slow, brief=brief)
+        settle()
+        spent = shares(calls["rnnfast"], median(times["rnnfast"]))
         gc.enable()
     pairs = {  # of the rounds that both were in
         name: [other / ours for other, ours in zip(values, times["rnnfast"], strict=False)]
@@ -147,6 +158,7 @@ def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int
             }
             for name, values in times.items()
         },
+        "spent": spent,
         "speedup": spread(pairs[baseline(case)]),
         "failed": "; ".join(wrong),
     }
@@ -167,6 +179,7 @@ def run(cases: list[Case], threads: int, seconds: float, least: int, command: st
         team.measure_again()
     for (case, mode), row in zip(work, rows, strict=True):
         row["limit_ms"] = limit(case, mode == "training", teams) * 1e3
+        row["product_limit_ms"] = limit(case, mode == "training", teams, bare=True) * 1e3
         for peer in row["peers"].values():
             peer["fraction"] = row["limit_ms"] / peer["median_ms"]
     return {

@@ -62,6 +62,9 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
         assert 0 < peer["q1_ms"] <= peer["median_ms"] <= peer["q3_ms"]
         assert peer["difference"] < 1e-5
         assert peer["fraction"] == pytest.approx(row["limit_ms"] / peer["median_ms"])
+    assert set(row["spent"]) == {"outside", "pack", "product", "cell", "wait", "other"}
+    assert sum(row["spent"].values()) == pytest.approx(1) and min(row["spent"].values()) >= 0
+    assert 0 < row["product_limit_ms"] < row["limit_ms"]
     assert row["plan"] and row["reason"] and row["rounds"] >= 3
     with (tmp_path / "bench.csv").open() as file:
         assert [line["peer"] for line in csv.DictReader(file)] == list(row["peers"])
