@@ -1,5 +1,4 @@
 // The forward ops' autograd kernels. The backward ops get theirs, for double backward, in rnnfast/ops.py.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -11,11 +10,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-template <class F>
-c10::TypedOperatorHandle<F> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
 
 // Calls an op under this kernel. A backward that nobody differentiates need not pass its own autograd kernel,
 // which is Python's.

@@ -1,7 +1,8 @@
-// From Python straight to the kernel, for a caller who wants no graph: `_C.try_cell` and `_C.try_layer`,
-// plain functions. They take what a kernel can read as it is, and leave everything else, every error too, to
-// the op by returning None. A stream calls a layer thousands of times a second, and the way through Python's
-// checks and the dispatcher takes 10 us, which is more than a step.
+// From Python straight to the kernel, or to the op's autograd kernel where a graph is wanted: `_C.try_cell`
+// and
+// `_C.try_layer`, plain functions. They take what a kernel can read as it is, and leave everything else,
+// every error too, to the way through Python by returning None. A stream calls a layer thousands of times a
+// second, and Python's checks and the dispatcher take 10 us, which is more than a step.
 #include "direct.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -29,17 +30,17 @@ bool interposed() {
          at::impl::torch_function_mode_enabled() || at::autocast::is_autocast_enabled(at::kCPU);
 }
 
-// A tensor whose numbers lie row by row in the CPU's memory, of this type and size, and outside any graph;
-// null otherwise
-const Tensor* readable(PyObject* object, at::ScalarType type, at::IntArrayRef size) {
+// A tensor whose numbers lie row by row in the CPU's memory, of this type and size; null otherwise. `graph`
+// becomes true if it asks for one.
+const Tensor* readable(PyObject* object, at::ScalarType type, at::IntArrayRef size, bool& graph) {
   static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
                                     DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
   static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
   if (!object || !THPVariable_CheckExact(object)) return nullptr;
   const Tensor& t = THPVariable_Unpack(object);
   const bool plain = t.defined() && (t.key_set() - usual) == cpu && t.scalar_type() == type &&
-                     t.sizes() == size && t.is_contiguous() && !t._fw_grad(/*level=*/0).defined() &&
-                     !(at::GradMode::is_enabled() && t.requires_grad());
+                     t.sizes() == size && t.is_contiguous() && !t._fw_grad(/*level=*/0).defined();
+  graph |= plain && t.requires_grad() && at::GradMode::is_enabled();
   return plain ? &t : nullptr;
 }
 
@@ -58,7 +59,7 @@ struct Direct {
   Mode mode;
   at::ScalarType type;
   int64_t T, B, I, H;
-  bool batch_first;
+  bool batch_first, graph;
   const Tensor *x, *h, *c;                  // h and c may be null: zeros
   const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
 
@@ -74,16 +75,16 @@ struct Direct {
     bool all = true;
     const auto optional = [&](PyObject* object, at::IntArrayRef size) -> const Tensor* {
       if (object == Py_None) return nullptr;
-      const Tensor* t = readable(object, type, size);
+      const Tensor* t = readable(object, type, size, graph);
       all &= t != nullptr;
       return t;
     };
     const int64_t rows = gates_of(mode) * H;
     state_size.assign(leading.begin(), leading.end());
     state_size.push_back(H);
-    x = readable(input, type, THPVariable_Unpack(input).sizes());
-    w_ih = readable(parameter(names.w_ih), type, {rows, I});
-    w_hh = readable(hh, type, {rows, H});
+    x = readable(input, type, THPVariable_Unpack(input).sizes(), graph);
+    w_ih = readable(parameter(names.w_ih), type, {rows, I}, graph);
+    w_hh = readable(hh, type, {rows, H}, graph);
     PyObject *const bi = parameter(names.b_ih), *const bh = parameter(names.b_hh);
     b_ih = optional(bi ? bi : Py_None, {rows});
     b_hh = optional(bh ? bh : Py_None, {rows});
@@ -93,6 +94,24 @@ struct Direct {
   }
 
   c10::SmallVector<int64_t, 3> state_size;
+
+  // y, h_n and c_n as the op has them
+  std::array<Tensor, 3> recorded() const {
+    static const auto op = find_op<decltype(recurrent)>("rnnfast::recurrent");
+    static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
+    const pybind11::gil_scoped_release without_gil;
+    const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
+    const auto state = [&](const Tensor* t) {
+      return t ? t->view({1, B, H}) : at::zeros({1, B, H}, x->options());
+    };
+    const bool has_cell = mode == Mode::kLstm;
+    const OptTensor none;
+    auto [y, hn, cn, gates, cells] =
+        op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
+                has_cell ? OptTensor(state(c)) : none, *w_ih, *w_hh, given(b_ih), given(b_hh), none, none,
+                none, none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
+    return {y, hn.view(state_size), has_cell ? cn.view(state_size) : Tensor()};
+  }
 
   Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }
 
@@ -147,6 +166,10 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
   d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back();
   if (!d.read(names, args[1], args[2], args[3], args[4], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  if (d.graph) {
+    const auto [y, h, c] = d.recorded();
+    return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
+  }
   RECORD_FUNCTION("rnnfast::cell", {});
   const Tensor h = d.empty(d.state_size), c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
   d.run(h, h, c);
@@ -169,9 +192,13 @@ PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
   const int64_t leading[] = {1, d.B};
   if (!d.read(names, args[1], args[2], args[3], args[4], {leading, batched ? 2u : 1u})) Py_RETURN_NONE;
-  RECORD_FUNCTION("rnnfast::layer", {});
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
   y_size.back() = d.H;
+  if (d.graph) {
+    const auto [y, h, c] = d.recorded();
+    return Py_BuildValue("(NNN)", wrap(batched ? y : y.view(y_size)), wrap(h), wrap(c));
+  }
+  RECORD_FUNCTION("rnnfast::layer", {});
   const Tensor y = d.empty(y_size), h = d.empty(d.state_size),
                c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
   d.run(y, h, c);
@@ -187,8 +214,8 @@ PyMethodDef method(const char* name, F function, const char* text) {
 }  // namespace
 
 PyMethodDef direct_methods[] = {
-    method("try_cell", try_cell, "One step of a cell without a graph, or None: then it is the op's."),
-    method("try_layer", try_layer, "One layer without a graph, or None: then it is the op's."),
+    method("try_cell", try_cell, "One step of a cell, or None: then there is more to it."),
+    method("try_layer", try_layer, "One layer in one direction, or None: then there is more to it."),
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace rnnfast

@@ -1,6 +1,7 @@
 // The signatures of the ops: what layer.cpp and deep.cpp implement, autograd.cpp wraps and ops.cpp registers.
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <array>
 #include <optional>
@@ -53,5 +54,11 @@ decltype(rnnfast::recurrent_backward) recurrent_backward;
 decltype(rnnfast::deep_transition) deep_transition;
 decltype(rnnfast::deep_transition_backward) deep_transition_backward;
 }  // namespace cuda
+
+// an op as the dispatcher has it, with all its keys
+template <class F>
+c10::TypedOperatorHandle<F> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
+}
 
 }  // namespace rnnfast

@@ -257,10 +257,10 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
 
 
 def try_cell(mode, parameters, x, h, c):
-    """One step of a cell, by the kernel alone -> h', or (h', c') for LSTM; or None.
+    """One step of a cell, without a detour through Python -> h', or (h', c') for LSTM; or None.
 
     x [B, I] and h, c [B, H], or without B; None is zeros. None comes back for whatever needs more than plain
-    float tensors that no graph follows (and for every error): then `step` is to be called.
+    float tensors (and for every error): then `step` is to be called.
     """
     if torch.compiler.is_dynamo_compiling():
         return None
@@ -268,7 +268,7 @@ def try_cell(mode, parameters, x, h, c):
 
 
 def try_layer(mode, parameters, x, h, c, batch_first):
-    """One layer in one direction, by the kernel alone -> (y, h_n, c_n or None); or None, as `try_cell`."""
+    """One layer in one direction, likewise -> (y, h_n, c_n or None); or None, as `try_cell`."""
     if torch.compiler.is_dynamo_compiling():
         return None
     return ops.try_layer(mode, parameters, x, h, c, batch_first)

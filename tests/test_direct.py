@@ -1,4 +1,4 @@
-"""Straight to the kernel: it gives the op's bits, and steps aside wherever more than a kernel is needed."""
+"""Straight to the kernel or the op: the same bits, and it steps aside wherever there is more in the way."""
 
 import pytest
 import torch
@@ -45,6 +45,30 @@ def test_straight_to_the_kernel_gives_the_bits_of_the_op(kind, B, bias, dtype, s
     assert ran() == "direct"
     same(direct, by_op, rtol=0, atol=0)
     same(direct, theirs(*args))
+
+
+@kinds
+@pytest.mark.parametrize("B", [None, 1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("state", [True, False])
+def test_a_graph_made_straight_is_the_one_made_through_python(kind, B, bias, state, monkeypatch):
+    ours, _ = pair(kind, 5, 19, bias=bias)
+    x, hx = inputs(kind, B)
+    leaves = [x, *tensors(hx)] if state else [x]
+
+    def run():
+        for leaf in (*leaves, *ours.parameters()):
+            leaf.requires_grad_().grad = None
+        outputs = tensors(ours(x, hx) if state else ours(x))
+        sum(output.square().sum() for output in outputs).backward()
+        return [*outputs, *(leaf.grad for leaf in (*leaves, *ours.parameters()))]
+
+    direct = run()
+    name = "try_cell" if kind in CELLS else "try_layer"
+    made = []
+    monkeypatch.setattr(functional, name, lambda *args: made.append(args))
+    same(direct, run(), rtol=0, atol=0)
+    assert made  # and then came Python's turn
 
 
 @layers
