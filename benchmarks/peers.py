@@ -266,6 +266,12 @@ def as_forward(layer: nn.Module, problem: Problem) -> Forward:
     return lambda x: layer(x, state)[0]
 
 
+def padded(layer: nn.Module, problem: Problem, training: bool) -> Peer:
+    """A layer over all steps of all rows, as if none ended early."""
+    call = timed_call(lambda x: layer(x)[0], layer, problem.x, problem.dy, training)
+    return Peer(call, lambda out: (*map(problem.pack, out[:2]), *out[2:]))
+
+
 def reference(problem: Problem, training: bool) -> tuple[Tensor, ...]:
     """The results in float64, by the baseline (packed: by its padded form, which is quicker and as right)."""
     problem = problem.to(torch.float64)
@@ -297,8 +303,7 @@ def torch_peers(problem: Problem, training: bool) -> dict[str, Peer]:
     )
     peers = {baseline(case): Peer(call)}
     if case.lengths:
-        padded = timed_call(lambda x: layer(x)[0], layer, x, dy, training)
-        peers["torch.nn padded"] = Peer(padded, lambda out: (*map(problem.pack, out[:2]), *out[2:]))
+        peers["torch.nn padded"] = padded(layer, problem, training)
     elif isinstance(layer, nn.RNNBase):
         loop = CellLoop(layer)
         peers["Python loop"] = Peer(
@@ -323,5 +328,7 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
         ours = ours(case.input_size, case.hidden)
     ours.to(problem.x.dtype).load_state_dict(problem.layer.state_dict())
     x, dy = problem.pack(problem.x), problem.pack(problem.dy)
+    if case.lengths:
+        peers["rnnfast padded"] = padded(ours, problem, training)
     call = timed_call(as_forward(ours, problem), ours, x, dy, training, case.fresh_weights)
     return peers | {"rnnfast": Peer(call)}
