@@ -68,7 +68,7 @@ def spent(row: dict) -> str:
     def text(work: str, part: float) -> str:
         if work != "product":
             return f"{work} {100 * part:.0f}"
-        return f"product {100 * part:.0f} ({row['product_limit_ms'] / ours / part:.2f})"
+        return f"product {100 * part:.0f} ({row['product_limit_ms'] / ours / part:.2f} of {row['bound']})"
 
     ours = row["peers"]["rnnfast"]["median_ms"]
     works = sorted(row["spent"].items(), key=lambda item: -item[1])
@@ -78,7 +78,7 @@ def spent(row: dict) -> str:
 def table(result: dict) -> tuple[list[str], list[list[str]]]:
     """Column names and cells: milliseconds, medians; one line for each row and mode."""
     columns = ["row", "shape", "mode", *OTHERS, "rnnfast", "speed-up (quartiles)", "of limit"]
-    columns += ["% of its time (product: part of its limit)", "max diff"]
+    columns += ["% of its time", "max diff"]
     lines = []
     for row in result["rows"]:
         ours = row["peers"]["rnnfast"]
@@ -141,7 +141,7 @@ def markdown(result: dict) -> str:
         "Milliseconds, medians of interleaved rounds. Speed-up: median of the pairs over torch.nn (deep "
         "transition: over the Python loop). Of limit: the roofline of the row over the time. Of its time: "
         "percent, as rnnfast's threads count it themselves; outside: Python, torch, allocation; beside the "
-        "product, how near it comes to what the machine can multiply or read. Max diff: rnnfast against "
+        "product, how near it comes to the machine's multiplying or reading. Max diff: rnnfast against "
         "float64, as a share of the largest value; with all gradients when training."
     )
     shapes = len({row["shape"] for row in result["rows"] if row["required"]})

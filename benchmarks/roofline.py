@@ -87,6 +87,16 @@ def limit(case: Case, training: bool, teams: list[Team], bare: bool = False) -> 
     return seconds
 
 
+def bound(case: Case, teams: list[Team]) -> str:
+    """What the product of a full step takes its time from: "multiplying", or "reading" the weights."""
+    rows = case.batch_sizes[0] * case.directions
+    layer = next(layers(case))
+    weight_bytes = layer.recurrent * case.directions * BYTES[case.dtype]
+    product = min(2 * layer.recurrent * rows / team.flops(case.dtype) for team in teams)
+    read = min(weight_bytes / team.bandwidth(weight_bytes) for team in teams)
+    return "reading" if read > product else "multiplying"
+
+
 def best(measure: Callable[[], float], seconds: float = 0.1) -> float:
     """The highest of at least three measurements: anything else the machine does can only lower a rate."""
     rates, start = [], time.perf_counter()

@@ -18,7 +18,7 @@ from rnnfast.testing import TOLERANCE, error
 from . import record, report
 from .cases import CASES, Case
 from .peers import Problem, all_peers, baseline, first_outcome, reference
-from .roofline import Team, limit
+from .roofline import Team, bound, limit
 
 # The tests' rule: at most twice the baseline's error, and some of the scale. Ours may add 4 of the table's
 # tolerances, for sums are long here; a peer, which only has to compute the same thing, 16.
@@ -179,6 +179,7 @@ def run(cases: list[Case], threads: int, seconds: float, least: int, command: st
         team.measure_again()
     for (case, mode), row in zip(work, rows, strict=True):
         row["limit_ms"] = limit(case, mode == "training", teams) * 1e3
+        row["bound"] = bound(case, teams)
         row["product_limit_ms"] = limit(case, mode == "training", teams, bare=True) * 1e3
         for peer in row["peers"].values():
             peer["fraction"] = row["limit_ms"] / peer["median_ms"]

@@ -12,7 +12,7 @@ import rnnfast
 from benchmarks import conditions, gpu, memory, record, report, run, smooth
 from benchmarks.cases import BOTH, CASES, Case
 from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
-from benchmarks.roofline import Team, limit
+from benchmarks.roofline import Team, bound, limit
 
 BEGIN, END = report.markers("bench")
 TINY = Case("tiny", "a test", "LSTM", batch=2, hidden=5, steps=3, inputs=4)
@@ -64,6 +64,7 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
         assert peer["fraction"] == pytest.approx(row["limit_ms"] / peer["median_ms"])
     assert set(row["spent"]) == {"outside", "pack", "product", "cell", "wait", "other"}
     assert sum(row["spent"].values()) == pytest.approx(1) and min(row["spent"].values()) >= 0
+    assert row["bound"] == "reading"  # one row multiplies each weight once
     assert 0 < row["product_limit_ms"] < row["limit_ms"]
     assert row["plan"] and row["reason"] and row["rounds"] >= 3
     with (tmp_path / "bench.csv").open() as file:
@@ -267,6 +268,13 @@ def test_losing_rows_stay_in(result, tmp_path):
 def test_limits_are_those_computed_by_hand(case, inference, training):
     assert limit(case, False, [team()]) * 1e6 == pytest.approx(inference)
     assert limit(case, True, [team()]) * 1e6 == pytest.approx(training)
+
+
+def test_the_products_limit_is_the_limit_without_barrier_and_cell():
+    one, many = Case("", "", "LSTM", 1, 100, 10, inputs=40), Case("", "", "GRU", 64, 100, 2)
+    assert limit(one, False, [team()], bare=True) * 1e6 == pytest.approx(320 + 16000)
+    assert limit(many, False, [team()], bare=True) * 1e6 == pytest.approx(7680 + 2 * 3840)
+    assert (bound(one, [team()]), bound(many, [team()])) == ("reading", "multiplying")
 
 
 def test_the_limit_takes_the_better_of_one_thread_and_all():
