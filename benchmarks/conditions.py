@@ -2,7 +2,7 @@
 
 One thread and more threads than cores, inside a parallel region, in a forked worker, beside other processes;
 and the first call of a process. The slow calls matter as much as the usual one: so every call is timed by
-itself, and the 99th percentile and the maximum stand beside the median.
+itself, and the mean, the 99th percentile and the maximum stand beside the median.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,7 @@ def describe(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     return {
         "median_ms": median(ordered) * 1e3,
+        "mean_ms": fmean(ordered) * 1e3,
         "p99_ms": ordered[math.ceil(0.99 * len(ordered)) - 1] * 1e3,
         "max_ms": ordered[-1] * 1e3,
         "calls": len(ordered),
@@ -210,21 +211,21 @@ def to_one_thread(result: dict, row: dict, peer: str) -> float:
     return row["peers"][peer]["max_ms"] / alone
 
 
-def speedup(row: dict) -> float:
-    return row["peers"]["torch.nn"]["median_ms"] / row["peers"]["rnnfast"]["median_ms"]
+def speedup(row: dict, key: str = "median_ms") -> float:
+    return row["peers"]["torch.nn"][key] / row["peers"]["rnnfast"][key]
 
 
 def table(result: dict) -> record.Table:
-    columns = ["shape", "condition", *(f"{peer}: median, p99, max" for peer in PEERS), "speed-up"]
+    columns = ["shape", "condition", *(f"{peer}: median, mean, p99, max" for peer in PEERS)]
+    columns += ["speed-up", "of the mean"]
     columns += [f"{peer}: max / 1 thread" for peer in PEERS]
     lines = []
     for row in result["rows"]:
-        times = [
-            " / ".join(f"{row['peers'][peer][key]:.3g}" for key in ("median_ms", "p99_ms", "max_ms"))
-            for peer in PEERS
-        ]
+        keys = ("median_ms", "mean_ms", "p99_ms", "max_ms")
+        times = [" / ".join(f"{row['peers'][peer][key]:.3g}" for key in keys) for peer in PEERS]
         ratios = [f"{to_one_thread(result, row, peer):.3g}" for peer in PEERS]
-        lines.append([row["shape"], row["condition"], *times, f"{speedup(row):.2f}×", *ratios])
+        speedups = [f"{speedup(row, key):.2f}×" for key in ("median_ms", "mean_ms")]
+        lines.append([row["shape"], row["condition"], *times, *speedups, *ratios])
     return columns, lines
 
 
@@ -266,10 +267,13 @@ call is timed by itself, torch.nn and rnnfast in turns. Made from `benchmarks/re
 
 {record.pipes(table(result), 2)}
 
-p99 of fewer than 100 calls is their maximum. Speed-up: torch.nn's median over rnnfast's. Max / 1 thread: the
-slowest call over the peer's own median with one thread and nothing beside it. In a parallel region every
-member calls the layer. Of {TOGETHER} processes at once the calls of all count; with one thread each they show
-what sharing the processors costs by itself.
+p99 of fewer than 100 calls is their maximum. Speed-up: torch.nn's median over rnnfast's; beside it that of
+the means, which is the ratio of the calls done in the same time: where some processes get on at the cost of
+the others, as those of torch.nn's that hold the processors while they wait, the median tells only of the
+lucky ones. Max / 1 thread: the slowest call over the peer's own median with one thread and nothing beside it;
+where a call is short, a single time slice of the system's, some milliseconds, is many of it. In a parallel
+region every member calls the layer. Of {TOGETHER} processes at once the calls of all count; with one thread
+each they show what sharing the processors costs by itself.
 
 The first call of a process that has multiplied matrices before, and the median of the calls after it (medians
 of several processes):

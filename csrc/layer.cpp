@@ -44,9 +44,19 @@ E* out(const Tensor& t, int64_t offset = 0) {
                                   : nullptr;
 }
 
-Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide) {
-  return {s.T,     s.B, s.N, s.I, s.H, s.P, s.gates, s.P == s.H ? 1 : 2, k.vector_bytes / (wide ? 8 : 4),
-          s.packed};
+// The input product's gradients are launches of their own.
+Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide, bool backward) {
+  return {s.T,
+          s.B,
+          s.N,
+          backward ? 0 : s.I,
+          s.H,
+          s.P,
+          s.gates,
+          s.P == s.H ? 1 : 2,
+          k.vector_bytes / (wide ? 8 : 4),
+          s.packed,
+          backward};
 }
 
 // Vectors narrower than the padding leave some of it unwritten.
@@ -63,7 +73,7 @@ void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, 
   typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H);
-  Shape shape = shape_of(s, k, sizeof(A) == 8);
+  Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
   if (sizeof(E) < sizeof(A)) shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
   for (int64_t d = 0; d < s.D; ++d) {
     const Weights& w = weights[d];
@@ -136,9 +146,7 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   p.hidden = out<E>(r.hidden);
   p.dh0 = out<A>(dh0, d * s.B * s.P);
   p.dc0 = out<A>(dc0, d * s.B * s.H);
-  // the input product's gradients are launches of their own
-  Shape shape = shape_of(s, k, sizeof(A) == 8);
-  shape.inputs = 0;
+  const Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/true);
   launch("recurrent_backward", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
     return k.layer(E()).backward(s.mode, p, plan, workspace, member);
   });

@@ -394,6 +394,7 @@ def test_smooth_runs_end_to_end(tmp_path, capsys):
 def test_calls_are_described_by_median_nearest_rank_and_maximum():
     assert conditions.describe([k / 1e3 for k in range(200, 0, -1)]) == {
         "median_ms": pytest.approx(100.5),
+        "mean_ms": pytest.approx(100.5),
         "p99_ms": pytest.approx(198),
         "max_ms": pytest.approx(200),
         "calls": 200,
@@ -402,22 +403,22 @@ def test_calls_are_described_by_median_nearest_rank_and_maximum():
 
 def test_conditions_stand_in_the_readme_and_on_their_page(tmp_path):
     def row(condition, theirs, ours):
-        names = ("median_ms", "p99_ms", "max_ms", "calls")
+        names = ("median_ms", "mean_ms", "p99_ms", "max_ms", "calls")
         peers = {
             "torch.nn": dict(zip(names, theirs, strict=True)),
             "rnnfast": dict(zip(names, ours, strict=True)),
         }
         return {"condition": condition, "shape": "LSTM", "peers": peers}
 
-    rows = [row("1 thread", (2.0, 3.0, 4.0, 9), (1.0, 1.5, 2.0, 9))]
-    rows += [row("8 threads", (40.0, 50.0, 200.0, 9), (2.0, 3.0, 7.0, 9))]
+    rows = [row("1 thread", (2.0, 2.5, 3.0, 4.0, 9), (1.0, 1.0, 1.5, 2.0, 9))]
+    rows += [row("8 threads", (40.0, 45.0, 50.0, 200.0, 9), (2.0, 2.5, 3.0, 7.0, 9))]
     first = {"first_ms": 6.0, "warm_ms": 2.0}
     first = [{"shape": "LSTM", "peers": {"torch.nn": first, "rnnfast": first}}]
     text = page(tmp_path, {"kind": "conditions", "meta": META, "rows": rows, "first": first})
     assert "2.00 to 20.00 times as fast" in text and "took 7 times" in text and "(torch.nn: 100)" in text
     table = (tmp_path / "docs" / "conditions.md").read_text()
-    assert "| LSTM | 1 thread | 2 / 3 / 4 | 1 / 1.5 / 2 | 2.00× | 2 | 2 |" in table
-    assert "| LSTM | 8 threads | 40 / 50 / 200 | 2 / 3 / 7 | 20.00× | 100 | 7 |" in table
+    assert "| LSTM | 1 thread | 2 / 2.5 / 3 / 4 | 1 / 1 / 1.5 / 2 | 2.00× | 2.50× | 2 | 2 |" in table
+    assert "| LSTM | 8 threads | 40 / 45 / 50 / 200 | 2 / 2.5 / 3 / 7 | 20.00× | 18.00× | 100 | 7 |" in table
     assert "| LSTM | 6 / 2 | 3.0 | 6 / 2 | 3.0 |" in table
 
 

@@ -323,6 +323,17 @@ def test_a_small_layer_is_not_split_by_units_where_meeting_takes_long():
     assert planned(T=1000, H=256, meeting_us=0.5)["split"] == "units"
 
 
+def test_a_small_batch_is_split_by_units_where_threads_meet_quickly_enough():
+    assert planned(T=4, B=16, H=256, meeting_us=0.08)["split"] == "units"
+    assert planned(T=100, B=16, H=256, meeting_us=0.08)["split"] == "units"
+    assert planned(T=100, B=16, H=256, meeting_us=2.0)["split"] == "rows"
+
+
+def test_backward_of_many_rows_is_split_by_rows_where_forward_is_split_by_units():
+    assert planned(B=64, H=256)["split"] == "units"
+    assert planned(B=64, H=256, backward=True)["split"] == "rows"
+
+
 def test_rows_of_different_lengths_are_not_split_by_rows():
     assert planned(B=64, H=256, packed=True)["split"] == "units"
 

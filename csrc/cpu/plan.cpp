@@ -7,29 +7,24 @@
 namespace rnnfast {
 namespace {
 
-// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond, half of that for a
-// single row, where W is the bound; a step waits for the other's flag and then for its part of h; entering
-// the pool 2 us when its threads still spin, 20 to 50 us when they sleep: 15 is between. Only their ratios
-// matter here.
+// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond; a step waits for the
+// other's flag and then for its part of h; entering the pool takes 2 us when its threads still spin, 20 to 50 us
+// when they sleep: 15 is between. Only their ratios matter here.
 constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kMeetings = 2;  // the flag, and the lines of h
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
-constexpr double kFarBytesPerNs = 40;   // one thread reading weights from beyond its second cache
-constexpr double kNearBytes = 1 << 20;
-constexpr double kVectorBytes = 64;
-constexpr int64_t kFewRows = 2;  // a product of fewer rows takes as long as one of these: W is the bound
+constexpr double kFetchNs = 0.1;        // of one that another thread has packed, once a call
+constexpr double kStripNs = 10;         // backward: what forward saved of a vector of units, in strips of rows
+constexpr double kReadRows = 0.75;      // W is read once a step: like so many rows more
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One step of `rows` rows over `vectors` vectors of units
 double step_ns(const Shape& s, double rows, double vectors) {
-  const double fmas =
-      std::max<double>(rows, kFewRows) * vectors * s.gates * s.reads + rows * vectors * s.gates * s.inputs;
-  const double bytes = vectors * s.gates * s.reads * kVectorBytes;
-  return fmas / kVectorFmaPerNs + rows * vectors * s.gates * kCellNsPerVector +
-         (bytes > kNearBytes ? bytes / kFarBytesPerNs : 0);
+  const double fmas = (rows + kReadRows) * s.reads + rows * s.inputs;  // of one vector of gates
+  return vectors * s.gates * (fmas / kVectorFmaPerNs + rows * kCellNsPerVector);
 }
 
 }  // namespace
@@ -37,22 +32,26 @@ double step_ns(const Shape& s, double rows, double vectors) {
 Plan make_plan(const Shape& s, int threads, double meeting_ns) {
   const int64_t vectors = divide_up(s.units, s.lanes);
   const double rows = s.steps > 0 ? static_cast<double>(s.total) / s.steps : 0;  // the mean, when packed
-  const double pack = kPackNs * s.units * s.gates * (s.inputs + s.reads);
+  const double numbers = static_cast<double>(s.units) * s.gates * (s.inputs + s.reads);
+  const double pack = kPackNs * numbers;
   const double serial = pack + s.steps * step_ns(s, rows, vectors);
   Plan best{Split::kSerial, 1};
   double best_ns = serial;
   if (threads < 2) return best;
 
   const int unit_parts = static_cast<int>(std::min<int64_t>(threads, vectors));
-  const double units =
-      kEnterNs + pack / unit_parts +
-      s.steps * (step_ns(s, rows, divide_up(vectors, unit_parts)) + s.stages * kMeetings * meeting_ns);
+  const double slice = static_cast<double>(divide_up(vectors, unit_parts));
+  const double units = kEnterNs + pack / unit_parts +
+                       s.steps * (step_ns(s, rows, slice) + s.stages * kMeetings * meeting_ns +
+                                  (s.backward ? rows * slice * kStripNs : 0));
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
-  // rows end at different times when packed, so a row split leaves threads idle; and who shares rows cannot
-  // pack weights that are read once panel by panel, where they are in the nearest cache
+  // rows end at different times when packed, so a row split leaves threads idle; who shares rows reads what
+  // others have packed, and cannot pack weights that are read once panel by panel, where they are in the
+  // nearest cache
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
   const double by_rows = kEnterNs + (s.steps == 1 ? 2 : 1) * pack / row_parts +
+                         kFetchNs * numbers * (1 - 1.0 / row_parts) +
                          s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
   return best;

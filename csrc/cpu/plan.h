@@ -15,6 +15,7 @@ struct Shape {
   int stages;   // barriers a step when units are shared: 1, or one per layer of a deep transition
   int lanes;    // of one vector
   bool packed;  // steps have different row counts
+  bool backward;
 };
 
 // The cheapest of the three by a model of measured costs; threads = how many can really run; meeting_ns: how
