@@ -7,17 +7,17 @@
 namespace rnnfast {
 namespace {
 
-// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond; a step waits for the
-// other's flag and then for its part of h; entering the pool takes 2 us when its threads still spin, 20 to 50 us
-// when they sleep: 15 is between. Only their ratios matter here.
+// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond; a step waits for
+// the other's flag and then for its part of h; entering the pool takes 2 us when its threads still spin, 20
+// to 50 us when they sleep: 15 is between. Only their ratios matter here.
 constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kMeetings = 2;  // the flag, and the lines of h
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
 constexpr double kFetchNs = 0.1;        // of one that another thread has packed, once a call
-constexpr double kStripNs = 10;         // backward: what forward saved of a vector of units, in strips of rows
-constexpr double kReadRows = 0.75;      // W is read once a step: like so many rows more
+constexpr double kStripNs = 10;     // backward: what forward saved of a vector of units, in strips of rows
+constexpr double kReadRows = 0.75;  // W is read once a step: like so many rows more
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
