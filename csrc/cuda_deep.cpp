@@ -29,14 +29,14 @@ void forward(const DeepSizes& s, const Tensor& x, const Tensor& h0, at::TensorLi
   for (int64_t begin = 0; begin < s.T; begin += chunk) {
     const int64_t steps = std::min(chunk, s.T - begin);
     const Tensor rows = x.narrow(1, begin, steps).transpose(0, 1).reshape({steps * s.B, s.I});
-    const Tensor input = input_product(rows, w_x, hn.scalar_type());
+    const Tensor input = input_product(rows, w_x, hn.scalar_type(), products_are_tf32());
     for (int64_t t = begin; t < begin + steps; ++t) {
       const A* reads = in<A>(h[t & 1]);
       int64_t ld = Hp, saved = 0;
       for (int l = 0; l <= last; ++l) {
         const int64_t W = padded(s.width[l]);
         DeepLayer<E> p{};
-        p.n = s.B, p.units = s.width[l], p.K = w[l].size(1);
+        p.n = s.B, p.units = s.width[l], p.K = w[l].size(1), p.tf32 = products_are_tf32();
         p.w = in<E>(w[l]), p.bias = in<E>(b[l]);
         p.rows = reads, p.ld = ld;
         if (l == 0) p.input = in<A>(input, (t - begin) * s.B * W0);
@@ -75,7 +75,7 @@ void backward(const DeepSizes& s, const Tensor& dy, const Tensor& dhn, const Ten
   for (int64_t t = s.T - 1; t >= -1; --t) {
     const auto da_of = [&](int l, int64_t time) { return out<E>(da[l], time * da[l].size(1)); };
     DeepStateBackward<E> p{};
-    p.n = s.B, p.units = s.H, p.K = t + 1 < s.T ? w_t[0].size(1) : 0;
+    p.n = s.B, p.units = s.H, p.K = t + 1 < s.T ? w_t[0].size(1) : 0, p.tf32 = products_are_tf32();
     p.w_t = in<E>(w_t[0]), p.below = da_of(0, std::min(t + 1, s.T - 1)), p.ld = s.T * da[0].size(1);
     p.dhn = in<A>(dhn), p.h0 = in<A>(h0), p.dh0 = out<A>(dh0);
     p.ldy = s.T * s.H;
@@ -88,7 +88,7 @@ void backward(const DeepSizes& s, const Tensor& dy, const Tensor& dhn, const Ten
     for (int l = last; t >= 0 && l > 0; --l) {
       const int64_t W = padded(s.width[l - 1]);
       DeepInnerBackward<E> q{};
-      q.n = s.B, q.units = s.width[l - 1], q.K = w_t[l].size(1);
+      q.n = s.B, q.units = s.width[l - 1], q.K = w_t[l].size(1), q.tf32 = products_are_tf32();
       q.w_t = in<E>(w_t[l]), q.above = da_of(l, t), q.ld = s.T * da[l].size(1);
       q.acts = in<A>(acts, saved[l - 1] + t * W), q.lda = s.T * W;
       q.slope = static_cast<A>(slope);

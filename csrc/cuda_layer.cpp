@@ -2,7 +2,6 @@
 // steps at once are torch's. Compiles beside a CPU build of torch, because it names no device: the tests run
 // it on CPU tensors, with the kernels emulated.
 #include <ATen/Context.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
 
@@ -26,6 +25,9 @@ Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, int64_t b
   return steps.reshape({(end - begin) * s.B, s.I});
 }
 
+// TF32 where torch lets cuDNN's recurrent layers use it: torch.backends.cudnn.rnn.fp32_precision
+bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
 // x W_ih^T for some steps of the walk at a time: f(first step, one after the last, the smallest time of them,
 // product)
 template <class F>
@@ -35,7 +37,8 @@ void for_input_chunks(const LayerSizes& s, const Walk& walk, const Tensor& x, co
   for (int64_t begin = 0; begin < s.T; begin += chunk) {
     const int64_t end = std::min(begin + chunk, s.T);
     const int64_t first = std::min(walk.time(begin), walk.time(end - 1));
-    f(begin, end, first, input_product(rows_of(s, walk, x, first, first + end - begin), w_ih, type));
+    f(begin, end, first,
+      input_product(rows_of(s, walk, x, first, first + end - begin), w_ih, type, tf32_allowed()));
   }
 }
 
@@ -57,11 +60,9 @@ Rows rows_of(const LayerSizes& s, const Walk& walk, const Tensor& like, Tensor& 
   return rows;
 }
 
-// TF32 where torch lets cuDNN's recurrent layers use it: torch.backends.cudnn.rnn.fp32_precision
 Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
-  const bool tf32 = at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
   const int bytes = static_cast<int>(x.element_size());
-  return {s.mode, bytes, tf32, s.H, s.B, s.projected, backward, current_device()};
+  return {s.mode, bytes, tf32_allowed(), s.H, s.B, s.projected, backward, current_device()};
 }
 
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
@@ -87,18 +88,21 @@ Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const T
   return links;
 }
 
-// One direction; h [2, B, padded P] holds h0 twice, c [B, padded H] c0, and then h_n (in hn) and c_n.
+// One direction; h [B, padded P] holds h0, c [B, padded H] c0, and then h_n (in hn) and c_n.
 template <class E>
 void forward_stepwise(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h,
                       const Tensor& c, const Weights& w, int64_t d, const Tensor& y, const Tensor& hn,
                       const Tensor& gates, const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
   const Tensor w_hh = padded_rows(w.w_hh), w_hr = s.projected ? padded_rows(w.w_hr) : Tensor();
-  const Tensor m = s.projected ? padded_zeros(s.B, s.H, h.options()) : Tensor();
+  const Tensor read = h.to(y.scalar_type()).repeat({2, 1, 1});
+  const Tensor m = s.projected ? padded_zeros(s.B, s.H, y.options()) : Tensor();
   ForwardLayer<E> p{};
   p.H = s.H, p.P = s.P, p.Hp = padded(s.H), p.Pp = padded(s.P);
   p.w_hh = in<E>(w_hh), p.w_hr = in<E>(w_hr), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
-  p.h[0] = out<A>(h), p.h[1] = out<A>(h, s.B * p.Pp), p.c = out<A>(c), p.m = out<A>(m);
+  p.tf32 = tf32_allowed();
+  p.h[0] = out<E>(read), p.h[1] = out<E>(read, s.B * p.Pp), p.m = out<E>(m);
+  p.state = out<A>(h), p.c = out<A>(c);
   p.hn = out<A>(hn, d * s.B * s.P);
   p.y = out<E>(y, d * s.P), p.ldy = s.D * s.P;
   p.gates = out<A>(gates, d * s.N * s.slots * p.Hp);
@@ -144,15 +148,14 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
                                               : (walk.time(begin) - first) * s.B - begin * p.input_rows.step;
                      check_launch(resident_forward<E>(s.mode, p, plan, current_stream(x.device())));
                    });
-  hn.select(0, d).copy_(h.select(0, 0).narrow(1, 0, s.H));
+  hn.select(0, d).copy_(h.narrow(1, 0, s.H));
 }
 
 template <class E>
 void forward_direction(const LayerSizes& s, const Walk& walk, const ResidentPlan& plan, const Tensor& x,
                        const Tensor& h0, const Tensor& c0, const Weights& w, int64_t d, const Tensor& y,
                        const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
-  const Tensor h = at::zeros({2, s.B, padded(s.P)}, hn.options());
-  h.narrow(2, 0, s.P).copy_(h0);
+  const Tensor h = padded_state(h0, hn.options());
   const Tensor c = s.has_cell ? padded_state(c0, hn.options()) : Tensor();
   if constexpr (sizeof(E) <= 4) {
     if (plan.tiles) forward_resident<E>(s, walk, plan, x, h, c, w, d, y, hn, gates, cells);
@@ -189,7 +192,7 @@ void backward_stepwise(const LayerSizes& s, const Walk& walk, const Weights& w, 
   const Tensor w_hh = padded_rows(w.w_hh.t()), w_hr = s.projected ? padded_rows(w.w_hr.t()) : Tensor();
   const Tensor direct = padded_zeros(s.B, s.P, options);
   const Tensor dc = s.has_cell ? padded_zeros(s.B, s.H, options) : Tensor();
-  p.P = s.P, p.Pp = padded(s.P);
+  p.P = s.P, p.Pp = padded(s.P), p.tf32 = tf32_allowed();
   p.w_hh_t = in<E>(w_hh), p.w_hr_t = in<E>(w_hr);
   p.direct = out<A>(direct), p.dc = out<A>(dc);
   for (int64_t step = s.T; step >= 0; --step) {
@@ -357,12 +360,16 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
       r.h_previous = r.dprojected = at::zeros({0, s.P}, element);
       r.hidden = at::zeros({0, s.H}, element);
     }
-    if (wanted[0]) grads[0] = d ? at::addmm(grads[0], r.dx, weights[d].w_ih) : at::mm(r.dx, weights[d].w_ih);
-    if (wanted[first]) grads[first] = at::mm(r.dx.t(), x_rows);
-    if (wanted[first + 1]) grads[first + 1] = at::mm(r.da.t(), r.h_previous);
+    const bool tf32 = tf32_allowed();
+    if (wanted[0]) {
+      const Tensor dx = product(r.dx, weights[d].w_ih, tf32);
+      grads[0] = d ? grads[0].add_(dx) : dx;
+    }
+    if (wanted[first]) grads[first] = product(r.dx.t(), x_rows, tf32);
+    if (wanted[first + 1]) grads[first + 1] = product(r.da.t(), r.h_previous, tf32);
     if (wanted[first + 2]) grads[first + 2] = r.dx.sum(0, false, type);
     if (wanted[first + 3]) grads[first + 3] = r.da.sum(0, false, type);
-    if (wanted[first + 4]) grads[first + 4] = at::mm(r.dprojected.t(), r.hidden);
+    if (wanted[first + 4]) grads[first + 4] = product(r.dprojected.t(), r.hidden, tf32);
   }
   if (wanted[0]) grads[0] = grads[0].view(x.sizes());
   for (int i = 0; i < kGradients; ++i)

@@ -1,14 +1,18 @@
 // What the ops of a GPU make of tensors: pointers, padded rows, and the products over many steps at once,
 // which are torch's. Names no device, so that it compiles beside a CPU build of torch.
 #pragma once
+#include <ATen/Context.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "cpu/params.h"
 #include "ops.h"
@@ -64,10 +68,35 @@ inline Tensor padded_empty(int64_t rows, int64_t n, const at::TensorOptions& opt
   return t;
 }
 
+// a b of what is stored in 16 bits, in float
+inline Tensor wide_product(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() ? at::mm(a, b, at::kFloat) : at::mm(a.to(at::kFloat), b.to(at::kFloat));
+}
+
+// whether torch's own products read floats as TF32: torch.backends.cuda.matmul.fp32_precision
+inline bool products_are_tf32() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
+// a b. Where floats may be read as TF32 here, but torch's products are to read all of their bits, each float
+// is the sum of two bfloat16, high + low, and the product that of the highs and the two mixed ones: nearer
+// than TF32, and still made of tensor cores' products, in one call. What is not finite counts in the first
+// alone.
+inline Tensor product(const Tensor& a, const Tensor& b, bool tf32) {
+  if (!tf32 || a.scalar_type() != at::kFloat || products_are_tf32()) return at::mm(a, b);
+  const auto split = [](const Tensor& t) {
+    const Tensor high = t.to(at::kBFloat16), low = t.sub(high).nan_to_num_(0.0, 0.0, 0.0);
+    return std::tuple{high, high.nan_to_num(0.0, 0.0, 0.0), low.to(at::kBFloat16)};
+  };
+  const auto [a_high, a_finite, a_low] = split(a);
+  const auto [b_high, b_finite, b_low] = split(b);
+  return wide_product(at::cat({a_high, a_finite, a_low}, 1), at::cat({b_high, b_low, b_finite}, 0));
+}
+
 // x W^T in the compute type, whatever is stored
-inline Tensor input_product(const Tensor& x, const Tensor& w, at::ScalarType type) {
-  if (x.scalar_type() == type) return at::mm(x, w.t());
-  return x.is_cuda() ? at::mm(x, w.t(), type) : at::mm(x.to(type), w.t().to(type));
+inline Tensor input_product(const Tensor& x, const Tensor& w, at::ScalarType type, bool tf32) {
+  return x.scalar_type() == type ? product(x, w.t(), tf32) : wide_product(x, w.t());
 }
 
 // Input products are made for so many steps at once (of so many bytes each): they never take as much memory

@@ -167,6 +167,7 @@ def layer_case(seed):
 @pytest.mark.parametrize("seed", range(64))
 def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
     arguments, dtype, rng, numbers = layer_case(seed)
+    on_gpu.set_kernel("stepwise" if seed % 3 else "")
     H = arguments[5].size(0) // GATES[arguments[0]]
     y, hn, cn, gates, cells = ops.recurrent(*arguments, True)
     found = on_gpu("recurrent", *arguments, True)
@@ -185,6 +186,62 @@ def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
     given = [dy, dhn, dcn, *arguments, y]
     expected = ops.recurrent_backward(*given, gates, cells, needs)
     assert_near(on_gpu("recurrent_backward", *given, *found[3:], needs), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", GATES)
+def test_tensor_cores_take_a_wide_layer_step_by_step(on_gpu, mode, dtype):
+    """More rows than a block's tile and a sum longer than its warps take at once; float32 as TF32."""
+    B, inputs, H = 35, 3, 275
+    P = 19 if mode == "lstm" else H
+
+    def numbers(*shape, scale=0.5):
+        return draw(*shape, seed=sum(shape)).mul(scale).to(dtype)
+
+    rows = GATES[mode] * H
+    weights = [numbers(rows, inputs), numbers(rows, P, scale=0.05), numbers(rows), None]
+    weights += [numbers(P, H, scale=0.05) if P != H else None, *[None] * 5]
+    c0 = numbers(1, B, H) if mode == "lstm" else None
+    arguments = [mode, numbers(2, B, inputs), numbers(1, B, P), c0, *weights, None, False]
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    on_gpu.set_kernel("stepwise")
+    expected = ops.recurrent(*arguments, True)
+    found = on_gpu("recurrent", *arguments, True)
+
+    def near(found, expected):
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            if b.numel():
+                apart = (a.double() - b.double()).abs().max() / b.double().abs().max()
+                assert apart <= {torch.bfloat16: 0.03, torch.float16: 4e-3, torch.float32: 2e-3}[dtype], i
+
+    near(found[:3], expected[:3])
+    if dtype == torch.float32:  # that it was TF32
+        assert not torch.allclose(found[0], expected[0], rtol=1e-6, atol=1e-6)
+    given = [numbers(*expected[0].shape), numbers(1, B, P), c0, *arguments, expected[0], *expected[3:]]
+    near(on_gpu("recurrent_backward", *given, [True] * 13), ops.recurrent_backward(*given, [True] * 13))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_the_products_of_a_tf32_layer_are_nearer_than_tf32(emulated, scale):
+    """x W_ih^T as a product of bfloat16 pairs, where torch's own products may not be TF32."""
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    x, w_ih = draw(1, 40, 200).mul(scale).float(), draw(30, 200).div(scale).float()
+    nothing = torch.zeros(30, 30)
+    arguments = ["rnn_relu", x, torch.zeros(1, 40, 30), None, w_ih, nothing, *[None] * 8, None, False, False]
+    exact = (x[0].double() @ w_ih.double().t()).relu()
+    apart = (emulated["recurrent"](*arguments)[0][0] - exact).abs().max() / exact.max()
+    assert 1e-7 < apart < 3e-5
+
+
+def test_what_is_not_finite_stays_so_in_the_products_of_a_tf32_layer(emulated):
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    x, w_ih = torch.zeros(1, 3, 2), torch.full((4, 2), 1 / 3)
+    x[0, 1, 0], x[0, 2, 0] = float("inf"), float("nan")
+    arguments = ["rnn_relu", x, torch.zeros(1, 3, 4), None, w_ih, torch.zeros(4, 4), *[None] * 8]
+    y = emulated["recurrent"](*arguments, None, False, False)[0][0]
+    assert (y[0] == 0).all()
+    assert (y[1] == float("inf")).all()
+    assert y[2].isnan().all()
 
 
 def resident_case(seed):
@@ -424,6 +481,24 @@ def test_a_deep_transition_on_the_gpu_equals_the_cpu(on_gpu, seed):
     assert_near(tensors(found), tensors(expected), dtype)
 
 
+def test_a_deep_transition_is_tf32_where_products_are(on_gpu):
+    weights = [draw(n, m).mul(0.05).float() for n, m in ((300, 7 + 70), (70, 300))]
+    arguments = [draw(9, 3, 7).float(), draw(9, 70).float(), weights, [], 0.1]
+    y, hn, acts = ops.deep_transition(*arguments, True)
+    before, given = torch.backends.cuda.matmul.fp32_precision, [draw(*y.shape).float(), None, *arguments, y]
+    expected = tensors(ops.deep_transition_backward(*given, acts, True, True))
+    apart = {}
+    for precision in "ieee", "tf32":
+        torch.backends.cuda.matmul.fp32_precision = precision
+        found = on_gpu("deep_transition", *arguments, True)
+        gradients = tensors(on_gpu("deep_transition_backward", *given, acts, True, True))
+        pairs = zip([*found[:2], *gradients], [y, hn, *expected], strict=True)
+        apart[precision] = [((a - b).abs().max() / b.abs().max()).item() for a, b in pairs]
+    torch.backends.cuda.matmul.fp32_precision = before
+    assert max(apart["ieee"]) < 2e-6
+    assert 1e-5 < min(apart["tf32"]) and max(apart["tf32"]) < 2e-3
+
+
 @pytest.mark.parametrize("form", ["dense", "packed"])
 @pytest.mark.parametrize("kind", list(LAYERS))
 def test_modules_train_on_the_emulated_gpu(modules_emulated, kind, form):
@@ -613,22 +688,23 @@ def test_each_primitive_does_what_it_says_on_the_gpu(tmp_path):
     assert_primitives_are_right(tmp_path / "primitives", *["no clusters"][: major < 9])
 
 
-# What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Three blocks of 128
-# threads of a stepwise kernel fit a multiprocessor's 65,536; a resident block has 512, or 256 of its widest.
+# What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel
+# three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a resident block has 512, or 256
+# of its widest.
 REGISTERS = {
     "stepwise_f32": 104,
     "stepwise_f64": 136,
-    "stepwise_bf16": 144,
-    "stepwise_f16": 144,
+    "stepwise_bf16": 128,
+    "stepwise_f16": 128,
     "resident_bf16": 255,
     "resident_f16": 255,
     "resident_tf32": 255,
     "device": 0,
     "primitives": 64,
 }
-# the four cells forward and backward, two projections, three of the deep transition; four cells, two ways,
-# three narrow widths and one wide
-KERNELS = {"stepwise": 13, "resident": 32, "device": 0, "primitives": 10}
+# the four cells forward and backward, two projections, three of the deep transition, all of them with floats
+# and again with TF32; four cells, two ways, three narrow widths and one wide
+KERNELS = {"stepwise": 13, "stepwise_f32": 26, "resident": 32, "device": 0, "primitives": 10}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -650,6 +726,7 @@ def test_every_kernel_compiles_without_stack_or_spills(tmp_path):
             assert built.returncode == 0, built.stderr[-4000:]
             used = [int(n) for n in re.findall(r"Used (\d+) registers", built.stderr)]
             frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", built.stderr)
-            assert len(used) == len(frames) == 2 * KERNELS[path.stem.split("_")[0]], path.stem
+            kernels = KERNELS.get(path.stem) or KERNELS[path.stem.split("_")[0]]
+            assert len(used) == len(frames) == 2 * kernels, path.stem
             assert set(frames) <= {("0", "0", "0")}, path.stem
             assert max(used, default=0) <= REGISTERS[path.stem], path.stem

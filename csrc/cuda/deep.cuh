@@ -5,21 +5,18 @@
 
 namespace rnnfast::cuda {
 
-// A task whose tiles are four units each
 template <class Params, class Element, class Row>
 struct DeepTask {
   typedef Element W;
   typedef typename ComputeType<W>::type A;
   typedef Row R;
+  static constexpr int kSums = 1;
 
   Params p;
 
-  RNNFAST_BOTH int64_t groups() const { return divide_up(p.units, kColumns); }
+  RNNFAST_BOTH int64_t units() const { return p.units; }
   RNNFAST_BOTH int64_t rows() const { return p.n; }
-  RNNFAST_INLINE int64_t length() const { return p.K; }
-  RNNFAST_INLINE const W* turned_column(int64_t group, int c, const W* w) const {
-    return w + least(group * kColumns + c, p.units - 1) * p.K;
-  }
+  RNNFAST_BOTH int64_t length() const { return p.K; }
 };
 
 template <class E>
@@ -27,12 +24,11 @@ struct DeepLayerTask : DeepTask<DeepLayer<E>, E, typename ComputeType<E>::type> 
   typedef typename ComputeType<E>::type A;
   using DeepTask<DeepLayer<E>, E, A>::p;
 
-  RNNFAST_INLINE const E* column(int64_t group, int c) const { return this->turned_column(group, c, p.w); }
+  RNNFAST_INLINE const E* weights(int64_t unit, int) const { return p.w + unit * p.K; }
   RNNFAST_INLINE const A* row(int64_t b) const { return p.rows + b * p.ld; }
 
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    const int64_t unit = group * kColumns + column;
-    if (b >= p.n || unit >= p.units) return;
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    A sum = sums[0];
     if (p.bias) sum += A(widened(p.bias[unit]));
     if (p.input) sum += p.input[b * p.units + unit];
     p.out[b * p.ldo + unit] = p.y ? sum : leaky_relu(sum, p.slope);
@@ -46,13 +42,11 @@ struct DeepInnerTask : DeepTask<DeepInnerBackward<E>, E, E> {
   typedef typename ComputeType<E>::type A;
   using DeepTask<DeepInnerBackward<E>, E, E>::p;
 
-  RNNFAST_INLINE const E* column(int64_t group, int c) const { return this->turned_column(group, c, p.w_t); }
+  RNNFAST_INLINE const E* weights(int64_t unit, int) const { return p.w_t + unit * p.K; }
   RNNFAST_INLINE const E* row(int64_t b) const { return p.above + b * p.ld; }
 
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    const int64_t unit = group * kColumns + column;
-    if (b >= p.n || unit >= p.units) return;
-    narrow(leaky_relu_backward(p.acts[b * p.lda + unit], sum, p.slope), p.da[b * p.ldd + unit]);
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    narrow(leaky_relu_backward(p.acts[b * p.lda + unit], sums[0], p.slope), p.da[b * p.ldd + unit]);
   }
 };
 
@@ -61,13 +55,12 @@ struct DeepStateTask : DeepTask<DeepStateBackward<E>, E, E> {
   typedef typename ComputeType<E>::type A;
   using DeepTask<DeepStateBackward<E>, E, E>::p;
 
-  RNNFAST_INLINE const E* column(int64_t group, int c) const { return this->turned_column(group, c, p.w_t); }
+  RNNFAST_INLINE const E* weights(int64_t unit, int) const { return p.w_t + unit * p.K; }
   RNNFAST_INLINE const E* row(int64_t b) const { return p.below + b * p.ld; }
 
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    const int64_t unit = group * kColumns + column;
-    if (b >= p.n || unit >= p.units) return;
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
     const int64_t at = b * p.units + unit;
+    A sum = sums[0];
     if (p.K == 0) sum = p.dhn ? p.dhn[at] : A(0);
     if (!p.da) {
       p.dh0[at] = sum;

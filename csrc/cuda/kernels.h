@@ -19,9 +19,11 @@ struct ForwardLayer {
   const E* w_hr;   // [P, Hp] or null
   const E* b_ih;   // [G H] or null
   const E* b_hh;   // [G H] or null
-  A* h[2];         // [B, Pp]: a step reads one and writes the other
+  bool tf32;       // products may read floats as TF32
+  E* h[2];         // [B, Pp]: a step reads one and writes the other
+  A* state;        // [B, Pp]: h before it was rounded, for a cell that blends it
   A* c;            // [B, Hp] or null
-  A* m;            // [B, Hp]: o tanh(c), what the projection multiplies; or null
+  E* m;            // [B, Hp]: o tanh(c), what the projection multiplies; or null
   A* hn;           // [B, P]
   E* y;            // [N, P], leading dimension ldy
   int64_t ldy;
@@ -52,6 +54,7 @@ struct BackwardLayer {
   int64_t Kp;       // G H, padded
   const E* w_hh_t;  // [P, Kp]: W_hh turned
   const E* w_hr_t;  // [H, Pp] or null
+  bool tf32;        // as in ForwardLayer
   const A* h0;      // [B, P]
   const A* c0;      // [B, H] or null
   const E* y;       // [N, P], leading dimension ldy
@@ -196,6 +199,7 @@ template <class E>
 struct DeepLayer {
   typedef typename ComputeType<E>::type A;
   int64_t n, units, K;  // rows, output width, and input width, padded
+  bool tf32;            // as in ForwardLayer
   const E* w;           // [units, K]
   const E* bias;        // [units] or null
   const A* rows;        // [n, K], leading dimension ld
@@ -216,6 +220,7 @@ template <class E>
 struct DeepInnerBackward {
   typedef typename ComputeType<E>::type A;
   int64_t n, units, K;  // rows, this layer's width, and that of the layer above, padded
+  bool tf32;            // as in ForwardLayer
   const E* w_t;         // [units, K]: W of the layer above, turned
   const E* above;       // [n, K], leading dimension ld
   int64_t ld;
@@ -233,6 +238,7 @@ template <class E>
 struct DeepStateBackward {
   typedef typename ComputeType<E>::type A;
   int64_t n, units, K;  // rows, H, and the width of layer 0, padded; K = 0 begins from dhn
+  bool tf32;            // as in ForwardLayer
   const E* w_t;         // [units, K]: the h columns of W of layer 0, turned
   const E* below;       // [n, K], leading dimension ld: da of layer 0 of the step after
   int64_t ld;

@@ -1,5 +1,5 @@
 // The recurrent layer one launch per time step, for any width, dtype and GPU: the plainest of its kernels and
-// the oracle of the others. The sums of a unit's gates meet in one lane, which finishes the cell.
+// the oracle of the others. The sums of a unit's gates meet in one thread, which finishes the cell.
 #pragma once
 #include "cuda/kernels.h"
 #include "cuda/tiles.cuh"
@@ -9,41 +9,31 @@ namespace rnnfast::cuda {
 // y and the next state of one unit
 template <class E, class A>
 RNNFAST_INLINE void emit(const ForwardLayer<E>& p, const ForwardStep& s, int64_t b, int64_t unit, A value) {
-  p.h[1 - s.parity][b * p.Pp + unit] = value;
+  narrow(value, p.h[1 - s.parity][b * p.Pp + unit]);
   narrow(value, p.y[(s.row + b * s.stride) * p.ldy + unit]);
   if (b >= s.ends) p.hn[b * p.P + unit] = value;
 }
 
-// a = W_hh h + input + b, then the cell. A tile holds the gates of one unit, or four units of a cell with one
-// gate.
+// a = W_hh h + input + b, then the cell
 template <class Cell, class Element>
 struct ForwardTask {
-  typedef Element W;
+  typedef Element W, R;
   typedef typename ComputeType<W>::type A;
-  typedef A R;
-  static constexpr int G = Cell::kGates, S = Cell::kSlots;
-  static constexpr int kUnits = G == 1 ? kColumns : 1;
+  static constexpr int G = Cell::kGates, S = Cell::kSlots, kSums = G;
 
   ForwardLayer<W> p;
   ForwardStep s;
   const A* input;
 
-  RNNFAST_BOTH int64_t groups() const { return divide_up(p.H, kUnits); }
+  RNNFAST_BOTH int64_t units() const { return p.H; }
   RNNFAST_BOTH int64_t rows() const { return s.n; }
-  RNNFAST_INLINE int64_t length() const { return p.Pp; }
-  RNNFAST_INLINE const W* column(int64_t group, int c) const {
-    const int64_t unit = G == 1 ? least(group * kUnits + c, p.H - 1) : group;
-    return p.w_hh + ((G == 1 ? 0 : least(c, G - 1)) * p.H + unit) * p.Pp;
+  RNNFAST_BOTH int64_t length() const { return p.Pp; }
+  RNNFAST_INLINE const W* weights(int64_t unit, int gate) const {
+    return p.w_hh + (gate * p.H + unit) * p.Pp;
   }
-  RNNFAST_INLINE const A* row(int64_t b) const { return p.h[s.parity] + b * p.Pp; }
+  RNNFAST_INLINE const W* row(int64_t b) const { return p.h[s.parity] + b * p.Pp; }
 
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    A sums[G];
-#pragma unroll
-    for (int g = 0; g < G; ++g)
-      sums[g] = G == 1 ? sum : shuffle(sum, g * kRows + static_cast<int>(b % kRows));
-    const int64_t unit = group * kUnits + (G == 1 ? column : 0);
-    if (b >= s.n || unit >= p.H || (G > 1 && column > 0)) return;
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
     A state[S], cell{}, blended{};
 #pragma unroll
     for (int j = 0; j < S; ++j) state[j] = 0;
@@ -55,7 +45,7 @@ struct ForwardTask {
       state[S > G && g == G - 1 ? S - 1 : g] += sums[g] + (p.b_hh ? A(widened(p.b_hh[at])) : A(0));
     }
     if (Cell::kHasCell) cell = p.c[b * p.Hp + unit];
-    if (Cell::kBlends) blended = row(b)[unit];
+    if (Cell::kBlends) blended = p.state[b * p.Pp + unit];
     const A value = Cell::forward(state, cell, blended);
     const int64_t at = s.row + b * s.stride;
     if (p.gates) {
@@ -64,8 +54,9 @@ struct ForwardTask {
     }
     if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
     if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
+    if (Cell::kBlends) p.state[b * p.Pp + unit] = value;
     if (p.m)
-      p.m[b * p.Hp + unit] = value;
+      narrow(value, p.m[b * p.Hp + unit]);
     else
       emit(p, s, b, unit, value);
   }
@@ -74,31 +65,26 @@ struct ForwardTask {
 // h' = W_hr (o tanh(c'))
 template <class Element>
 struct ProjectTask {
-  typedef Element W;
+  typedef Element W, R;
   typedef typename ComputeType<W>::type A;
-  typedef A R;
+  static constexpr int kSums = 1;
 
   ForwardLayer<W> p;
   ForwardStep s;
 
-  RNNFAST_BOTH int64_t groups() const { return divide_up(p.P, kColumns); }
+  RNNFAST_BOTH int64_t units() const { return p.P; }
   RNNFAST_BOTH int64_t rows() const { return s.n; }
-  RNNFAST_INLINE int64_t length() const { return p.Hp; }
-  RNNFAST_INLINE const W* column(int64_t group, int c) const {
-    return p.w_hr + least(group * kColumns + c, p.P - 1) * p.Hp;
-  }
-  RNNFAST_INLINE const A* row(int64_t b) const { return p.m + b * p.Hp; }
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    const int64_t unit = group * kColumns + column;
-    if (b < s.n && unit < p.P) emit(p, s, b, unit, sum);
-  }
+  RNNFAST_BOTH int64_t length() const { return p.Hp; }
+  RNNFAST_INLINE const W* weights(int64_t unit, int) const { return p.w_hr + unit * p.Hp; }
+  RNNFAST_INLINE const W* row(int64_t b) const { return p.m + b * p.Hp; }
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const { emit(p, s, b, unit, sums[0]); }
 };
 
 template <class Cell, class Element>
 struct Backward {
-  typedef Element W;
+  typedef Element W, R;
   typedef typename ComputeType<W>::type A;
-  static constexpr int G = Cell::kGates, S = Cell::kSlots;
+  static constexpr int G = Cell::kGates, S = Cell::kSlots, kSums = 1;
 
   BackwardLayer<W> p;
   BackwardStep s;
@@ -163,22 +149,17 @@ struct CarryTask : Backward<Cell, Element> {
   typedef Backward<Cell, Element> Base;
   typedef Element W;
   typedef typename Base::A A;
-  typedef W R;
   using Base::p;
   using Base::s;
 
-  RNNFAST_BOTH int64_t groups() const { return divide_up(p.P, kColumns); }
+  RNNFAST_BOTH int64_t units() const { return p.P; }
   RNNFAST_BOTH int64_t rows() const { return s.n < s.later_n ? s.later_n : s.n; }
-  RNNFAST_INLINE int64_t length() const { return s.later_n ? p.Kp : 0; }
-  RNNFAST_INLINE const W* column(int64_t group, int c) const {
-    return p.w_hh_t + least(group * kColumns + c, p.P - 1) * p.Kp;
-  }
+  RNNFAST_BOTH int64_t length() const { return s.later_n ? p.Kp : 0; }
+  RNNFAST_INLINE const W* weights(int64_t unit, int) const { return p.w_hh_t + unit * p.Kp; }
   RNNFAST_INLINE const W* row(int64_t b) const { return this->later_row(b); }
 
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    const int64_t unit = group * kColumns + column;
-    if (b >= rows() || unit >= p.P) return;
-    const A dh = this->carried(sum, b, unit);
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    const A dh = this->carried(sums[0], b, unit);
     const bool projected = p.w_hr_t;
     if (b >= s.n) {
       p.dh0[b * p.P + unit] = dh;
@@ -198,27 +179,22 @@ struct UnprojectTask : Backward<Cell, Element> {
   typedef Backward<Cell, Element> Base;
   typedef Element W;
   typedef typename Base::A A;
-  typedef W R;
   using Base::p;
   using Base::s;
 
-  RNNFAST_BOTH int64_t groups() const { return divide_up(p.H, kColumns); }
+  RNNFAST_BOTH int64_t units() const { return p.H; }
   RNNFAST_BOTH int64_t rows() const { return s.n < s.later_n ? s.later_n : s.n; }
-  RNNFAST_INLINE int64_t length() const { return s.n ? p.Pp : 0; }
-  RNNFAST_INLINE const W* column(int64_t group, int c) const {
-    return p.w_hr_t + least(group * kColumns + c, p.H - 1) * p.Pp;
-  }
+  RNNFAST_BOTH int64_t length() const { return s.n ? p.Pp : 0; }
+  RNNFAST_INLINE const W* weights(int64_t unit, int) const { return p.w_hr_t + unit * p.Pp; }
   RNNFAST_INLINE const W* row(int64_t b) const {
     return p.dprojected + this->place(least(b, s.n ? s.n - 1 : 0)) * p.Pp;
   }
 
-  RNNFAST_INLINE void finish(A sum, int64_t group, int64_t b, int column) const {
-    const int64_t unit = group * kColumns + column;
-    if (b >= rows() || unit >= p.H) return;
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
     if (b >= s.n)
       p.dc0[b * p.H + unit] = this->carried_cell(b, unit);
     else
-      this->through_cell(sum, b, unit, true);
+      this->through_cell(sums[0], b, unit, true);
   }
 };
 

@@ -1,14 +1,21 @@
-// Products of a few rows with W, and what is done with each sum: the one kernel of all stepwise launches.
-// A warp makes a tile of 4 columns (rows of W) times 8 rows of the batch: its lanes share out the sum over K,
-// so that both operands are read 16 bytes a lane from consecutive addresses, and at the end each lane holds
-// one of the 32 sums. What it does with it is the task's.
+// Products of a few rows with W, and what is done with each sum: the kernels of all stepwise launches. Which
+// product, a task says:
+//   units(), rows(), length()    units of the output, rows of the batch, numbers of a sum
+//   kSums, weights(unit, sum)    how many sums a unit has, and the row of W of each
+//   row(b)                       of the batch
+//   finish(sums, unit, b)        what is done with the sums of a unit
+// Rows begin at multiples of 16 bytes, and their length is a multiple of them.
 #pragma once
 #include "cuda/cells.cuh"
 
 namespace rnnfast::cuda {
 
-constexpr int kColumns = 4, kRows = kLanes / kColumns;  // of a tile
+constexpr int kColumns = 4, kRows = kLanes / kColumns;  // of a warp's tile
 constexpr int kWarps = 4;                               // of a block
+constexpr int kMatrixWarps = 8;  // of a block that multiplies by the matrix instruction: most, and
+constexpr int kMatrixTiles = 4;  // times 8 rows of the batch
+// of the sums that a warp leaves for the others: 4 more, so that both sides meet all banks
+constexpr int kMatrixStride = kMatrixTiles * 8 + 4;
 
 // sum[0] = what all lanes have in sum[lane], for 2 kWidth sums: each exchange adds up two halves of the sums
 // in two halves of the lanes
@@ -23,56 +30,181 @@ RNNFAST_INLINE void fold(A* sum, int lane) {
   if constexpr (kWidth > 1) fold<kWidth / 2>(sum, lane);
 }
 
-// The sums over k of w[column][k] row[r][k], of lane column * kRows + r. K is a multiple of a chunk.
-template <class A, class W, class R>
-RNNFAST_INLINE A tile_sums(const W* const* w, const R* const* row, int64_t K, int lane) {
-  constexpr int kChunk = Chunk<W>::kNumbers, kPerRow = Chunk<R>::kNumbers;
+// The sums over k of w[column][k] row[r][k], of lane column * kRows + r. The lanes share out the sum over K,
+// so that both are read 16 bytes a lane from consecutive addresses.
+template <class A>
+RNNFAST_INLINE A tile_sums(const A* const* w, const A* const* row, int64_t K, int lane) {
+  constexpr int kChunk = Chunk<A>::kNumbers;
   A sum[kLanes];
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) sum[i] = 0;
   for (int64_t k = lane * kChunk; k < K; k += kLanes * kChunk) {
-    Chunk<W> column[kColumns];
+    Chunk<A> column[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) column[c] = load_chunk(w[c] + k);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
+      const Chunk<A> numbers = load_chunk(row[r] + k);
 #pragma unroll
-      for (int part = 0; part < kChunk; part += kPerRow) {
-        const Chunk<R> numbers = load_chunk(row[r] + k + part);
+      for (int i = 0; i < kChunk; ++i)
 #pragma unroll
-        for (int i = 0; i < kPerRow; ++i)
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c)
-            sum[c * kRows + r] = fma(A(widened(column[c].number[part + i])), A(widened(numbers.number[i])),
-                                     sum[c * kRows + r]);
-      }
+        for (int c = 0; c < kColumns; ++c)
+          sum[c * kRows + r] = fma(column[c].number[i], numbers.number[i], sum[c * kRows + r]);
     }
   }
   fold<kLanes / 2>(sum, lane);
   return sum[0];
 }
 
-// Every tile of a task: Task::groups() times Task::rows() / kRows of them.
+// float64, and float32 to its last bit: a warp makes a tile of 4 columns (rows of W: those of a unit, or one
+// of four units each) times 8 rows of the batch.
 template <class Task>
 RNNFAST_KERNEL void run_tiles(Task task) {
+  typedef typename Task::A A;
+  constexpr bool kOne = Task::kSums == 1;
+  constexpr int kUnits = kOne ? kColumns : 1;
   const int lane = thread_index() % kLanes;
   const int64_t warp = block_index() * kWarps + thread_index() / kLanes;
-  const int64_t group = warp % task.groups(), first = warp / task.groups() * kRows, rows = task.rows();
+  const int64_t units = task.units(), rows = task.rows(), groups = divide_up(units, kUnits);
+  const int64_t group = warp % groups * kUnits, first = warp / groups * kRows;
   if (first >= rows) return;
-  const typename Task::W* w[kColumns];
-  const typename Task::R* row[kRows];
+  const A *w[kColumns], *row[kRows];
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) w[c] = task.column(group, c);
+  for (int c = 0; c < kColumns; ++c)
+    w[c] = task.weights(least(group + (kOne ? c : 0), units - 1), kOne ? 0 : least(c, Task::kSums - 1));
 #pragma unroll
   for (int r = 0; r < kRows; ++r) row[r] = task.row(least<int64_t>(first + r, rows - 1));
-  const auto sum = tile_sums<typename Task::A>(w, row, task.length(), lane);
-  task.finish(sum, group, first + lane % kRows, lane / kRows);
+  const A sum = tile_sums(w, row, task.length(), lane);
+  // one lane finishes a unit of a row
+  A sums[Task::kSums];
+#pragma unroll
+  for (int i = 0; i < Task::kSums; ++i) sums[i] = kOne ? sum : shuffle(sum, i * kRows + lane % kRows);
+  const int64_t unit = group + (kOne ? lane / kRows : 0), b = first + lane % kRows;
+  if (unit < units && b < rows && (kOne || lane < kRows)) task.finish(sums, unit, b);
+}
+
+// Four words for multiply_tile, and zeros beyond the end of a row; floats become what W is.
+template <class W>
+struct Words {
+  uint32_t word[4];
+};
+template <class W, class R>
+RNNFAST_INLINE Words<W> load_words(const R* p, bool present) {
+  Words<W> words{};
+  if (!present) return words;
+  if constexpr (sizeof(R) == sizeof(W)) {
+    words = __builtin_bit_cast(Words<W>, load_chunk(p));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words.word[i] = as_operand<W>(words.word[i]);
+  } else {
+    constexpr int kPerChunk = Chunk<R>::kNumbers;
+    const Chunk<R> chunk[2] = {load_chunk(p), load_chunk(p + kPerChunk)};
+    W number[2 * kPerChunk];
+#pragma unroll
+    for (int i = 0; i < 2 * kPerChunk; ++i) narrow(chunk[i / kPerChunk].number[i % kPerChunk], number[i]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words.word[i] = word_of(number + 2 * i);
+  }
+  return words;
+}
+
+// The same by the matrix instruction: halves, and floats as TF32. A block makes a tile of 8 units with up to
+// four sums, or of 16 with one, times up to 32 rows of the batch; its warps share out the sum over K. A lane
+// reads 16 bytes in a row where the instruction would have two words 16 bytes apart: both operands are
+// permuted alike, so the sums are the same.
+template <class Task>
+RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(Task task) {
+  typedef typename Task::W W;
+  typedef typename Task::A A;
+  constexpr bool kOne = Task::kSums == 1;
+  constexpr int kSlots = kOne ? 2 : 4;  // of a lane: rows of W, in two halves of an instruction
+  constexpr int kUnits = kOne ? 16 : 8;
+  constexpr int kChunk = Chunk<W>::kNumbers;
+  const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
+  const int64_t units = task.units(), rows = task.rows(), groups = divide_up(units, kUnits);
+  const int64_t group = block_index() % groups * kUnits, first = block_index() / groups * kMatrixTiles * 8;
+  const int tiles = static_cast<int>(least<int64_t>(divide_up(rows - first, 8), kMatrixTiles));
+
+  const W* w[kSlots];
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot)
+    w[slot] = task.weights(least(group + (kOne ? slot * 8 : 0) + lane / 4, units - 1),
+                           kOne ? 0 : least(slot, Task::kSums - 1));
+  const typename Task::R* row[kMatrixTiles];
+#pragma unroll
+  for (int tile = 0; tile < kMatrixTiles; ++tile)
+    row[tile] = task.row(least<int64_t>(first + tile * 8 + lane / 4, rows - 1));
+
+  A sum[kSlots / 2][kMatrixTiles][4] = {};
+  const int64_t K = task.length();
+  for (int64_t begin = warp * 4 * kChunk; begin < K; begin += warps * 4 * kChunk) {
+    const int64_t k = begin + lane % 4 * kChunk;
+    // all loads first: they take longest
+    Words<W> a[kSlots], b[kMatrixTiles];
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) a[slot] = load_words<W>(w[slot] + k, k < K);
+#pragma unroll
+    for (int tile = 0; tile < kMatrixTiles; ++tile)
+      b[tile] = load_words<W>(row[tile] + k, k < K && tile < tiles);
+#pragma unroll
+    for (int tile = 0; tile < kMatrixTiles; ++tile)
+      if (tile < tiles)
+#pragma unroll
+        for (int slot = 0; slot < kSlots; slot += 2)
+#pragma unroll
+          for (int i = 0; i < 4; i += 2) {
+            const uint32_t both[4] = {a[slot].word[i], a[slot + 1].word[i], a[slot].word[i + 1],
+                                      a[slot + 1].word[i + 1]};
+            multiply_tile<W>(sum[slot / 2][tile], both, b[tile].word[i], b[tile].word[i + 1]);
+          }
+  }
+
+  // [warps, kSlots, 8 units, rows]
+  A* const parts = shared_memory<A>();
+  const auto place = [](int of_warp, int slot, int unit, int b) {
+    return ((of_warp * kSlots + slot) * 8 + unit) * kMatrixStride + b;
+  };
+#pragma unroll
+  for (int tile = 0; tile < kMatrixTiles; ++tile)
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        parts[place(warp, slot, lane / 4, tile * 8 + lane % 4 * 2 + n)] =
+            sum[slot / 2][tile][slot % 2 * 2 + n];
+  block_barrier();
+  for (int i = thread_index(); i < tiles * 8 * kUnits; i += block_size()) {
+    const int64_t unit = group + i % kUnits, b = first + i / kUnits;
+    if (unit >= units || b >= rows) continue;
+    A sums[Task::kSums] = {};
+    for (int other = 0; other < warps; ++other)
+#pragma unroll
+      for (int j = 0; j < Task::kSums; ++j)
+        sums[j] += parts[place(other, kOne ? i % kUnits / 8 : j, i % 8, i / kUnits)];
+    task.finish(sums, unit, b);
+  }
 }
 
 template <class Task>
 const char* launch_tiles(const Task& task, void* stream) {
-  const int64_t warps = task.groups() * divide_up(task.rows(), kRows);
-  return launch(run_tiles<Task>, divide_up(warps, kWarps), kWarps * kLanes, stream, task);
+  typedef typename Task::W W;
+  constexpr bool kOne = Task::kSums == 1;
+  if constexpr (sizeof(W) <= 4) {
+    if (sizeof(W) == 2 || task.p.tf32) {
+      const int64_t blocks =
+          divide_up(task.units(), kOne ? 16 : 8) * divide_up(task.rows(), kMatrixTiles * 8);
+      const int64_t pieces = divide_up(task.length(), 4 * Chunk<W>::kNumbers);
+      const int warps = static_cast<int>(pieces == 0 ? 1 : least<int64_t>(pieces, kMatrixWarps));
+      const size_t bytes = sizeof(float) * warps * (kOne ? 2 : 4) * 8 * kMatrixStride;
+      return launch_clusters(run_matrix_tiles<Task>, blocks, 1, warps * kLanes, bytes, false, stream, task);
+    }
+  }
+  if constexpr (sizeof(W) == 2) {
+    return nullptr;
+  } else {
+    const int64_t warps = divide_up(task.units(), kOne ? kColumns : 1) * divide_up(task.rows(), kRows);
+    return launch(run_tiles<Task>, divide_up(warps, kWarps), kWarps * kLanes, stream, task);
+  }
 }
 
 }  // namespace rnnfast::cuda
