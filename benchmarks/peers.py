@@ -316,8 +316,8 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
     """Every peer that has this case, the baseline first, rnnfast last."""
     case = problem.case
     peers = torch_peers(problem, training)
-    has_onnx = case.dtype == "float32" and case.cell in OnnxSession.ORDER and not case.fresh_weights
-    if not training and has_onnx:  # a session's weights are constants
+    has_onnx = case.dtype == "float32" and case.cell in OnnxSession.ORDER and not case.lengths
+    if not training and has_onnx and not case.fresh_weights:  # a session's weights are constants
         peers["onnxruntime"] = Peer(
             timed_call(OnnxSession(problem.layer, problem.state, threads), None, problem.x, problem.dy, False)
         )
