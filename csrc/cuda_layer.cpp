@@ -143,6 +143,8 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
                    [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
                      p.steps = end - begin, p.links.first_step = begin;
                      p.input = in<A>(input);
+                     const Tensor before = plan.wide ? h.clone() : h;
+                     p.h_before = in<A>(before);
                      p.input_rows.first = s.packed
                                               ? -walk.offsets[first]
                                               : (walk.time(begin) - first) * s.B - begin * p.input_rows.step;

@@ -89,9 +89,13 @@ inline Tensor product(const Tensor& a, const Tensor& b, bool tf32) {
     const Tensor high = t.to(at::kBFloat16), low = t.sub(high).nan_to_num_(0.0, 0.0, 0.0);
     return std::tuple{high, high.nan_to_num(0.0, 0.0, 0.0), low.to(at::kBFloat16)};
   };
+  // turned back where t is turned: rows in memory are copied as rows
+  const auto join = [](const Tensor& like, const Tensor& x, const Tensor& y, const Tensor& z, int64_t dim) {
+    return like.stride(1) == 1 ? at::cat({x, y, z}, dim) : at::cat({x.t(), y.t(), z.t()}, 1 - dim).t();
+  };
   const auto [a_high, a_finite, a_low] = split(a);
   const auto [b_high, b_finite, b_low] = split(b);
-  return wide_product(at::cat({a_high, a_finite, a_low}, 1), at::cat({b_high, b_low, b_finite}, 0));
+  return wide_product(join(a, a_high, a_finite, a_low, 1), join(b, b_high, b_low, b_finite, 0));
 }
 
 // x W^T in the compute type, whatever is stored

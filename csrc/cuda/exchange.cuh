@@ -70,20 +70,30 @@ struct Exchange {
   // host is told.
   RNNFAST_INLINE void receive(int64_t step) {
     if constexpr (kWide) {
-      const uint64_t* const from = places + (step & 1) * (rows / kWord<E>)*numbers;
+      constexpr int kAtOnce = 8;  // loads on their way: each takes as long as a product
+      const int width = static_cast<int>(numbers), count = rows / kWord<E> * width;
+      const uint64_t* const from = places + (step & 1) * count;
       const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
-      for (int64_t i = thread_index(); i < rows / kWord<E> * numbers; i += block_size()) {
-        uint64_t packet = load_packet(from + i);
-        for (int64_t turn = 0; static_cast<uint32_t>(packet >> 32) != wanted && !lost; ++turn) {
-          lost = turn > links.patience || (turn % 1024 == 1023 && *links.failed);
-          pause();
-          packet = load_packet(from + i);
-        }
-        E values[kWord<E>];
-        numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet), values);
-        E* const place = buffer(step) + i / numbers * kWord<E> * ld + i % numbers;
+      for (int first = thread_index(); first < count; first += kAtOnce * block_size()) {
+        uint64_t packet[kAtOnce] = {};
 #pragma unroll
-        for (int n = 0; n < kWord<E>; ++n) place[n * ld] = values[n];
+        for (int j = 0; j < kAtOnce; ++j)
+          if (first + j * block_size() < count) packet[j] = load_packet(from + first + j * block_size());
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int i = first + j * block_size();
+          if (i >= count) continue;
+          for (int64_t turn = 0; static_cast<uint32_t>(packet[j] >> 32) != wanted && !lost; ++turn) {
+            lost = turn > links.patience || (turn % 1024 == 1023 && *links.failed);
+            pause();
+            packet[j] = load_packet(from + i);
+          }
+          E values[kWord<E>];
+          numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet[j]), values);
+          E* const place = buffer(step) + i / width * kWord<E> * ld + i % width;
+#pragma unroll
+          for (int n = 0; n < kWord<E>; ++n) place[n * ld] = values[n];
+        }
       }
       if (lost) *links.failed = 1;
       block_barrier();

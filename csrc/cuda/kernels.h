@@ -153,12 +153,14 @@ struct ResidentForward {
   Rows rows, input_rows;
   const E* w_hh;  // [G H, H], leading dimension ldw: the tiles of all that share a sum, the rest zeros
   int64_t ldw;
-  const E* b_ih;   // [G H] or null
-  const E* b_hh;   // [G H] or null
-  A* h;            // [B, Hp]: the state before, and after
-  A* c;            // [B, Hp] or null: the same
-  const A* input;  // [., G H]: W_ih x
-  E* y;            // [N, H], leading dimension ldy
+  const E* b_ih;      // [G H] or null
+  const E* b_hh;      // [G H] or null
+  const A* h_before;  // [B, Hp]: the state before; where a team is wide, not where h is: some of its blocks
+                      // begin when others have written
+  A* h;               // [B, Hp]: the state after
+  A* c;               // [B, Hp] or null: before, and after
+  const A* input;     // [., G H]: W_ih x
+  E* y;               // [N, H], leading dimension ldy
   int64_t ldy;
   A* gates;  // [N, S, Hp] or null
   A* cells;  // [N, Hp] or null

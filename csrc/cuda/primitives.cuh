@@ -186,9 +186,13 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
   config.attrs = &attribute;
   config.numAttrs = together || cluster > 1;
   cudaError_t error = cudaSuccess;
-  if (bytes > 48 * 1024)
-    error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (bytes > 48 * 1024) {
+    // the most there is, not `bytes`: another thread may be launching the same kernel with more
+    int device = 0, most = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  }
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, argument);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -80,7 +80,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 
   for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) {
     const int64_t b = first + i % (rows * ld) / ld, k = i % ld;  // in both: a row may begin later
-    narrow_operand(b < p.batch && k < p.H ? p.h[b * p.Hp + k] : A(0), shared[i]);
+    narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), shared[i]);
   }
   A h[kBlocks][2], c[kBlocks][2];
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
@@ -94,7 +94,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int64_t at = batch_of(tile, n) * p.Hp + unit_of(k);
-        h[k][n] = Cell::kBlends && mine(tile, k, n) ? p.h[at] : A(0);
+        h[k][n] = Cell::kBlends && mine(tile, k, n) ? p.h_before[at] : A(0);
         c[k][n] = Cell::kHasCell && mine(tile, k, n) ? p.c[at] : A(0);
         if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : h[k][n];
       }

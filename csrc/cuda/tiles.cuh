@@ -83,6 +83,13 @@ RNNFAST_KERNEL void run_tiles(Task task) {
   if (unit < units && b < rows && (kOne || lane < kRows)) task.finish(sums, unit, b);
 }
 
+// How a lane's rows of W (two halves of each instruction) become units: 8 with all of their sums, or 16 with
+// one
+template <class Task>
+constexpr int kMatrixSlots = Task::kSums == 1 ? 2 : 4;
+template <class Task>
+constexpr int kMatrixUnits = Task::kSums == 1 ? 16 : 8;
+
 // Four words for multiply_tile, and zeros beyond the end of a row; floats become what W is.
 template <class W>
 struct Words {
@@ -117,9 +124,7 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
   typedef typename Task::W W;
   typedef typename Task::A A;
   constexpr bool kOne = Task::kSums == 1;
-  constexpr int kSlots = kOne ? 2 : 4;  // of a lane: rows of W, in two halves of an instruction
-  constexpr int kUnits = kOne ? 16 : 8;
-  constexpr int kChunk = Chunk<W>::kNumbers;
+  constexpr int kSlots = kMatrixSlots<Task>, kUnits = kMatrixUnits<Task>, kChunk = Chunk<W>::kNumbers;
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
   const int64_t units = task.units(), rows = task.rows(), groups = divide_up(units, kUnits);
   const int64_t group = block_index() % groups * kUnits, first = block_index() / groups * kMatrixTiles * 8;
@@ -142,7 +147,8 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
     // all loads first: they take longest
     Words<W> a[kSlots], b[kMatrixTiles];
 #pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) a[slot] = load_words<W>(w[slot] + k, k < K);
+    for (int slot = 0; slot < kSlots; ++slot)
+      a[slot] = load_words<W>(w[slot] + k, k < K && (kOne || slot < Task::kSums));
 #pragma unroll
     for (int tile = 0; tile < kMatrixTiles; ++tile)
       b[tile] = load_words<W>(row[tile] + k, k < K && tile < tiles);
@@ -188,21 +194,21 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
 template <class Task>
 const char* launch_tiles(const Task& task, void* stream) {
   typedef typename Task::W W;
-  constexpr bool kOne = Task::kSums == 1;
   if constexpr (sizeof(W) <= 4) {
     if (sizeof(W) == 2 || task.p.tf32) {
       const int64_t blocks =
-          divide_up(task.units(), kOne ? 16 : 8) * divide_up(task.rows(), kMatrixTiles * 8);
+          divide_up(task.units(), kMatrixUnits<Task>) * divide_up(task.rows(), kMatrixTiles * 8);
       const int64_t pieces = divide_up(task.length(), 4 * Chunk<W>::kNumbers);
       const int warps = static_cast<int>(pieces == 0 ? 1 : least<int64_t>(pieces, kMatrixWarps));
-      const size_t bytes = sizeof(float) * warps * (kOne ? 2 : 4) * 8 * kMatrixStride;
+      const size_t bytes = sizeof(float) * warps * kMatrixSlots<Task> * 8 * kMatrixStride;
       return launch_clusters(run_matrix_tiles<Task>, blocks, 1, warps * kLanes, bytes, false, stream, task);
     }
   }
   if constexpr (sizeof(W) == 2) {
     return nullptr;
   } else {
-    const int64_t warps = divide_up(task.units(), kOne ? kColumns : 1) * divide_up(task.rows(), kRows);
+    const int64_t warps =
+        divide_up(task.units(), Task::kSums == 1 ? kColumns : 1) * divide_up(task.rows(), kRows);
     return launch(run_tiles<Task>, divide_up(warps, kWarps), kWarps * kLanes, stream, task);
   }
 }

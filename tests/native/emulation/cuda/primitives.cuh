@@ -44,6 +44,7 @@ class Cluster {
     }
     given_.resize(fibers_.size());
     came_.resize(1 + blocks + fibers_.size() / kLanes);
+    for (int block = 0; block < blocks; ++block) begins_.push_back(random_() % 2 * random_() % kLate);
   }
 
   template <class F>
@@ -59,16 +60,16 @@ class Cluster {
       fiber.context.uc_stack.ss_size = kStack;
       makecontext(&fiber.context, &Cluster::enter, 0);
     }
-    for (;;) {
+    for (int round = 0;; ++round) {
       ready.clear();
       bool alive = false;
       for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
         if (fibers_[i].done) continue;
         alive = true;
-        if (!fibers_[i].waits) ready.push_back(i);
+        if (!fibers_[i].waits && round >= begins_[i / threads_]) ready.push_back(i);
       }
       if (!alive) break;
-      if (ready.empty()) {
+      if (ready.empty() && round > kLate) {
         std::fprintf(stderr, "emulation: block %lld is deadlocked: a thread waits for one that has left\n",
                      static_cast<long long>(first_));
         std::abort();
@@ -135,6 +136,7 @@ class Cluster {
 
  private:
   static constexpr size_t kStack = 64 * 1024;
+  static constexpr int kLate = 500;  // rounds: more than a step takes
   struct alignas(16) Line {
     char bytes[16];
   };
@@ -202,7 +204,8 @@ class Cluster {
   std::vector<Fiber> fibers_;
   std::vector<Given> given_;
   std::vector<Late> late_;
-  std::vector<int> came_;  // to the cluster's barrier, each block's and each warp's
+  std::vector<int> came_;    // to the cluster's barrier, each block's and each warp's
+  std::vector<int> begins_;  // the round from which a block runs: blocks do not start together
   std::vector<std::vector<Line>> shared_;
   jmp_buf scheduler_;
   std::mt19937_64 random_;
