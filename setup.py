@@ -50,7 +50,7 @@ CUDA_SOURCES = [
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
 CUDA_ARCHITECTURES = "8.0;9.0a;9.0+PTX"
 if X86:
-    SOURCES += [f"csrc/cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "avx512_bf16")]
+    SOURCES += [f"csrc/cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "avx512_bf16", "amx_bf16")]
 
 COMPILE_ARGS = [
     "-std=c++20",

@@ -16,11 +16,12 @@ Tensor dense(const Tensor& t, at::ScalarType type) {
 }
 Tensor dense(const OptTensor& t, at::ScalarType type) { return t ? dense(*t, type) : Tensor(); }
 
-// dense and in the dtype that products read; rows of bfloat16 are whole pairs, as the kernel asks
+// dense and in the dtype that products read; rows of bfloat16 are whole lines, as the kernel asks
 Tensor operand(const Tensor& t, at::ScalarType type) {
   const Tensor rows = dense(t, type);
   if (type != at::kBFloat16) return rows;
-  if (rows.size(-1) % 2) return at::constant_pad_nd(rows, {0, 1});
+  const int64_t n = rows.size(-1), more = whole_lines<Bfloat16>(n) - n;
+  if (more) return at::constant_pad_nd(rows, {0, more});
   return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 ? rows.clone() : rows;
 }
 Tensor operand(const OptTensor& t, at::ScalarType type) { return t ? operand(*t, type) : Tensor(); }
@@ -74,7 +75,10 @@ void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, 
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H);
   Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
-  if (sizeof(E) < sizeof(A)) shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
+  if (sizeof(E) < sizeof(A)) {
+    shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
+    shape.matrix_unit = k.matrix_unit;
+  }
   for (int64_t d = 0; d < s.D; ++d) {
     const Weights& w = weights[d];
     ForwardParams<E> p{};
@@ -102,11 +106,11 @@ struct Directions {
   Tensor da, dx, h_previous, dprojected, hidden;  // of one direction; see BackwardParams
 };
 
-// da and the like, whose rows products read: whole words
+// da and the like, whose rows products read: whole lines
 template <class E>
 Tensor gradient_rows(Scratch& scratch, int64_t rows, int64_t columns) {
-  const Tensor whole = scratch.take(rows, whole_words<E>(columns));
-  for (int64_t i = columns; i < whole.size(1); ++i) whole.select(1, i).zero_();
+  const Tensor whole = scratch.take(rows, whole_lines<E>(columns));
+  if (whole.size(1) > columns) whole.narrow(1, columns, whole.size(1) - columns).zero_();
   return whole.narrow(1, 0, columns);
 }
 
@@ -146,7 +150,8 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   p.hidden = out<E>(r.hidden);
   p.dh0 = out<A>(dh0, d * s.B * s.P);
   p.dc0 = out<A>(dc0, d * s.B * s.H);
-  const Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/true);
+  Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/true);
+  shape.matrix_unit = sizeof(E) < sizeof(A) && k.matrix_unit;
   launch("recurrent_backward", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
     return k.layer(E()).backward(s.mode, p, plan, workspace, member);
   });
@@ -227,9 +232,9 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   grads[2] = dc0;
   for (int64_t d = 0; d < s.D; ++d) {
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
-    const int64_t gate_buffers = s.slots > s.gates ? 2 : 1, projection = w_hr ? s.P + s.H : 0;
-    Scratch scratch(s.N * (gate_buffers * (s.gates * s.H + 1) + s.P + 1 + projection),
-                    options.dtype(element));
+    const auto row = [&](int64_t n) { return element == at::kBFloat16 ? whole_lines<Bfloat16>(n) : n; };
+    const int64_t gate_buffers = s.slots > s.gates ? 2 : 1, projection = w_hr ? row(s.P) + s.H : 0;
+    Scratch scratch(s.N * (gate_buffers * row(s.gates * s.H) + s.P + projection), options.dtype(element));
     Directions r;
     if (s.N > 0) {
       const auto run = element == at::kDouble     ? backward_direction<double>

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PACKAGE = Path(rnnfast.__file__).parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16") if X86 else ("generic",)
+ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx_bf16") if X86 else ("generic",)
 
 # The one door to torch's thread pool that csrc/cpu may use, a C header, and the one file that may use it.
 POOL = ("cpu/team.cpp", "<torch/csrc/stable/c/shim.h")
@@ -179,7 +179,7 @@ def test_no_weak_symbol_stands_outside_its_instruction_set(objects, isa):
 
 
 def test_only_the_objects_of_wide_instruction_sets_hold_wide_registers(objects):
-    widest = {"generic": set(), "avx2": {"ymm"}, "avx512": {"ymm", "zmm"}, "avx512_bf16": {"ymm", "zmm"}}
+    widest = {isa: {"ymm", "zmm"} for isa in ISAS} | {"generic": set(), "avx2": {"ymm"}}
     for isa, path in objects.items():
         found = vector_registers(path)
         assert found <= widest[isa]

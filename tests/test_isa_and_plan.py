@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
 from rnnfast import _C, info
@@ -62,7 +63,9 @@ def test_the_machine_uses_the_instruction_sets_its_cpu_lists():
     assert ("avx2" in ISAS) == ({"avx2", "fma"} <= set(listed))
     avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(listed)
     assert ("avx512" in ISAS) == avx512
-    assert ("avx512_bf16" in ISAS) == (avx512 and "avx512_bf16" in listed)
+    bf16 = avx512 and "avx512_bf16" in listed
+    assert ("avx512_bf16" in ISAS) == bf16
+    assert ("amx_bf16" in ISAS) == (bf16 and {"amx_tile", "amx_bf16"} <= set(listed))
 
 
 @isas
@@ -190,6 +193,28 @@ def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, dtype,
         together, _ = layer(x)
         for rows in ([0], [5], [12], [0, 1, 2], list(range(7))):
             assert torch.equal(layer(x[:, rows])[0], together[:, rows]), rows
+
+
+@isas
+@pytest.mark.parametrize("form", ["steps first", "batch first", "packed"])
+@pytest.mark.parametrize("batch", [16, 33, 49, 64, 261])
+def test_a_large_bfloat16_batch_gives_the_bits_of_its_rows(isa, form, batch):
+    # a matrix unit takes 32 rows at once, if they stand evenly apart
+    layer = rnnfast.LSTM(37, 50, bidirectional=True, dtype=torch.bfloat16)
+    lengths = [3] * (batch // 2) + [2] * (batch - batch // 2) if form == "packed" else [3] * batch
+    x = torch.randn(3, batch, 37).bfloat16()
+    info.set_isa(isa)
+    with torch.no_grad():
+        if form == "packed":
+            together = pad_packed_sequence(layer(pack_padded_sequence(x, lengths))[0])[0]
+        else:
+            layer.batch_first = form == "batch first"
+            together = layer(x.transpose(0, 1).contiguous() if layer.batch_first else x)[0]
+            together = together.transpose(0, 1) if layer.batch_first else together
+            layer.batch_first = False
+        for row in (0, batch // 2 - 1, batch // 2, batch - 1):
+            n = lengths[row]
+            assert torch.equal(together[:n, row], layer(x[:n, row : row + 1])[0][:, 0]), row
 
 
 @isas

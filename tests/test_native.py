@@ -28,7 +28,7 @@ FLAGS = ["-std=c++20", "-Og", "-g1", "-pthread", "-ffp-contract=off", "-fno-sani
 FLAGS += ["-DRNNFAST_CHECKED=1", "-Wno-tsan", *["-DRNNFAST_X86=1"][:X86]]
 FLAGS += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths())]
 
-ISAS = ["generic", "avx2", "avx512", "avx512_bf16"] if X86 else ["generic"]
+ISAS = ["generic", "avx2", "avx512", "avx512_bf16", "amx_bf16"] if X86 else ["generic"]
 NAMES = ["plan", "profile", "dispatch", *(f"isa_{isa}" for isa in ISAS)]  # fuzz.cpp includes team.cpp
 SOURCES = [ROOT / "tests" / "native" / "fuzz.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in NAMES)]
 

@@ -5,6 +5,12 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(RNNFAST_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <syscall.h>
+#include <unistd.h>
+#endif
+
 namespace rnnfast {
 
 namespace generic {
@@ -20,6 +26,9 @@ extern const Kernels kKernels;
 namespace avx512_bf16 {
 extern const LayerKernels<Bfloat16> kLayer;
 }
+namespace amx_bf16 {
+extern const LayerKernels<Bfloat16> kLayer;
+}
 #endif
 
 namespace {
@@ -30,14 +39,26 @@ struct Candidate {
 };
 
 #ifdef RNNFAST_X86
-const Kernels& avx512_with_bf16() {
-  static const Kernels all = [] {
-    Kernels k = avx512::kKernels;
-    k.name = "avx512_bf16";
-    k.bf16 = &avx512_bf16::kLayer;
-    return k;
-  }();
-  return all;
+Kernels avx512_with(const char* name, const LayerKernels<Bfloat16>& bf16, bool matrix_unit) {
+  Kernels k = avx512::kKernels;
+  k.name = name;
+  k.bf16 = &bf16;
+  k.matrix_unit = matrix_unit;
+  return k;
+}
+
+// Whether there is a matrix unit for bfloat16, and the system lets this process use it: its registers are
+// 8 KiB that a thread which never asks need not keep.
+bool has_amx() {
+#ifdef __linux__
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;  // leaf 7, edx
+  constexpr long kRequest = 0x1023, kTileData = 18;            // ARCH_REQ_XCOMP_PERM
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBfloat16) && (d & kTiles) &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -45,13 +66,17 @@ const std::vector<Candidate>& candidates() {
 #ifdef RNNFAST_X86
   static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  static const Kernels avx512_bf16 = avx512_with("avx512_bf16", avx512_bf16::kLayer, false);
+  static const Kernels amx_bf16 = avx512_with("amx_bf16", amx_bf16::kLayer, true);
 #endif
   static const std::vector<Candidate> all = {
       {&generic::kKernels, true},
 #ifdef RNNFAST_X86
       {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
       {&avx512::kKernels, avx512},
-      {&avx512_with_bf16(), avx512 && __builtin_cpu_supports("avx512bf16")},
+      {&avx512_bf16, bf16},
+      {&amx_bf16, bf16 && has_amx()},
 #endif
   };
   return all;

@@ -32,6 +32,7 @@ struct Kernels {
   KernelsOf<float> f32;
   KernelsOf<double> f64;
   const LayerKernels<Bfloat16>* bf16;  // null: this set has no products of bfloat16
+  bool matrix_unit;                    // which they are made by
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }

@@ -33,6 +33,9 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #include "cells/rnn.h"
 #include "cpu/share-inl.h"
 #include "cpu/product-inl.h"
+#ifdef RNNFAST_MATRIX_UNIT
+#include "cpu/matrix-inl.h"
+#endif
 #include "cpu/recurrent-inl.h"
 #include "cpu/deep-inl.h"
 #include "cpu/gradient-inl.h"
@@ -42,7 +45,12 @@ template <class Loop, class Params>
 size_t run_loop(const Params& params, Plan plan, void* workspace, Team::Member* member) {
   Arena arena{static_cast<char*>(workspace)};
   const Loop loop(params, plan, arena);
-  if (member) loop.run(*member);
+  if (member) {
+    loop.run(*member);
+#ifdef RNNFAST_MATRIX_UNIT
+    release_tiles(member->tiles);
+#endif
+  }
   return arena.used;
 }
 

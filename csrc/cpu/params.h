@@ -46,15 +46,17 @@ struct Plan {
 constexpr int64_t kPad = 16;
 RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
-// what a product reads by words: bfloat16 by pairs
+// how long a row is that a product reads: of bfloat16 whole lines of 64 bytes, which is what a matrix unit
+// reads
 template <class E>
-RNNFAST_INLINE constexpr int64_t whole_words(int64_t n) {
-  return sizeof(E) < sizeof(typename ComputeType<E>::type) ? (n + 1) / 2 * 2 : n;
+RNNFAST_INLINE constexpr int64_t whole_lines(int64_t n) {
+  constexpr int64_t kLine = sizeof(E) < sizeof(typename ComputeType<E>::type) ? 64 / sizeof(E) : 1;
+  return (n + kLine - 1) / kLine * kLine;
 }
 
 // One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
-// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with a zero to an even length, and
-// the first begins at a multiple of 4 bytes: they are read by pairs.
+// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with zeros to whole lines, and the
+// first begins at a multiple of 4 bytes: they are read by pairs.
 template <class E>
 struct ForwardParams {
   typedef typename ComputeType<E>::type A;
@@ -77,7 +79,7 @@ struct ForwardParams {
 };
 
 // One direction of one layer, backward through time. The caller makes the weight gradients from what this
-// leaves. Rows of da, dx and dprojected are whole words; whoever allocates them has zeroed what that adds.
+// leaves. Rows of da, dx and dprojected are whole lines; whoever allocates them has zeroed what that adds.
 template <class E>
 struct BackwardParams {
   typedef typename ComputeType<E>::type A;
@@ -104,7 +106,7 @@ struct BackwardParams {
 };
 
 // C = A B, or C += A B, for one or two B: the products that gradients are made of. Rows of A that is not
-// turned are whole words.
+// turned are whole lines.
 template <class E>
 struct GradientParams {
   typedef typename ComputeType<E>::type A;

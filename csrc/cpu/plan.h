@@ -16,6 +16,7 @@ struct Shape {
   int lanes;    // of one vector
   bool packed;  // steps have different row counts
   bool backward;
+  bool matrix_unit = false;  // multiplies 16 rows at once, and sums go over pairs
 };
 
 // The cheapest of the three by a model of measured costs; threads = how many can really run; meeting_ns: how

@@ -10,9 +10,16 @@ constexpr int64_t kBlock = 1024;
 // From this many k on B does not fit the second cache. Where few rows leave the product waiting for it, it is
 // asked for some k ahead, beyond what the processor does by itself.
 constexpr int64_t kFar = 512, kAhead = 4;
+#ifdef RNNFAST_MATRIX_UNIT
+constexpr bool kMatrixUnit = true;
+constexpr int64_t kUnitWords = 16;  // of k, that the unit multiplies at once
+#else
+constexpr bool kMatrixUnit = false;
+constexpr int64_t kUnitWords = 1;
+#endif
 constexpr int kMaxRows = 8;
-constexpr int kTurnedRows = 3;
-constexpr int kMaxVectors = 8;
+constexpr int kTurnedRows = kMatrixUnit ? 0 : 3;
+constexpr int kMaxVectors = kMatrixUnit ? 4 : 8;
 
 // Rows of a tile, by its vectors: as many accumulators as the registers hold beside a row of B.
 constexpr int tile_rows(int vectors) {
@@ -143,7 +150,7 @@ struct Packed {
 
   void set_numbers(int64_t n) {
     numbers = n;
-    K = divide_up(n, kNumbers);
+    K = divide_up(n, kNumbers * kUnitWords) * kUnitWords;
   }
 
   // every panel of a range of unit vectors; with turn {i, n} only each n-th one, from the i-th on
@@ -229,16 +236,11 @@ inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, c
                                         int64_t) = {nullptr, multiply_turned<E, 1>, multiply_turned<E, 2>,
                                                     multiply_turned<E, 3>};
 
-// C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m; the
-// gates of a unit stand at slot[g] from the unit's place in a row of C; then(rows, vectors) is called when a
-// tile is done. Every other step reads the panels last first: what it begins with is still in the nearer
-// cache.
 template <class E, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
-                            bool last_first, Rows rows, Then then) {
+RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
+                                     bool last_first, Rows rows, Then then) {
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
-  if (n <= 0) return;
   w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
     Tile<W> tile;
     for (int64_t g = 0; g < w.gates; ++g)
@@ -270,4 +272,18 @@ RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, con
       }
     }
   });
+}
+
+// C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m, m = 0, 1,
+// 2 and so on; the gates of a unit stand at slot[g] from the unit's place in a row of C; then(rows, vectors)
+// is called when a tile is done. Every other step reads the panels last first: what it begins with is still
+// in the nearer cache.
+template <class E, class Rows, class Then>
+RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
+                            bool last_first, Rows rows, Then then) {
+  if (n <= 0) return;
+  if constexpr (kMatrixUnit)
+    product_by_bands(w, part, n, slot, last_first, rows, then);  // matrix-inl.h
+  else
+    product_by_tiles(w, part, n, slot, last_first, rows, then);
 }

@@ -19,16 +19,19 @@ struct Forward {
   const Plan plan;
   const bool projected;
   const int64_t Hp, Pp, B;
+  const int64_t ldh, ldm;  // of h and m: whole lines
+  const int64_t
+      ldg;  // of the buffer: a vector more than [S, Hp], for rows 4 KiB apart share few places of a cache
   int64_t chunk;
   Packed<E> w_ih, w_hh, w_hr;
   A* bias;    // [S, Hp]
   A* zeros;   // [Pp]
-  E* h[2];    // [B, Pp]: read one, write the other
+  E* h[2];    // [B, ldh]: read one, write the other
   A* exact;   // [B, Pp]: h before rounding
   A* c;       // [B, Hp]
-  E* m;       // [B, Hp]: what the projection multiplies, and
+  E* m;       // [B, ldm]: what the projection multiplies, and
   A* r;       // [B, Pp]: what it gives
-  A* buffer;  // [chunk, B, S, Hp], when the gates are not saved
+  A* buffer;  // [chunk, B, ldg], when the gates are not saved
   int64_t slot_x[G], slot_h[G];
 
   Forward(const ForwardParams<E>& params, Plan how, Arena& arena)
@@ -37,12 +40,15 @@ struct Forward {
         projected(params.w_hr),
         Hp(padded(params.H)),
         Pp(padded(params.P)),
-        B(params.walk.batch) {
+        B(params.walk.batch),
+        ldh(whole_lines<E>(Pp)),
+        ldm(whole_lines<E>(Hp)),
+        ldg(S * Hp + L) {
     chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
     const auto pack = [&](const E* w, int64_t numbers, int64_t units, int gates, int64_t n, int64_t uses) {
-      return Packed<E>::make(arena, {w, whole_words<E>(numbers), false}, numbers, units, gates, n, uses,
+      return Packed<E>::make(arena, {w, whole_lines<E>(numbers), false}, numbers, units, gates, n, uses,
                              plan);
     };
     w_ih = pack(p.w_ih, p.I, p.H, G, chunk * rows, chunks);
@@ -50,13 +56,13 @@ struct Forward {
     if (projected) w_hr = pack(p.w_hr, p.H, p.P, 1, rows, steps);
     bias = arena.take<A>(S * Hp);
     zeros = arena.take<A>(Pp);
-    h[0] = arena.take<E>(B * Pp);
-    h[1] = arena.take<E>(B * Pp);
+    h[0] = arena.take<E>(B * ldh);
+    h[1] = arena.take<E>(B * ldh);
     exact = arena.take<A>(kRounds ? B * Pp : 0);
     c = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
-    m = arena.take<E>(projected ? B * Hp : 0);
+    m = arena.take<E>(projected ? B * ldm : 0);
     r = arena.take<A>(projected ? B * Pp : 0);
-    buffer = arena.take<A>(p.gates ? 0 : chunk * B * S * Hp);
+    buffer = arena.take<A>(p.gates ? 0 : chunk * B * ldg);
     for (int g = 0; g < G; ++g) slot_x[g] = g * Hp, slot_h[g] = Cell::kHiddenSlot[g] * Hp;
   }
 
@@ -77,7 +83,8 @@ struct Forward {
     share.pack(w_hh, part);
     if (projected) share.pack(w_hr, part);
     const Range rows = share.rows_of(part);
-    for (E* state : {h[0], h[1]}) copy_padded(state, Pp, p.h0, p.P, rows);
+    for (E* state : {h[0], h[1]}) copy_padded(state, ldh, p.h0, p.P, rows);
+    if (projected) copy_padded<E, A>(m, ldm, nullptr, 0, rows);
     if (kRounds) copy_padded(exact, Pp, p.h0, p.P, rows);
     if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
     if (part.index != 0) return;
@@ -95,12 +102,13 @@ struct Forward {
 
   // the gates of (t, b), [S, Hp]; `local` counts the steps of this chunk
   A* gates(int64_t t, int64_t b, int64_t local) const {
-    return (p.gates ? p.gates + p.walk.row(t, b) * S * Hp : buffer + (local * B + b) * S * Hp);
+    return (p.gates ? p.gates + p.walk.row(t, b) * S * Hp : buffer + (local * B + b) * ldg);
   }
 
   // gates = b + W_ih x for the steps of a chunk
   void input_product(const Part& part, int64_t begin, int64_t end) const {
     const Range vectors = w_ih.vectors_of(part.cut);
+    const int64_t ldx = whole_lines<E>(p.I);
     int64_t n = 0;
     for (int64_t s = begin; s < end; ++s) {
       const int64_t t = p.walk.time(s);
@@ -117,7 +125,7 @@ struct Forward {
         [&](int64_t row, const W*& a, const A*& in, A*& out) {
           if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
           while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
-          a = words(p.x) + p.walk.row(t, b) * w_ih.K;
+          a = words(p.x + p.walk.row(t, b) * ldx);
           in = bias;
           out = gates(t, b, s - begin);
           ++b;
@@ -126,7 +134,7 @@ struct Forward {
   }
 
   void emit(int64_t s, int64_t t, int64_t b, int64_t v, V value, bool ends) const {
-    store(h[(s + 1) & 1] + b * Pp + v * L, value);
+    store(h[(s + 1) & 1] + b * ldh + v * L, value);
     if (kRounds) store(exact + b * Pp + v * L, value);
     store_part(p.y + p.walk.row(t, b) * p.ldy + v * L, value, p.P - v * L);
     if (ends) store_part(p.hn + b * p.P + v * L, value, p.P - v * L);
@@ -138,9 +146,9 @@ struct Forward {
     constexpr int64_t kLine = 64 / sizeof(E);
     const Range vectors = w_hh.vectors_of(part.cut);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      for (int64_t i = 0; i < p.P; i += kLine) __builtin_prefetch(h[s & 1] + b * Pp + i);
+      for (int64_t i = 0; i < p.P; i += kLine) __builtin_prefetch(h[s & 1] + b * ldh + i);
       for (int64_t i = vectors.begin * L; i < vectors.end * L; i += kLine)
-        __builtin_prefetch(h[(s + 1) & 1] + b * Pp + i, 1);
+        __builtin_prefetch(h[(s + 1) & 1] + b * ldh + i, 1);
     }
   }
 
@@ -153,7 +161,7 @@ struct Forward {
     product(
         w_hh, part, rows.size(), slot_h, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
-          a = words(before + (rows.begin + i) * Pp);
+          a = words(before + (rows.begin + i) * ldh);
           in = out = gates(t, rows.begin + i, local);
         },
         [&](Range tile, Range vectors) {
@@ -190,7 +198,7 @@ struct Forward {
         if (b >= ends) store_part(p.cn + b * p.H + v * L, cell[i], p.H - v * L);
       }
       if (projected)
-        store(m + b * Hp + v * L, value[i]);
+        store(m + b * ldm + v * L, value[i]);
       else
         emit(s, t, b, v, value[i], b >= ends);
     }
@@ -203,7 +211,7 @@ struct Forward {
     product(
         w_hr, part, rows.size(), &slot, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
-          a = words(m + (rows.begin + i) * Hp);
+          a = words(m + (rows.begin + i) * ldm);
           in = zeros;
           out = r + (rows.begin + i) * Pp;
         },
@@ -226,7 +234,7 @@ struct Backward {
   const Plan plan;
   const bool projected;
   const int64_t Hp, Pp, B;
-  const int64_t lda, ldp;  // of da and dx, and of dprojected: whole words
+  const int64_t lda, ldp;  // of da and dx, and of dprojected: whole lines
   Packed<E> w_hh, w_hr;
   A* zeros;  // [Hp]
   A* dh;     // [B, Pp]: dL/dh that comes from the step after
@@ -240,8 +248,8 @@ struct Backward {
         Hp(padded(params.H)),
         Pp(padded(params.P)),
         B(params.walk.batch),
-        lda(whole_words<E>(G * params.H)),
-        ldp(whole_words<E>(params.P)) {
+        lda(whole_lines<E>(G * params.H)),
+        ldp(whole_lines<E>(params.P)) {
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps;
     w_hh = Packed<E>::make(arena, {p.w_hh, p.P, true}, G * p.H, p.P, 1, rows, steps, plan);

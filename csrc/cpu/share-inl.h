@@ -11,6 +11,7 @@ struct Part {
   Range rows;  // of the batch
   Cut cut;     // of the units
   Stopwatch& watch;
+  int& tiles;  // see Team::Member
 
   // the rows of ours that time step t still has
   Range active(const Walk& walk, int64_t t) const {
@@ -29,7 +30,7 @@ struct Share {
     member.phase([&](int i) {
       const Range rows = plan.split == Split::kRows ? share(batch, plan.parts, i) : Range{0, batch};
       const Cut cut = plan.split == Split::kUnits ? Cut{plan.parts, i} : Cut{1, 0};
-      f(Part{i, plan.parts, rows, cut, member.watch});
+      f(Part{i, plan.parts, rows, cut, member.watch, member.tiles});
     });
   }
 

@@ -37,6 +37,7 @@ class Team {
     }
 
     Stopwatch watch;
+    int tiles = 0;  // what this thread's matrix unit is set up for: see matrix-inl.h
 
    private:
     friend class Team;

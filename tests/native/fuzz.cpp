@@ -243,12 +243,12 @@ struct Outputs {
   T* take_padded(const char* name, int64_t rows, int64_t n, unsigned char value) {
     return place<T>(name, rows, n, padded(n), 0, rows * padded(n), false, value);
   }
-  // rows of whole words; what that adds is zero
+  // rows of whole lines; what that adds is zero
   template <class T>
-  T* take_words(const char* name, int64_t rows, int64_t n) {
-    const int64_t ld = whole_words<T>(n);
+  T* take_lines(const char* name, int64_t rows, int64_t n) {
+    const int64_t ld = whole_lines<T>(n);
     T* const p = place<T>(name, rows, n, ld, 0, rows * ld, ld == n, fill);
-    for (int64_t row = 0; ld > n && row < rows; ++row) p[row * ld + n] = T{};
+    for (int64_t row = 0; row < rows; ++row) std::fill(p + row * ld + n, p + (row + 1) * ld, T{});
     return p;
   }
   // one side of rows that two directions share
@@ -312,12 +312,12 @@ double value_of(double v) { return v; }
 double value_of(Bfloat16 v) { return __builtin_bit_cast(float, uint32_t{v.bits} << 16); }
 
 // Numbers as a kernel reads them; rounding them changes the doubles too. With `columns` they are rows of
-// whole words. Half of the arrays begin where a view of a tensor may begin.
+// whole lines. Half of the arrays begin where a view of a tensor may begin.
 template <class E>
 class Input {
  public:
   explicit Input(std::vector<double>& numbers) : Input(numbers, 1, 1) {}
-  Input(std::vector<double>& numbers, int64_t columns) : Input(numbers, columns, whole_words<E>(columns)) {}
+  Input(std::vector<double>& numbers, int64_t columns) : Input(numbers, columns, whole_lines<E>(columns)) {}
   const E* get() const { return all_.empty() ? nullptr : all_.data() + shift_; }
 
  private:
@@ -506,7 +506,7 @@ void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, con
   typedef typename ComputeType<E>::type A;
   const Walk& walk = saved.walk;
   const int64_t N = walk.total, B = walk.batch, GH = s.G * s.H, ldy = saved.ldy;
-  const int64_t lda = whole_words<E>(GH), ldp = whole_words<E>(s.P), ldx = whole_words<E>(s.I);
+  const int64_t lda = whole_lines<E>(GH), ldp = whole_lines<E>(s.P), ldx = whole_lines<E>(s.I);
   // dL/dy, dL/dh_n, dL/dc_n, and dL/dy as it stands in memory
   Numbers d{rng.reals(N * s.P), rng.reals(B * s.P), rng.reals(saved.c0 ? B * s.H : 0)};
   std::vector<double> rows(side + (N - 1) * ldy + s.P, std::numeric_limits<double>::quiet_NaN());
@@ -522,10 +522,10 @@ void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, con
   if (rng.one_in(8)) p.dcn = nullptr, d[2].clear();
   const bool needs_hh = !rng.one_in(8), needs_hr = s.projected && !rng.one_in(8);
   const auto takes = [&](BackwardParams<E>& q, Outputs& o) {
-    q.da = o.take_words<E>("da", N, GH);
-    q.dx = s.S > s.G ? o.take_words<E>("dx", N, GH) : nullptr;
+    q.da = o.take_lines<E>("da", N, GH);
+    q.dx = s.S > s.G ? o.take_lines<E>("dx", N, GH) : nullptr;
     q.h_previous = needs_hh ? o.take<E>("h_previous", N, s.P) : nullptr;
-    q.dprojected = s.projected ? o.take_words<E>("dprojected", N, s.P) : nullptr;
+    q.dprojected = s.projected ? o.take_lines<E>("dprojected", N, s.P) : nullptr;
     q.hidden = needs_hr ? o.take<E>("hidden", N, s.H) : nullptr;
     q.dh0 = o.take<A>("dh0", B, s.P);
     q.dc0 = q.c0 ? o.take<A>("dc0", B, s.H) : nullptr;

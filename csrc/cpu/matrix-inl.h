@@ -1,0 +1,237 @@
+// The product of bfloat16 on a processor with a matrix unit (AMX): one instruction multiplies 16 rows by 16
+// words by 16 units. Its operands are registers of 16 lines of 64 bytes, which are read with a stride: panels
+// are packed as for any other set, and rows of A and C are taken in bands that stand evenly apart. Compiled
+// inside the instruction set's namespace, after product-inl.h. No guard on purpose.
+//
+// An element's sum goes through k in order, whatever rows stand beside it. (The unit adds up the even and the
+// odd ones of 32 numbers by themselves, so the last bit is not that of the vectors' tiles.)
+
+constexpr int kUnitRows = 16;
+
+// The registers: four of C, two of A, two of B
+enum TileRegister { kTileC = 0, kTileA = 4, kTileB = 6 };
+
+// What LDTILECFG reads
+struct alignas(64) TileSetup {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+#ifdef RNNFAST_CHECKED
+// Sanitizers do not see what an instruction reads, so here are the same steps in plain code.
+inline thread_local TileSetup tile_setup;
+inline thread_local uint32_t tile_registers[8][16][16];
+
+RNNFAST_INLINE void load_setup(const TileSetup& setup) { tile_setup = setup; }
+RNNFAST_INLINE void release_setup() {}
+
+template <int r>
+RNNFAST_INLINE void load_tile(const void* p, int64_t stride) {
+  for (int i = 0; i < tile_setup.rows[r]; ++i)
+    __builtin_memcpy(tile_registers[r][i], static_cast<const char*>(p) + i * stride, 64);
+}
+template <int r>
+RNNFAST_INLINE void store_tile(void* p, int64_t stride) {
+  for (int i = 0; i < tile_setup.rows[r]; ++i)
+    __builtin_memcpy(static_cast<char*>(p) + i * stride, tile_registers[r][i], 64);
+}
+template <int c, int a, int b>
+RNNFAST_INLINE void multiply_tiles() {
+  const auto number = [](uint32_t word, int odd) {
+    return __builtin_bit_cast(float, odd ? word & 0xffff0000u : word << 16);
+  };
+  for (int m = 0; m < tile_setup.rows[c]; ++m)
+    for (int n = 0; n < 16; ++n) {
+      float sum[2] = {};
+      for (int k = 0; k < 16; ++k)
+        for (int odd = 0; odd < 2; ++odd)
+          sum[odd] = __builtin_fmaf(number(tile_registers[a][m][k], odd),
+                                    number(tile_registers[b][k][n], odd), sum[odd]);
+      float to = __builtin_bit_cast(float, tile_registers[c][m][n]);
+      to += sum[0] + sum[1];
+      tile_registers[c][m][n] = __builtin_bit_cast(uint32_t, to);
+    }
+}
+#else
+RNNFAST_INLINE void load_setup(const TileSetup& setup) { asm volatile("ldtilecfg %0" ::"m"(setup)); }
+RNNFAST_INLINE void release_setup() { asm volatile("tilerelease"); }
+
+template <int r>
+RNNFAST_INLINE void load_tile(const void* p, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(r) : "memory");
+}
+template <int r>
+RNNFAST_INLINE void store_tile(void* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(r) : "memory");
+}
+// c += a b
+template <int c, int a, int b>
+RNNFAST_INLINE void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+#endif
+
+template <int i>
+struct Index {
+  static constexpr int value = i;
+};
+// f(Index<0>()), f(Index<1>()) ... : registers have their numbers in the instruction
+template <int n, int i = 0, class F>
+RNNFAST_INLINE void each(const F& f) {
+  if constexpr (i < n) {
+    f(Index<i>());
+    each<n, i + 1>(f);
+  }
+}
+
+// At most 32 rows: where the first one of A, of C and of what C starts from is, and bytes from one to the
+// next. To 16 they are flat, four vectors of C at a time; more are tall, two halves by two vectors, so that
+// what is loaded of B counts twice.
+struct Band {
+  const char *a, *in;
+  char* out;
+  int64_t a_stride, in_stride, out_stride;
+  Range rows;
+
+  int upper() const {
+    return static_cast<int>(rows.size() > kUnitRows ? (rows.size() + 1) / 2 : rows.size());
+  }
+  int lower() const { return static_cast<int>(rows.size()) - upper(); }
+};
+
+// Registers for the rows of a band. This takes as long as ten products: `now` remembers it.
+RNNFAST_INLINE void set_up_tiles(const Band& band, int& now) {
+  const int upper = band.upper(), lower = band.lower(), wanted = upper << 8 | lower;
+  if (now == wanted) return;
+  now = wanted;
+  TileSetup setup;
+  const auto set = [&](int r, int rows) {
+    setup.rows[r] = static_cast<uint8_t>(rows);
+    setup.row_bytes[r] = rows ? 64 : 0;
+  };
+  for (int i = 0; i < 4; ++i) set(kTileC + i, i < 2 || !lower ? upper : lower);
+  for (int i = 0; i < 2; ++i) set(kTileA + i, i ? lower : upper), set(kTileB + i, kUnitRows);
+  load_setup(setup);
+}
+
+RNNFAST_INLINE void release_tiles(int& now) {
+  if (now) release_setup();
+  now = 0;
+}
+
+// C += A B for vectors kFirst .. kFirst + kCount - 1 of a panel of kVectors, over K words
+template <int kHalves, int kVectors, int kFirst, int kCount, class W>
+RNNFAST_INLINE void multiply_vectors(const Band& band, const W* panel, int64_t K, const int64_t* offset) {
+  constexpr int64_t kLine = 64, kPanelRow = kVectors * kLine;
+  const auto place = [&](auto* first, int64_t stride, int half, int v) {
+    return first + half * band.upper() * stride + sizeof(float) * offset[kFirst + v];
+  };
+  const auto each_sum = [](const auto& f) {
+    each<kHalves>([&](auto half) {
+      each<kCount>([&](auto v) { f(half, v, Index<kTileC + 2 * half.value + v.value>()); });
+    });
+  };
+  each_sum([&](auto half, auto v, auto c) {
+    load_tile<c.value>(place(band.in, band.in_stride, half.value, v.value), band.in_stride);
+  });
+  const char *a = band.a, *b = reinterpret_cast<const char*>(panel) + kFirst * kLine;
+  for (int64_t k = 0; k < K; k += kUnitWords, a += kLine, b += kUnitWords * kPanelRow)
+    each<kCount>([&](auto v) {
+      constexpr int kB = kTileB + v.value % 2;
+      load_tile<kB>(b + v.value * kLine, kPanelRow);
+      each<kHalves>([&](auto half) {
+        constexpr int kA = kTileA + half.value;
+        if constexpr (v.value == 0)
+          load_tile<kA>(a + half.value * band.upper() * band.a_stride, band.a_stride);
+        multiply_tiles<kTileC + 2 * half.value + v.value, kA, kB>();
+      });
+    });
+  each_sum([&](auto half, auto v, auto c) {
+    store_tile<c.value>(place(band.out, band.out_stride, half.value, v.value), band.out_stride);
+  });
+}
+
+template <class W, int kVectors>
+__attribute__((noinline)) void multiply_band(const Band& band, const W* panel, int64_t K,
+                                             const int64_t* offset) {
+  if (!band.lower()) return multiply_vectors<1, kVectors, 0, kVectors>(band, panel, K, offset);
+  multiply_vectors<2, kVectors, 0, (kVectors > 1 ? 2 : 1)>(band, panel, K, offset);
+  if constexpr (kVectors > 2) multiply_vectors<2, kVectors, 2, kVectors - 2>(band, panel, K, offset);
+}
+
+template <class W>
+inline constexpr void (*kBands[])(const Band&, const W*, int64_t, const int64_t*) = {
+    nullptr, multiply_band<W, 1>, multiply_band<W, 2>, multiply_band<W, 3>, multiply_band<W, 4>};
+
+// The rows of a product as bands, so many rows at a time
+struct Bands {
+  static constexpr int64_t kRows = 256;
+  Band band[kRows];
+  int count = 0;
+
+  // Rows that stand evenly apart, `run` all of them: bands of equal height but for the last
+  void add(Band run) {
+    const int64_t height = divide_up(run.rows.size(), divide_up(run.rows.size(), 2 * kUnitRows));
+    for (int64_t begin = run.rows.begin; begin < run.rows.end; begin += height) {
+      Band& b = band[count++] = run;
+      const int64_t on = begin - run.rows.begin;
+      b.rows = {begin, least(begin + height, run.rows.end)};
+      b.a += on * run.a_stride, b.in += on * run.in_stride, b.out += on * run.out_stride;
+    }
+  }
+
+  // rows begin .. end - 1, at most kRows
+  template <class W, class A, class Rows>
+  void cut(int64_t begin, int64_t end, Rows& rows) {
+    count = 0;
+    Band run{};
+    const char *last_a = nullptr, *last_in = nullptr, *last_out = nullptr;
+    for (int64_t m = begin; m < end; ++m) {
+      const W* a_row;
+      const A* in_row;
+      A* out_row;
+      rows(m, a_row, in_row, out_row);
+      const char *a = reinterpret_cast<const char*>(a_row), *in = reinterpret_cast<const char*>(in_row);
+      char* const out = reinterpret_cast<char*>(out_row);
+      const int64_t n = m - run.rows.begin;  // of the run so far
+      if (m > begin && n == 1)
+        run.a_stride = a - last_a, run.in_stride = in - last_in, run.out_stride = out - last_out;
+      if (m == begin || a - last_a != run.a_stride || in - last_in != run.in_stride ||
+          out - last_out != run.out_stride) {
+        if (m > begin) add(run);
+        run = {a, in, out, 0, 0, 0, {m, m}};
+      }
+      run.rows.end = m + 1;
+      last_a = a, last_in = in, last_out = out;
+    }
+    add(run);
+  }
+};
+
+template <class E, class Rows, class Then>
+RNNFAST_INLINE void product_by_bands(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
+                                     bool last_first, Rows rows, Then then) {
+  typedef typename WordOf<E>::type W;
+  typedef typename ComputeType<E>::type A;
+  Bands bands;
+  for (int64_t begin = 0; begin < n; begin += Bands::kRows) {
+    bands.cut<W, A>(begin, least(n, begin + Bands::kRows), rows);
+    w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
+      int64_t offset[kMaxVectors];
+      for (int64_t g = 0; g < w.gates; ++g)
+        for (int64_t v = p.begin; v < p.end; ++v)
+          offset[g * p.size() + v - p.begin] = slot[g] + v * Vec<W>::kLanes;
+      const W* const panel = w.panel(p, part.cut);
+      if (w.once) part.watch.lap(Work::kPack);
+      for (int i = 0; i < bands.count; ++i) {
+        const Band& band = bands.band[i];
+        set_up_tiles(band, part.tiles);
+        kBands<W>[w.gates * p.size()](band, panel, w.K, offset);
+        part.watch.lap(Work::kProduct);
+        then(band.rows, p);
+        part.watch.lap(Work::kCell);
+      }
+    });
+  }
+}
