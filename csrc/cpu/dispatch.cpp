@@ -1,6 +1,9 @@
 // The choice among instruction sets; see dispatch.h.
 #include "cpu/dispatch.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -8,7 +11,6 @@
 #if defined(RNNFAST_X86) && defined(__linux__)
 #include <cpuid.h>
 #include <syscall.h>
-#include <unistd.h>
 #endif
 
 namespace rnnfast {
@@ -104,6 +106,19 @@ const Kernels* choose() {
 std::atomic<const Kernels*> current{nullptr};
 
 }  // namespace
+
+int64_t second_cache() {
+  static const int64_t bytes = [] {
+    constexpr long kUsual = 1 << 20, kMost = 4 << 20;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+    const long found = 0;
+#endif
+    return std::min(found > 0 ? found : kUsual, kMost);
+  }();
+  return bytes;
+}
 
 const Kernels& kernels() {
   const Kernels* now = current.load(std::memory_order_acquire);

@@ -42,6 +42,9 @@ struct Kernels {
   const LayerKernels<Bfloat16>& layer(Bfloat16) const { return *bf16; }
 };
 
+// Bytes of a core's second cache, or what many have where it is not known
+int64_t second_cache();
+
 // The set in use: forced by set_isa or RNNFAST_ISA, else the best that was built and that this processor has.
 const Kernels& kernels();
 // "" chooses again by itself. Throws std::runtime_error for a name that was not built or that the processor

@@ -7,9 +7,9 @@
 // Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
 // it, and rounding errors of one chain do not grow with the length of the whole.
 constexpr int64_t kBlock = 1024;
-// From this many k on B does not fit the second cache. Where few rows leave the product waiting for it, it is
-// asked for some k ahead, beyond what the processor does by itself.
-constexpr int64_t kFar = 512, kAhead = 4;
+// A panel that the first cache does not hold is asked for some k ahead, beyond what the processor does by
+// itself.
+constexpr int64_t kFirstCache = 32 * 1024, kAhead = 4;
 #ifdef RNNFAST_MATRIX_UNIT
 constexpr bool kMatrixUnit = true;
 constexpr int64_t kUnitWords = 16;  // of k, that the unit multiplies at once
@@ -54,7 +54,7 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
   }
   const W* b = tile.b;
   const int64_t K = tile.K;
-  const bool far = kRows <= 2 && K >= kFar;
+  const bool far = K * kVectors * kVectorBytes > kFirstCache;
   for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
     Operand row[kVectors];
     if (far)

@@ -70,11 +70,12 @@ void copy_padded(E* to, int64_t np, const A* from, int64_t n, Range rows) {
       store(to + b * np + i, from ? load_part(from + b * n + i, n - i) : typename Vec<A>::type{});
 }
 
-// Steps whose input products are made at once: enough rows for full tiles, few enough to stay in the cache,
-// unless they are small beside the W_ih [row_size, inputs] that every chunk reads anew.
+// Steps whose input products are made at once: enough rows for full tiles, few enough to stay in the second
+// cache, unless they are small beside the W_ih [row_size, inputs] that every chunk reads anew.
 template <class A>
 int64_t chunk_steps(const Walk& walk, int64_t row_size, int64_t inputs, int64_t members) {
-  constexpr int64_t kRows = 24, kBytes = 192 * 1024, kShare = 4;
-  const int64_t rows = most(most(kRows, members * kBytes / (row_size * int64_t(sizeof(A)))), inputs / kShare);
+  constexpr int64_t kRows = 24, kShare = 4;
+  const int64_t bytes = second_cache() / 5;
+  const int64_t rows = most(most(kRows, members * bytes / (row_size * int64_t(sizeof(A)))), inputs / kShare);
   return least(walk.steps, most<int64_t>(1, rows / most<int64_t>(1, walk.batch)));
 }
