@@ -1,8 +1,9 @@
 """What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the README's tables.
 
 python -m benchmarks.report JSON ... --readme README.md
-puts what each JSON says between its markers in the README, from the JSON and nothing else; what conditions
-says also into docs/conditions.md.
+puts what each JSON says between its markers in the README, from the JSON and nothing else; all rows of a
+bench go into docs/benchmarks.md, and what conditions says into docs/conditions.md. Of several benches, of
+other machines, the README has the means.
 """
 
 from __future__ import annotations
@@ -127,16 +128,67 @@ def summary(result: dict) -> record.Table:
     return ["geometric mean of the speed-ups", *cells], lines
 
 
+def by_shape(result: dict) -> record.Table:
+    """The required rows' speed-ups over torch.nn: a line for each shape, a column for each cell and mode."""
+    ratios = {
+        (row["shape"], row["cell"], row["mode"]): row["speedup"]["median"]
+        for row in result["rows"]
+        if row["required"]
+    }
+    kinds = list(dict.fromkeys(key[1:] for key in ratios))
+    text = {key: f"{ratio:.2f}×" for key, ratio in ratios.items()}
+    lines = [
+        [shape, *(text.get((shape, *kind), "–") for kind in kinds)]
+        for shape in dict.fromkeys(key[0] for key in ratios)
+    ]
+    return ["speed-up over torch.nn", *(" ".join(kind) for kind in kinds)], lines
+
+
+def lost(result: dict) -> str:
+    """The rows that are slower than a peer, the slowest first."""
+
+    def names(peer: str) -> str:
+        ratios = {
+            f"{row['name']} {row['mode']}": row["peers"][peer]["ratio"]
+            for row in result["rows"]
+            if peer in row["peers"]
+        }
+        slower = sorted((ratio, name) for name, ratio in ratios.items() if ratio < 1)
+        return ", ".join(f"{name} {ratio:.2f}×" for ratio, name in slower) or "none"
+
+    to = "; to ".join(f"{peer}: {names(peer)}" for peer in ("torch.nn", "onnxruntime"))
+    return f"Of {len(result['rows'])} rows are lost to {to}."
+
+
 def terminal(result: dict) -> str:
     means = [record.aligned(summary(result), 1)] if geometric_means(result) else []
     parts = [header(result), *means, record.aligned(table(result), 3)]
     return "\n\n".join(parts) + "".join(f"\nFAILED {fault}" for fault in faults(result))
 
 
-def markdown(result: dict) -> str:
-    """The README's table; a run with faults makes none."""
+def checked(result: dict) -> dict:
+    """A run with faults makes no table."""
     if found := faults(result):
         raise ValueError("this run is no result: " + "; ".join(found))
+    return result
+
+
+def markdown(result: dict, *others: dict) -> str:
+    """What the README says of a run, and of others on other machines."""
+    parts = [header(checked(result)).replace("\n", "  \n")]
+    if shapes := len({row["shape"] for row in result["rows"] if row["required"]}):
+        parts.append(f"Over {shapes} shapes, the same for all three cells (I = H, float32):")
+        parts += [record.pipes(summary(result), 1), record.pipes(by_shape(result), 1)]
+    parts.append(lost(result))
+    for other in others:
+        parts.append("The same on another machine: " + record.machine(checked(other)))
+        parts += [record.pipes(summary(other), 1), lost(other)]
+    parts.append("Every row, with times and limits: [docs/benchmarks.md](docs/benchmarks.md).")
+    return "\n\n".join(parts)
+
+
+def page(*results: dict) -> str:
+    """docs/benchmarks.md: every row of each run."""
     note = (
         "Milliseconds, medians of interleaved rounds. Speed-up: median of the pairs over torch.nn (deep "
         "transition: over the Python loop). Of limit: the roofline of the row over the time. Of its time: "
@@ -144,26 +196,26 @@ def markdown(result: dict) -> str:
         "product, how near it comes to the machine's multiplying or reading. Max diff: rnnfast against "
         "float64, as a share of the largest value; with all gradients when training."
     )
-    shapes = len({row["shape"] for row in result["rows"] if row["required"]})
-    means = (
-        f"Over the {shapes} shapes that stand first in the table below, the same for all three cells "
-        "(T = 100, I = H, float32):"
-    )
-    parts = [means, record.pipes(summary(result), 1)] if shapes else []
-    parts = [header(result).replace("\n", "  \n"), *parts, record.pipes(table(result), 3), note]
-    return "\n\n".join(parts)
+    parts = ["# Benchmarks", "Made from the JSON of `make bench`. " + note]
+    for result in results:
+        parts += [f"## {result['meta']['cpu']}", header(checked(result)).replace("\n", "  \n")]
+        parts.append(record.pipes(table(result), 3))
+    parts.append("The first run as a picture:\n\n![Speed-up over torch.nn](../benchmarks/results/bench.png)")
+    return "\n\n".join(parts) + "\n"
 
 
 def markers(kind: str) -> tuple[str, str]:
     return f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->"
 
 
-def readme(text: str, result: dict) -> str:
-    """`text` with what `result` says between the markers of its kind."""
-    begin, end = markers(result["kind"])
+def readme(text: str, kind: str, results: list[dict]) -> str:
+    """`text` with what the results of one kind say between its markers."""
+    begin, end = markers(kind)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
         raise ValueError(f"the README needs {begin} and, after it, {end}, once each")
-    body = README[result["kind"]](result)
+    if len(results) > 1 and kind != "bench":
+        raise ValueError(f"{len(results)} results of {kind}, expected one")
+    body = README[kind](*results)
     return text[: text.index(begin)] + f"{begin}\n{body}\n" + text[text.index(end) :]
 
 
@@ -174,6 +226,10 @@ README = {
     "smooth": smooth.markdown,
     "conditions": conditions.markdown,
 }
+
+
+# What else is made of it, in docs/.
+PAGES = {"bench": ("benchmarks.md", page), "conditions": ("conditions.md", conditions.page)}
 
 
 def write_csv(result: dict, path: Path) -> None:
@@ -265,19 +321,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--readme", type=Path, required=True)
     options = parser.parse_args(arguments)
-    results = [json.loads(path.read_text()) for path in options.json]
+    kinds: dict[str, list[dict]] = {}
+    for path in options.json:
+        result = json.loads(path.read_text())
+        kinds.setdefault(result["kind"], []).append(result)
     text = options.readme.read_text()
     try:
-        for result in results:
-            text = readme(text, result)
+        for kind, results in kinds.items():
+            text = readme(text, kind, results)
     except ValueError as error:
         sys.exit(f"benchmarks.report: {error}")
     options.readme.write_text(text)
-    for result in results:
-        if result["kind"] == "conditions":
-            page = options.readme.parent / "docs" / "conditions.md"
-            page.parent.mkdir(exist_ok=True)
-            page.write_text(conditions.page(result))
+    docs = options.readme.parent / "docs"
+    docs.mkdir(exist_ok=True)
+    for kind in kinds.keys() & PAGES.keys():
+        name, make = PAGES[kind]
+        (docs / name).write_text(make(*kinds[kind]))
 
 
 if __name__ == "__main__":

@@ -181,13 +181,27 @@ def test_geometric_means_are_of_the_required_rows_alone_and_name_the_worst():
     )
 
 
-def test_means_stand_above_the_table_where_rows_are_required(result):
+def test_means_stand_above_the_rows_where_some_are_required(result):
     assert "geometric mean" not in report.markdown(result) + report.terminal(result)
     for row in result["rows"]:
         row["required"] = True
-    for text in (report.markdown(result), report.terminal(result)):
-        assert text.index("geometric mean") < text.index("max diff")
-    assert "Over the 1 shapes" in report.markdown(result)
+    text = report.terminal(result)
+    assert text.index("geometric mean") < text.index("max diff")
+    text = report.markdown(result)
+    assert "Over 1 shapes" in text
+    assert text.index("geometric mean") < text.index("| LSTM inference | LSTM training |")
+    assert f"| {TINY.shape} | {result['rows'][0]['speedup']['median']:.2f}× |" in text
+
+
+def test_the_lost_rows_are_named_the_slowest_first():
+    rows = [
+        made_up("LSTM", "one", "inference", **{"torch.nn": 0.9, "onnxruntime": 1.5}),
+        made_up("LSTM", "two", "training", **{"torch.nn": 0.8}),
+        made_up("LSTM", "three", "inference", **{"torch.nn": 1.0}),
+    ]
+    assert report.lost({"rows": rows}) == (
+        "Of 3 rows are lost to torch.nn: two training 0.80×, one inference 0.90×; to onnxruntime: none."
+    )
 
 
 def test_a_wrong_gradient_or_nan_is_seen():
@@ -216,11 +230,25 @@ def test_readme_table_comes_from_the_json_alone_and_once(result, tmp_path):
     data.write_text(json.dumps(result))
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     report.main([str(data), "--readme", str(page)])
-    once = page.read_text()
+    once, rows = page.read_text(), (tmp_path / "docs" / "benchmarks.md").read_text()
     assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once
-    assert once.count("| tiny |") == 2 and "a test" in once
+    assert "a test" in once and rows.count("| tiny |") == 2
     report.main([str(data), "--readme", str(page)])
     assert page.read_text() == once
+
+
+def test_another_machine_stands_below_the_first(result, tmp_path):
+    other = copy.deepcopy(result)
+    other["meta"]["cpu"], other["rows"][0]["name"] = "Another", "theirs"
+    files = [tmp_path / "bench.json", tmp_path / "other.json"]
+    for path, one in zip(files, (result, other), strict=True):
+        path.write_text(json.dumps(one))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    report.main([*map(str, files), "--readme", str(readme)])
+    text, rows = readme.read_text(), (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert text.index(result["meta"]["cpu"]) < text.index("The same on another machine: Another")
+    assert rows.index("| tiny |") < rows.index("## Another") < rows.index("| theirs |")
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, (BEGIN + END) * 2])
@@ -237,7 +265,7 @@ def test_losing_rows_stay_in(result, tmp_path):
     slow = copy.deepcopy(result)
     slow["rows"][0]["speedup"] = {"median": 0.5, "q1": 0.4, "q3": 0.6}
     slow["rows"][1]["speedup"] = {"median": 2.0, "q1": 1.9, "q3": 2.1}
-    assert "0.50× (0.40–0.60)" in report.markdown(slow)
+    assert "0.50× (0.40–0.60)" in report.page(slow)
     bars = report.chart(slow, tmp_path / "chart.png").axes[0].patches
     assert [bool(bar.get_hatch()) for bar in bars] == [True, False]
 

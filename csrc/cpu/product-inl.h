@@ -9,7 +9,7 @@
 constexpr int64_t kBlock = 1024;
 // A panel that the first cache does not hold is asked for some k ahead, beyond what the processor does by
 // itself.
-constexpr int64_t kFirstCache = 32 * 1024, kAhead = 4;
+constexpr int64_t kFirstCache = 32 * 1024, kAhead = 4, kLine = 64;
 #ifdef RNNFAST_MATRIX_UNIT
 constexpr bool kMatrixUnit = true;
 constexpr int64_t kUnitWords = 16;  // of k, that the unit multiplies at once
@@ -37,6 +37,8 @@ struct Tile {
   int64_t offset[kMaxVectors];  // of each vector within a row of C
   const W* b;                   // [K, vectors, lanes]
   int64_t K;
+  const char* next;  // what is read after this panel, and
+  int64_t lines;     // how much of it, to K at most, is asked for meanwhile
 };
 
 template <class W, int kRows, int kVectors>
@@ -53,10 +55,12 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
     for (int v = 0; v < kVectors; ++v) acc[m][v] = V{};
   }
   const W* b = tile.b;
-  const int64_t K = tile.K;
+  const int64_t K = tile.K, lines = tile.lines;
+  const char* const next = tile.next;
   const bool far = K * kVectors * kVectorBytes > kFirstCache;
   for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
     Operand row[kVectors];
+    if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
     if (far)
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + (kAhead * kVectors + v) * L);
@@ -161,6 +165,17 @@ struct Packed {
       f(share(vectors, panels, last_first ? panels - 1 - j : j));
   }
 
+  // The vectors after p, among `all`, that are worth asking for: where the second cache holds them all they
+  // are there.
+  Range after(Range p, Range all, bool last_first) const {
+    const int64_t bytes = all.size() * K * gates * L * sizeof(W);
+    if (once || bytes < second_cache() / 2) return {};
+    return last_first ? Range{most(all.begin, p.begin - p.size()), p.begin}
+                      : Range{p.end, least(all.end, p.end + p.size())};
+  }
+  // where a vector begins, in lines of the packed matrix
+  int64_t line(int64_t vector) const { return vector * K * gates * L * sizeof(W) / kLine; }
+
   // the panel of p, ready to be read by the owner of this piece
   const W* panel(Range p, Cut cut) const {
     if (!once) return data + p.begin * K * gates * L;
@@ -250,6 +265,7 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
     const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
     if (w.once && panel) part.watch.lap(Work::kPack);
     const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
+    const Range after = w.after(p, w.vectors_of(part.cut), last_first);
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = share(w.K, blocks, block);
       if (panel) tile.b = panel + k.begin * width * L;
@@ -261,6 +277,8 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
           tile.a[m] += k.begin;
           if (block > 0) tile.in[m] = tile.out[m];
         }
+        const Range lines = share({w.line(after.begin), w.line(after.end)}, blocks * tiles, block * tiles + i);
+        tile.next = reinterpret_cast<const char*>(w.data) + lines.begin * kLine, tile.lines = lines.size();
         if (panel)
           kTiles<W>.entry[width][r.size()](tile);
         else
