@@ -123,7 +123,7 @@ RNNFAST_INLINE void release_tiles(int& now) {
 // C += A B for vectors kFirst .. kFirst + kCount - 1 of a panel of kVectors, over K words
 template <int kHalves, int kVectors, int kFirst, int kCount, class W>
 RNNFAST_INLINE void multiply_vectors(const Band& band, const W* panel, int64_t K, const int64_t* offset) {
-  constexpr int64_t kLine = 64, kPanelRow = kVectors * kLine;
+  constexpr int64_t kPanelRow = kVectors * kLine;
   const auto place = [&](auto* first, int64_t stride, int half, int v) {
     return first + half * band.upper() * stride + sizeof(float) * offset[kFirst + v];
   };

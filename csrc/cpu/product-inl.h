@@ -165,16 +165,19 @@ struct Packed {
       f(share(vectors, panels, last_first ? panels - 1 - j : j));
   }
 
-  // The vectors after p, among `all`, that are worth asking for: where the second cache holds them all they
-  // are there.
-  Range after(Range p, Range all, bool last_first) const {
-    const int64_t bytes = all.size() * K * gates * L * sizeof(W);
-    if (once || bytes < second_cache() / 2) return {};
-    return last_first ? Range{most(all.begin, p.begin - p.size()), p.begin}
-                      : Range{p.end, least(all.end, p.end + p.size())};
+  // What the i-th of so many tiles over panel p asks for: its part of the panel after p among `all`, unless
+  // the second cache holds them all.
+  void ask_for(Tile<W>& tile, Range p, Range all, bool last_first, int64_t tiles, int64_t i) const {
+    const int64_t vector = K * gates * L * sizeof(W) / kLine;  // in lines
+    Range lines{};
+    if (!once && all.size() * vector * kLine > second_cache() / 2) {
+      const Range next = last_first ? Range{most(all.begin, p.begin - p.size()), p.begin}
+                                    : Range{p.end, least(all.end, p.end + p.size())};
+      lines = share({next.begin * vector, next.end * vector}, tiles, i);
+    }
+    tile.next = reinterpret_cast<const char*>(data) + lines.begin * kLine;
+    tile.lines = lines.size();
   }
-  // where a vector begins, in lines of the packed matrix
-  int64_t line(int64_t vector) const { return vector * K * gates * L * sizeof(W) / kLine; }
 
   // the panel of p, ready to be read by the owner of this piece
   const W* panel(Range p, Cut cut) const {
@@ -265,7 +268,6 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
     const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
     if (w.once && panel) part.watch.lap(Work::kPack);
     const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
-    const Range after = w.after(p, w.vectors_of(part.cut), last_first);
     for (int64_t block = 0; block < blocks; ++block) {
       const Range k = share(w.K, blocks, block);
       if (panel) tile.b = panel + k.begin * width * L;
@@ -277,8 +279,7 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
           tile.a[m] += k.begin;
           if (block > 0) tile.in[m] = tile.out[m];
         }
-        const Range lines = share({w.line(after.begin), w.line(after.end)}, blocks * tiles, block * tiles + i);
-        tile.next = reinterpret_cast<const char*>(w.data) + lines.begin * kLine, tile.lines = lines.size();
+        w.ask_for(tile, p, w.vectors_of(part.cut), last_first, blocks * tiles, block * tiles + i);
         if (panel)
           kTiles<W>.entry[width][r.size()](tile);
         else
