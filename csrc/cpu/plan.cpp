@@ -12,7 +12,8 @@ namespace {
 // the other's flag and then for its part of h; entering the pool takes 2 us when its threads still spin, 20
 // to 50 us when they sleep: 15 is between. Only their ratios matter here.
 constexpr double kVectorFmaPerNs = 6.0;
-constexpr double kMeetings = 2;  // the flag, and the lines of h
+constexpr double kMeetings = 2;  // the flag, and the lines of h of one row;
+constexpr double kLines = 48;    // more of them come so many in the time of a meeting
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
@@ -45,9 +46,11 @@ Plan make_plan(const Shape& s, int threads, double meeting_ns) {
 
   const int unit_parts = static_cast<int>(std::min<int64_t>(threads, vectors));
   const double slice = static_cast<double>(divide_up(vectors, unit_parts));
-  const double units = kEnterNs + pack / unit_parts +
-                       s.steps * (step_ns(s, rows, slice) + s.stages * kMeetings * meeting_ns +
-                                  (s.backward ? rows * slice * kStripNs : 0));
+  const double lines = (rows - 1) * s.reads / s.lanes * (1 - 1.0 / unit_parts);  // that others have written
+  const double units =
+      kEnterNs + pack / unit_parts +
+      s.steps * (step_ns(s, rows, slice) + s.stages * (kMeetings + lines / kLines) * meeting_ns +
+                 (s.backward ? rows * slice * kStripNs : 0));
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
   // rows end at different times when packed, so a row split leaves threads idle; who shares rows reads what

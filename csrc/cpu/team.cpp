@@ -23,15 +23,15 @@ constexpr auto kPatience = std::chrono::milliseconds(1);
 
 // The pool ends a call only when its last thread has come, be there work left for it or not. Where others
 // hold the cores (more processes, another library's spinning threads) that takes milliseconds, many times the
-// work. So after two calls in a row that waited in vain calls go alone for a while: long enough that the
-// waiting is a few percent of all. One may have met a thread that had gone to sleep.
+// work. So after two calls in a row that waited for a third of their time calls go alone for a while: long
+// enough that the waiting is a few percent of all. One may have met a thread that had gone to sleep.
 class Solitude {
  public:
   bool lasts(Clock::time_point now) const {
     return now.time_since_epoch().count() < until_.load(std::memory_order_relaxed);
   }
   void learn(Clock::duration total, Clock::duration waited, Clock::time_point now) {
-    const bool in_vain = 4 * waited > total && waited > kShortWait;
+    const bool in_vain = 3 * waited > total && waited > kShortWait;
     if (in_vain && again_.load(std::memory_order_relaxed)) {
       const auto end = now + std::min<Clock::duration>(32 * waited, kLongest);
       until_.store(end.time_since_epoch().count(), std::memory_order_relaxed);
@@ -49,12 +49,14 @@ Solitude solitude;
 
 // A meeting takes a tenth of a microsecond between processors that share a cache and half of one between
 // others, and a virtual machine's processors are now the one and now the other. So it is measured every now
-// and then, in a call that shares units anyway; what was measured is forgotten, because a plan that avoids
-// such calls would never learn better.
+// and then, in a call that shares units anyway; what was measured long ago is put in doubt at times, because
+// a plan that avoids such calls would never learn better.
 class Distance {
  public:
-  double ns(Clock::time_point now) const {
-    if (age(now) > kValid) return kNearNs;
+  double ns(Clock::time_point now) {
+    const bool known = learned_.load(std::memory_order_relaxed) != 0;
+    if (!known || (age(now) > kValid && doubts_.fetch_add(1, std::memory_order_relaxed) % kDoubt == 0))
+      return kNearNs;
     return 1e9 * Stopwatch::seconds_per_tick() * static_cast<double>(ticks_.load(std::memory_order_relaxed));
   }
   bool due(Clock::time_point now) const { return age(now) > kInterval; }
@@ -65,12 +67,14 @@ class Distance {
 
  private:
   static constexpr double kNearNs = 75;
+  static constexpr unsigned kDoubt = 16;
   static constexpr auto kInterval = std::chrono::milliseconds(10), kValid = std::chrono::milliseconds(100);
   Clock::duration age(Clock::time_point now) const {
     return now.time_since_epoch() - Clock::duration(learned_.load(std::memory_order_relaxed));
   }
   std::atomic<uint64_t> ticks_{0};
-  std::atomic<Clock::rep> learned_{0};
+  std::atomic<Clock::rep> learned_{0};  // when; 0: never
+  std::atomic<unsigned> doubts_{0};
 };
 Distance distance;
 constexpr uint32_t kManyPhases = 32;  // enough that their mean says something
