@@ -57,7 +57,8 @@ class Distance {
     const bool known = learned_.load(std::memory_order_relaxed) != 0;
     if (!known || (age(now) > kValid && doubts_.fetch_add(1, std::memory_order_relaxed) % kDoubt == 0))
       return kNearNs;
-    return 1e9 * Stopwatch::seconds_per_tick() * static_cast<double>(ticks_.load(std::memory_order_relaxed));
+    const auto ticks = static_cast<double>(ticks_.load(std::memory_order_relaxed));
+    return std::min(kFarNs, 1e9 * Stopwatch::seconds_per_tick() * ticks);
   }
   bool due(Clock::time_point now) const { return age(now) > kInterval; }
   void learn(uint64_t ticks, Clock::time_point now) {
@@ -66,7 +67,7 @@ class Distance {
   }
 
  private:
-  static constexpr double kNearNs = 75;
+  static constexpr double kNearNs = 75, kFarNs = 1000;  // more is no distance: somebody came late
   static constexpr unsigned kDoubt = 16;
   static constexpr auto kInterval = std::chrono::milliseconds(10), kValid = std::chrono::milliseconds(100);
   Clock::duration age(Clock::time_point now) const {
