@@ -20,8 +20,8 @@ struct Forward {
   const bool projected;
   const int64_t Hp, Pp, B;
   const int64_t ldh, ldm;  // of h and m: whole lines
-  const int64_t
-      ldg;  // of the buffer: a vector more than [S, Hp], for rows 4 KiB apart share few places of a cache
+  // of the buffer: a vector more than [S, Hp], for rows 4 KiB apart share few places of a cache
+  const int64_t ldg;
   int64_t chunk;
   Packed<E> w_ih, w_hh, w_hr;
   A* bias;    // [S, Hp]
