@@ -42,7 +42,6 @@ Shape shape_of(const DeepSizes& s, const Kernels& k, bool wide, bool backward) {
           1,
           s.depth,
           k.vector_bytes / (wide ? 8 : 4),
-          false,
           backward};
 }
 

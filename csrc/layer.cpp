@@ -56,7 +56,6 @@ Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide, bool backward) 
           s.gates,
           s.P == s.H ? 1 : 2,
           k.vector_bytes / (wide ? 8 : 4),
-          s.packed,
           backward};
 }
 

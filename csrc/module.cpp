@@ -42,7 +42,7 @@ py::dict last_run_dict() {
 
 // The plan that a call of this shape would take with `threads` threads (0: those it would have now)
 py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t N,
-                   bool packed, bool backward, bool wide, int threads, double meeting_us) {
+                   bool backward, bool wide, int threads, double meeting_us) {
   const Shape shape{T,
                     B,
                     N,
@@ -52,7 +52,6 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
                     gates_of(parse_mode("plan", mode)),
                     P == H ? 1 : 2,
                     kernels().vector_bytes / (wide ? 8 : 4),
-                    packed,
                     backward};
   const Plan plan = threads > 0 ? make_plan(shape, threads, meeting_us * 1e3) : choose_plan(shape);
   py::dict d;
@@ -122,8 +121,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("stop_profile", &profile_dict);
   m.def("threads", &Team::usable_threads);
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
-        py::arg("P"), py::arg("N"), py::arg("packed") = false, py::arg("backward") = false,
-        py::arg("wide") = false, py::arg("threads") = 0, py::arg("meeting_us") = 0.075);
+        py::arg("P"), py::arg("N"), py::arg("backward") = false, py::arg("wide") = false,
+        py::arg("threads") = 0, py::arg("meeting_us") = 0.075);
   m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
         py::arg("tf32") = false, py::arg("projected") = false, py::arg("backward") = false,
         py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);

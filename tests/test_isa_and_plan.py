@@ -325,7 +325,7 @@ def test_a_call_overrules_the_environment():
 
 def planned(mode="lstm", T=100, B=1, H=512, **other):
     """The plan of one dense layer whose input is as wide as its state, with two threads unless told."""
-    return _C.plan(mode, T=T, B=B, I=H, H=H, P=H, N=T * B, **{"threads": 2, **other})
+    return _C.plan(mode, T=T, B=B, I=H, H=H, P=H, **{"N": T * B, "threads": 2, **other})
 
 
 def test_one_thread_is_never_split():
@@ -355,12 +355,24 @@ def test_a_small_batch_is_split_by_units_where_threads_meet_quickly_enough():
 
 
 def test_backward_of_many_rows_is_split_by_rows_where_forward_is_split_by_units():
-    assert planned(B=64, H=256)["split"] == "units"
-    assert planned(B=64, H=256, backward=True)["split"] == "rows"
+    assert planned(B=64, H=512)["split"] == "units"
+    assert planned(B=64, H=512, backward=True)["split"] == "rows"
 
 
-def test_rows_of_different_lengths_are_not_split_by_rows():
-    assert planned(B=64, H=256, packed=True)["split"] == "units"
+def test_rows_of_different_lengths_are_split_by_rows_too():
+    assert planned(B=64, H=256, N=100 * 40, meeting_us=0.45)["split"] == "rows"
+    assert planned(B=2, H=256, N=100 + 1)["split"] == "units"  # nearly all of it is one row's
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["inference", "training"])
+def test_few_rows_are_not_split_where_each_half_reads_all_weights_from_beyond_the_second_cache(kept):
+    assert planned(B=16, H=1024, meeting_us=0.45, backward=kept)["split"] == "units"
+    assert planned(B=64, H=256, meeting_us=0.45, backward=kept)["split"] == "rows"
+
+
+def test_threads_that_meet_slowly_share_weights_that_the_first_cache_does_not_hold():
+    assert planned(H=64, meeting_us=0.45)["split"] == "serial"
+    assert planned(H=128, meeting_us=0.45)["split"] == "units"
 
 
 def test_the_plan_never_has_more_parts_than_threads():

@@ -39,7 +39,7 @@ struct DeepForward {
   }
 
   void run(Team::Member& member) const {
-    const Share share{plan, B, member};
+    const Share share{plan, B, &p.walk, member};
     share.phase([&](const Part& part) { prepare(share, part); });
     share.phases(p.walk.steps * p.depth, [&](const Part& part, int64_t k) {
       const int64_t t = k / p.depth, local = t % chunk;
@@ -138,7 +138,7 @@ struct DeepBackward {
   }
 
   void run(Team::Member& member) const {
-    const Share share{plan, B, member};
+    const Share share{plan, B, &p.walk, member};
     share.phase([&](const Part& part) { prepare(share, part); });
     // layer 0 of a step and the collecting of the step before touch the same units: one phase
     share.phases(p.walk.steps * p.depth + 1, [&](const Part& part, int64_t k) {

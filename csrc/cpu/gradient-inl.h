@@ -34,7 +34,7 @@ struct Gradient {
   }
 
   void run(Team::Member& member) const {
-    const Share share{plan, p.M, member};
+    const Share share{plan, p.M, nullptr, member};
     share.phase([&](const Part& part) {
       for (int64_t i = part.index; i < widest(); i += part.parts) zeros[i] = 0;
     });

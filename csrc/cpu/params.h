@@ -31,6 +31,23 @@ struct Walk {
   }
   RNNFAST_INLINE int64_t begins(int64_t t) const { return first_without(t, reverse); }
   RNNFAST_INLINE int64_t ends(int64_t t) const { return first_without(t, !reverse); }
+  // the rows of the first so many sequences of the batch, and the fewest that have n rows or more
+  RNNFAST_INLINE int64_t rows_of(int64_t sequences) const {
+    int64_t sum = 0;
+    for (int64_t t = 0; t < steps; ++t) sum += sequences < sizes[t] ? sequences : sizes[t];
+    return sum;
+  }
+  RNNFAST_INLINE int64_t sequences_with(int64_t n) const {
+    int64_t low = 0, high = batch;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (rows_of(middle) < n)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
   // the row that holds the previous state of (t, b), for a b that does not begin here
   RNNFAST_INLINE int64_t previous(int64_t t, int64_t b) const { return row(reverse ? t + 1 : t - 1, b); }
 };

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/dispatch.h"
+
 namespace rnnfast {
 namespace {
 
@@ -18,8 +20,12 @@ constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
 constexpr double kFetchNs = 0.1;        // of one that another thread has packed, once a call
-constexpr double kStripNs = 10;     // backward: what forward saved of a vector of units, in strips of rows
-constexpr double kReadRows = 0.75;  // W is read once a step: like so many rows more
+constexpr double kStripNs = 10;  // backward: what forward saved of a vector of units, in strips of rows
+// W is read once a step. Few rows wait for it: a vector takes so long with one row, from the first cache,
+// which holds so many of them (64 bytes each), from the second, and from what is beyond (a compromise: Zen 5
+// takes 0.4 and 0.6, Granite Rapids 0.6 and 5); with many rows it takes a little beside their multiply-adds.
+constexpr double kFirstNs = 0.29, kSecondNs = 0.55, kThirdNs = 2, kReadNs = 0.05;
+constexpr double kFirstVectors = 512, kVectorBytes = 64;
 // a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows
 constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
 
@@ -28,8 +34,14 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // One step of `rows` rows over `vectors` vectors of units
 double step_ns(const Shape& s, double rows, double vectors) {
   const double cost = s.matrix_unit ? std::ceil(rows / kUnitRows) * kPerUnit + rows * kPerUnitRow : rows;
-  const double fmas = (cost + kReadRows) * s.reads + cost * s.inputs;  // of one vector of gates
-  return vectors * s.gates * (fmas / kVectorFmaPerNs + rows * kCellNsPerVector);
+  const double fma = cost / kVectorFmaPerNs, w = vectors * s.gates * s.reads;
+  const double first = std::min(w, kFirstVectors);
+  const double second = std::clamp(second_cache() / kVectorBytes, first, w) - first,
+               third = w - first - second;
+  const double many = fma + kReadNs;
+  const double product = first * std::max(many, kFirstNs) + second * std::max(many, kSecondNs) +
+                         third * std::max(many, kThirdNs);
+  return product + vectors * s.gates * (s.inputs * fma + rows * kCellNsPerVector);
 }
 
 }  // namespace
@@ -53,13 +65,12 @@ Plan make_plan(const Shape& s, int threads, double meeting_ns) {
                  (s.backward ? rows * slice * kStripNs : 0));
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
-  // rows end at different times when packed, so a row split leaves threads idle; who shares rows reads what
-  // others have packed, and cannot pack weights that are read once panel by panel, where they are in the
-  // nearest cache
+  // who shares rows reads what others have packed, and cannot pack weights that are read once panel by panel,
+  // where they are in the nearest cache
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
   const double by_rows = kEnterNs + (s.steps == 1 ? 2 : 1) * pack / row_parts +
                          kFetchNs * numbers * (1 - 1.0 / row_parts) +
-                         s.steps * step_ns(s, s.packed ? rows : divide_up(s.batch, row_parts), vectors);
+                         s.steps * step_ns(s, std::ceil(rows / row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
   return best;
 }

@@ -54,25 +54,30 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[m][v] = V{};
   }
-  const W* b = tile.b;
   const int64_t K = tile.K, lines = tile.lines;
   const char* const next = tile.next;
-  const bool far = K * kVectors * kVectorBytes > kFirstCache;
-  for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
-    Operand row[kVectors];
-    if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
-    if (far)
+  const auto walk = [&](auto far) __attribute__((always_inline)) {
+    const W* b = tile.b;
+    for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
+      Operand row[kVectors];
+      if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
+      if (far)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + (kAhead * kVectors + v) * L);
+        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + (kAhead * kVectors + v) * L);
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
+      for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      const Operand x = a[m][k] - Operand{};
+      for (int m = 0; m < kRows; ++m) {
+        const Operand x = a[m][k] - Operand{};
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
+        for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
+      }
     }
-  }
+  };
+  if (K * kVectors * kVectorBytes > kFirstCache)
+    walk(std::true_type{});
+  else
+    walk(std::false_type{});
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
@@ -259,7 +264,7 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
                                      bool last_first, Rows rows, Then then) {
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
-  w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
+  w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) __attribute__((always_inline)) {
     Tile<W> tile;
     for (int64_t g = 0; g < w.gates; ++g)
       for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;

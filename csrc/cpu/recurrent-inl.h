@@ -67,7 +67,7 @@ struct Forward {
   }
 
   void run(Team::Member& member) const {
-    const Share share{plan, B, member};
+    const Share share{plan, B, &p.walk, member};
     share.phase([&](const Part& part) { prepare(share, part); });
     const int64_t stages = projected ? 2 : 1;
     share.phases(p.walk.steps * stages, [&](const Part& part, int64_t k) {
@@ -261,7 +261,7 @@ struct Backward {
   }
 
   void run(Team::Member& member) const {
-    const Share share{plan, B, member};
+    const Share share{plan, B, &p.walk, member};
     share.phase([&](const Part& part) { prepare(share, part); });
     const int64_t stages = projected ? 2 : 1, steps = p.walk.steps;
     share.phases(steps * stages + 1, [&](const Part& part, int64_t k) {

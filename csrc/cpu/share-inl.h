@@ -22,13 +22,14 @@ struct Part {
 struct Share {
   Plan plan;
   int64_t batch;
+  const Walk* walk;  // of the batch, or null: all rows are as long
   Team::Member& member;
 
   // f(part) for every part, by whoever does it; then all are done
   template <class F>
   RNNFAST_INLINE void phase(const F& f) const {
     member.phase([&](int i) {
-      const Range rows = plan.split == Split::kRows ? share(batch, plan.parts, i) : Range{0, batch};
+      const Range rows = plan.split == Split::kRows ? part_of_rows(i) : Range{0, batch};
       const Cut cut = plan.split == Split::kUnits ? Cut{plan.parts, i} : Cut{1, 0};
       f(Part{i, plan.parts, rows, cut, member.watch, member.tiles});
     });
@@ -55,6 +56,13 @@ struct Share {
     else
       w.pack({0, w.vectors()}, {part.index, part.parts});
     part.watch.lap(Work::kPack);
+  }
+
+  // Rows that end at different times are cut where all parts have as much to do over all steps.
+  Range part_of_rows(int i) const {
+    if (!walk || walk->total == walk->steps * batch) return share(batch, plan.parts, i);
+    const Range n = share(walk->total, plan.parts, i);
+    return {walk->sequences_with(n.begin), walk->sequences_with(n.end)};
   }
 
   // what a part does of work that is shared by rows in any case

@@ -450,6 +450,10 @@ struct Rows {
       total += size;
     }
     walk = {T, B, total, kind == 1 ? T : 1, offsets.data(), sizes.data(), !plain && rng.one_in(2)};
+    const int64_t n = rng.in(1, total), enough = walk.sequences_with(n);
+    if (walk.rows_of(enough) < n || walk.rows_of(enough - 1) >= n)
+      fail("%lld sequences are not the fewest with %lld rows", static_cast<long long>(enough),
+           static_cast<long long>(n));
   }
 };
 
