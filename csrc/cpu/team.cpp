@@ -164,7 +164,7 @@ int Team::Member::next() noexcept {
         continue;
       }
       for (int part = first; part < parts_ && part < first + kGroup; ++part) {
-        if (over(progress[part].done)) continue;
+        if (known_[part] || (known_[part] = over(progress[part].done))) continue;
         all = false;
         if (patient && !away_[part]) continue;
         away_[part] = claim(part);
@@ -183,6 +183,7 @@ int Team::Member::next() noexcept {
       sched_yield();
   }
   ++now_;
+  known_.reset();
   own_ = rank_;
   return -1;
 }
@@ -190,6 +191,7 @@ int Team::Member::next() noexcept {
 void Team::Member::finish(int part) noexcept {
   Progress* const progress = team_->progress_.get();
   progress[part].done.store(now_ + 1, std::memory_order_release);
+  known_[part] = true;
   if (!team_->groups_) return;
   // Of two who finish a group's last parts at once, the fence lets one see both.
   std::atomic_thread_fence(std::memory_order_seq_cst);

@@ -53,8 +53,9 @@ class Team {
     int rank_, own_, parts_;
     uint32_t now_ = 0;  // the phase
     bool worked_ = false;
-    Clock::duration waited_{};       // longer than its patience
-    std::bitset<kMaxMembers> away_;  // parts whose owner was not there last time
+    Clock::duration waited_{};        // longer than its patience
+    std::bitset<kMaxMembers> away_;   // parts whose owner was not there last time
+    std::bitset<kMaxMembers> known_;  // parts seen to be done in this phase, whose lines need no other look
   };
 
   // Calls work(context, member) on up to `wanted` threads and returns how many of them did something. A
