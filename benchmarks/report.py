@@ -54,7 +54,11 @@ def speedup(row: dict) -> str:
 def header(result: dict) -> str:
     lines = [record.machine(result)]
     for threads, rates in result["roofline"].items():
-        flops = ", ".join(f"{value:.0f} GFLOP/s {dtype}" for dtype, value in rates["gflops"].items())
+        products = rates.get("product_gflops", {})  # torch.mm's, beside the limit
+        flops = ", ".join(
+            f"{value:.0f} GFLOP/s {dtype}" + (f" (torch.mm {products[dtype]:.0f})" if products else "")
+            for dtype, value in rates["gflops"].items()
+        )
         reads = ", ".join(f"{level} {value:.0f}" for level, value in rates["read_gb_per_s"].items())
         lines.append(
             f"Measured in the same run, threads: {threads}: {flops}; reads {reads} GB/s; "
@@ -193,7 +197,8 @@ def page(*results: dict) -> str:
         "Milliseconds, medians of interleaved rounds. Speed-up: median of the pairs over torch.nn (deep "
         "transition: over the Python loop). Of limit: the roofline of the row over the time. Of its time: "
         "percent, as rnnfast's threads count it themselves; outside: Python, torch, allocation; beside the "
-        "product, how near it comes to the machine's multiplying or reading. Max diff: rnnfast against "
+        "product, how near it comes to the machine's multiplying (torch.mm's own rate stands beside that) or "
+        "reading: what keeps a row from its limit is the largest of these. Max diff: rnnfast against "
         "float64, as a share of the largest value; with all gradients when training."
     )
     parts = ["# Benchmarks", "Made from the JSON of `make bench`. " + note]

@@ -58,7 +58,7 @@ def interleave(
             call()
         return (time.perf_counter() - start) / repeats
 
-    # the fastest of three: a first call whose second thread came late would make all turns too short to be warm
+    # the fastest of three: after a call whose second thread came late turns would be too short to be warm
     repeats = {
         name: 1 if name in slow else max(1, min(1000, int(min_time / min(turn(call, 1) for _ in range(3)))))
         for name, call in calls.items()
