@@ -73,8 +73,8 @@ def cuda_kernel() -> str:
 def set_cuda_kernel(name: str | None) -> None:
     """Force "stepwise" (one launch a step, any layer) or "resident" (one for all steps); None chooses.
 
-    The resident kernel takes layers without projection, with at most 1024 units and with no larger a batch
-    than fits the device, in bfloat16, float16, or float32 where TF32 is allowed
+    The resident kernel takes layers without projection, with at most 1024 units (forward of halves: 2048) and
+    with no larger a batch than fits the device, in bfloat16, float16, or float32 where TF32 is allowed
     (torch.backends.cudnn.rnn.fp32_precision); forced, it raises RuntimeError for others.
     RNNFAST_CUDA_KERNEL forces from the start.
 

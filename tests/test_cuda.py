@@ -244,13 +244,13 @@ def test_what_is_not_finite_stays_so_in_the_products_of_a_tf32_layer(emulated):
     assert y[2].isnan().all()
 
 
-def resident_case(seed):
-    """A layer that the resident kernel takes: sizes around its tiles, its warps and its cluster."""
+def resident_case(seed, H=None):
+    """A layer that the resident kernel takes: of H units, or sizes around its tiles, warps and cluster."""
     rng = random.Random(seed)
     mode, dtype = list(GATES)[seed % 4], [torch.bfloat16, torch.float16, torch.float32][seed // 4 % 3]
     T, B = rng.randint(1, 5), rng.choice([1, 7, 8, 9, 17])
     inputs, D = rng.choice([1, 8]), rng.choice([1, 2])
-    H = [1, 7, 16, 33, 64, 65, 100, 128, 129, 200, 256, 257, 400][seed % 13]
+    H = H or [1, 7, 16, 33, 64, 65, 100, 128, 129, 200, 256, 257, 400][seed % 13]
 
     def numbers(*shape, scale=0.5):
         return draw(*shape, seed=rng.randrange(10**6)).mul(scale).to(dtype)
@@ -273,11 +273,7 @@ def resident_case(seed):
     return [mode, x, numbers(D, B, H), c0, *weights, sizes, form == "batch"], dtype, numbers
 
 
-@pytest.mark.parametrize("seed", range(78))
-def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
-    arguments, dtype, numbers = resident_case(seed)
-    # devices with and without clusters, and so small that a team takes several times eight rows
-    on_gpu.set_device([90, 80][seed // 13 % 2], [132, 26, 70][seed // 26])
+def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, backward=True):
     # of h, rounded for the products
     tolerance = {torch.bfloat16: 0.03, torch.float16: 4e-3, torch.float32: 4e-3}[dtype]
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
@@ -298,6 +294,8 @@ def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
     found = run("resident", "recurrent", *arguments, True)
     near([t[..., :H] for t in found], [t[..., :H] for t in expected])
     near(run("resident", "recurrent", *arguments, False)[:3], expected[:3])
+    if not backward:
+        return
     dy, dhn = numbers(*expected[0].shape), numbers(*expected[1].shape) if seed % 3 else None
     dcn = numbers(*expected[2].shape) if arguments[0] == "lstm" and seed % 5 else None
     given = [dy if seed % 7 or dhn is None else None, dhn, dcn, *arguments, expected[0], *expected[3:]]
@@ -305,6 +303,21 @@ def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
         run("resident", "recurrent_backward", *given, [True] * 13),
         run("stepwise", "recurrent_backward", *given, [True] * 13),
     )
+
+
+@pytest.mark.parametrize("seed", range(78))
+def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
+    # devices with and without clusters, and so small that a team takes several times eight rows
+    on_gpu.set_device([90, 80][seed // 13 % 2], [132, 26, 70][seed // 26])
+    assert_resident_equals_stepwise(on_gpu, seed, *resident_case(seed))
+
+
+@pytest.mark.parametrize("seed, H", [*((seed, 400) for seed in range(8)), (5, 1030)])
+def test_the_widest_resident_kernel_equals_the_stepwise_one(on_gpu, seed, H):
+    arguments, dtype, numbers = resident_case(seed, H)
+    # so few multiprocessors that half of W must go to shared memory
+    on_gpu.set_device(90, -(-H // (128 if GATES[arguments[0]] == 1 else 64 if H <= 512 else 16)))
+    assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, backward=False)
 
 
 def test_the_kernel_that_is_forced_runs_or_says_why_not(emulated):
@@ -416,8 +429,16 @@ def test_a_block_that_waits_in_vain_gives_up_and_the_next_call_says_so(emulated)
         (dict(mode="lstm", bytes=2, H=1024, B=64), (16, 64, 8, 4, 4)),
         (dict(mode="lstm", bytes=2, H=1024, B=16, backward=True), (16, 64, 8, 8, 1)),
         (dict(mode="lstm", bytes=2, H=1024, B=64, backward=True), None),  # more than shared memory holds
-        (dict(mode="lstm", bytes=2, H=1024, multiprocessors=60), None),
-        (dict(mode="lstm", bytes=2, H=1025), None),
+        # half of W in shared memory
+        (dict(mode="lstm", bytes=2, H=1024, multiprocessors=60), (32, 32, 8, 2, 1)),
+        (dict(mode="lstm", bytes=2, H=1024, multiprocessors=31), None),
+        (dict(mode="lstm", bytes=2, H=1025), (32, 65, 6, 3, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=1536, B=32), (32, 48, 6, 3, 2)),
+        (dict(mode="lstm", bytes=2, H=2048, B=8), (32, 128, 8, 4, 1)),
+        (dict(mode="lstm", bytes=2, H=2048, B=9), None),
+        (dict(mode="lstm", bytes=2, H=2049), None),
+        (dict(mode="lstm", bytes=2, H=1025, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=1025, tf32=True), None),
         (dict(mode="lstm", bytes=4, H=64), None),
         (dict(mode="lstm", bytes=8, H=64, tf32=True), None),
         (dict(mode="lstm", bytes=4, H=64, tf32=True), (8, 1, 8, 1, 1)),
@@ -703,8 +724,15 @@ REGISTERS = {
     "primitives": 64,
 }
 # the four cells forward and backward, two projections, three of the deep transition, all of them with floats
-# and again with TF32; four cells, two ways, three narrow widths and one wide
-KERNELS = {"stepwise": 13, "stepwise_f32": 26, "resident": 32, "device": 1, "primitives": 10}
+# and again with TF32; four cells, two ways, three narrow widths and one wide, and the widest forward of halves
+KERNELS = {
+    "stepwise": 13,
+    "stepwise_f32": 26,
+    "resident": 36,
+    "resident_tf32": 32,
+    "device": 1,
+    "primitives": 10,
+}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

@@ -92,6 +92,7 @@ const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const Backwa
 // (16 halves, or 8 floats, of which it reads TF32); a warp has 8 units for each sum of a thread; shared rows
 // are 16 bytes apart, so that a warp's loads meet all banks.
 constexpr int kBatch = 8, kWords = 8, kWarpUnits = 8, kSkewBytes = 16;
+constexpr int kMostTiles = 16;  // instructions of a warp whose part of W its registers hold
 template <class E>
 constexpr int kWord = 4 / static_cast<int>(sizeof(E));  // numbers
 template <class E>
@@ -102,7 +103,8 @@ constexpr int kSkew = kSkewBytes / static_cast<int>(sizeof(E));
 // How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
 // times 8.
 struct ResidentPlan {
-  int tiles;    // instructions of a warp: W in its registers; 0: one launch a step
+  int tiles;    // instructions of a warp: W in its registers, beyond kMostTiles in shared memory (forward of
+                // halves); 0: one launch a step
   int blocks;   // of a team: a cluster, or wide, a part of a grid that runs all at once
   int warps;    // of a block
   int split;    // warps that share a sum

@@ -30,23 +30,20 @@ std::atomic<Forced>& last() {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-}  // namespace
-
-// W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
-// for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
-// of 128 units, with 64 registers, and for 8 warps with 128, in a cluster. From there on several warps share
-// a sum, and the blocks of a team are too many for a cluster.
-ResidentPlan make_plan(const Shape& s) {
+// The widest layers have so many instructions a warp; beyond kMostTiles all take that many.
+ResidentPlan plan_with(const Shape& s, int most_tiles) {
   const int capability = s.device.capability;
   const bool half = s.bytes == 2, can = half || (s.bytes == 4 && s.tf32);
-  if (!can || s.projected || s.H > 1024 || capability < 80) return kOneLaunchAStep;
+  if (!can || s.projected || s.H > 64 * most_tiles || capability < 80) return kOneLaunchAStep;
   const int64_t tile = kWords * 4 / s.bytes;  // numbers of one instruction
   const bool one_gate = s.mode == Mode::kRnnTanh || s.mode == Mode::kRnnRelu;
   const int64_t gates = one_gate ? 1 : s.mode == Mode::kGru ? 3 : 4;
   ResidentPlan p{};
-  p.tiles = s.H <= 4 * tile ? 4 : s.H <= 8 * tile ? 8 : 16;
-  p.wide = s.H > 16 * tile || (p.tiles == 16 && capability < 90);  // clusters came with Hopper
-  p.split = static_cast<int>(p.wide ? divide_up(s.H, 16 * tile) : 1) * (s.backward ? 2 : 1);
+  const bool held = most_tiles > kMostTiles;
+  p.tiles = held ? most_tiles : s.H <= 4 * tile ? 4 : s.H <= 8 * tile ? 8 : kMostTiles;
+  // clusters came with Hopper
+  p.wide = held || s.H > kMostTiles * tile || (p.tiles == kMostTiles && capability < 90);
+  p.split = static_cast<int>(p.wide ? divide_up(s.H, p.tiles * tile) : 1) * (s.backward ? 2 : 1);
   // units of the warps that share a sum; with one gate each slot is another unit
   const int64_t slots = one_gate ? 2 : 4, unit_blocks = one_gate ? 2 : 1;
   const int64_t units = kWarpUnits * (s.backward ? 2 : unit_blocks);
@@ -64,8 +61,21 @@ ResidentPlan make_plan(const Shape& s) {
                       : p.wide   ? 2 * unit_blocks * p.batches * threads
                                  : 0;
   const int64_t bias = s.backward ? 0 : p.warps * slots * kWarpUnits;
-  p.bytes = 2 * kBatch * p.batches * (s.bytes * sum + kSkewBytes) + 4 * (parts + own + bias);
+  const int64_t held_words = held ? 4 * threads * (p.tiles - kMostTiles) * slots / 2 : 0;
+  p.bytes = 2 * kBatch * p.batches * (s.bytes * sum + kSkewBytes) + 4 * (held_words + parts + own + bias);
   return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
+}
+
+}  // namespace
+
+// W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
+// for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
+// of 128 units, with 64 registers, and for 8 warps with 128, in a cluster. From there on several warps share
+// a sum, and the blocks of a team are too many for a cluster. Where they are too many for the device, forward
+// of halves keeps as much again in shared memory.
+ResidentPlan make_plan(const Shape& s) {
+  const ResidentPlan plan = plan_with(s, kMostTiles);
+  return plan.tiles == 0 && s.bytes == 2 && !s.backward ? plan_with(s, 2 * kMostTiles) : plan;
 }
 
 void set_kernel(const std::string& name) { forced().store(parse(name.c_str())); }
@@ -80,8 +90,8 @@ ResidentPlan choose_plan(const Shape& shape) {
   if (now == kResident && plan.tiles == 0)
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
-        "allowed) float32, without projection, with at most 1024 units and with no larger a batch than the "
-        "device's shared memory holds");
+        "allowed) float32, without projection, with at most 1024 units (forward of halves: 2048) and with no "
+        "larger a batch than the device's shared memory holds");
   last().store(plan.tiles ? kResident : kStepwise);
   return plan;
 }

@@ -3,7 +3,8 @@
 // A team of blocks (one, a cluster, or for wide layers a part of the grid) works on 8 rows of the batch, the
 // columns of the instruction; the units are shared out among its warps. Each thread ends up with all gates of
 // a unit for two rows, and does their cells. Wide layers give a unit to several warps, each with a part of
-// the sum, and a team takes several times 8 rows, one after the other.
+// the sum, and a team takes several times 8 rows, one after the other; the widest keep half of W in shared
+// memory.
 #pragma once
 #include "cuda/cells.cuh"
 #include "cuda/exchange.cuh"
@@ -30,15 +31,17 @@ RNNFAST_INLINE constexpr int input_gate(int slot) {
   return slot < Cell::kGates ? slot : -1;
 }
 
-template <class Cell, class E, int kTiles, bool kWide>
+// kTiles of a warp's instructions have their part of W in registers, kHeld more in shared memory.
+template <class Cell, class E, int kTiles, bool kWide, int kHeld>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(ResidentForward<E> p) {
   typedef typename ComputeType<E>::type A;
   constexpr int G = Cell::kGates, S = Cell::kSlots;
   constexpr int kSums = kSlots<Cell>, kBlocks = G == 1 ? kSums : 1;  // one gate: each slot is another unit
+  constexpr int kPart = (kTiles + kHeld) * kTile<E>;                 // of a sum, that a warp makes
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
   const int split = kWide ? p.links.split : 1, batches = kWide ? p.links.batches : 1;
   const int part = warp % split, groups = warps / split;
-  const int ld = (kWide ? split : 1) * kTiles * kTile<E> + kSkew<E>, rows = batches * kBatch;
+  const int ld = (kWide ? split : 1) * kPart + kSkew<E>, rows = batches * kBatch;
   const int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
   const int offset = lane % 4 * kWord<E>;           // of its numbers of a product, and kHigh further
   constexpr int kHigh = kTile<E> / 2;
@@ -50,8 +53,13 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
   E* const shared = shared_memory<E>();
   Exchange<E, kWide> exchange{p.links, shared, rows,
                               ld,      p.H,    p.links.places + team * rows * p.H * 2 / kWord<E>};
+  // [warps, kHeld, kSums / 2, kLanes, 4]: operands of W
+  uint32_t* const all_held = reinterpret_cast<uint32_t*>(shared + 2 * rows * ld);
+  const auto held = [&](int t, int pair) {
+    return all_held + (((warp * kHeld + t) * (kSums / 2) + pair) * kLanes + lane) * 4;
+  };
   // [warps, kSums, kWarpUnits], from this thread's on: registers are for W
-  A* const numbers = reinterpret_cast<A*>(shared + 2 * rows * ld);
+  A* const numbers = reinterpret_cast<A*>(all_held + warps * kHeld * (kSums / 2) * kLanes * 4);
   A* const bias = numbers + warp * kSums * kWarpUnits + row;
   Parts<A, kSums * 2> parts{numbers + warps * kSums * kWarpUnits, warps};
   // [batches, kBlocks, 2, threads]: c, or the h that a cell blends
@@ -64,14 +72,16 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     const int hidden = hidden_gate<Cell>(slot), input = input_gate<Cell>(slot);
     // a unit beyond the last computes what nobody stores
     const E* from = p.w_hh + (hidden * p.H + least<int64_t>(unit, p.H - 1)) * p.ldw + offset;
-    if (kWide) from += part * kTiles * kTile<E>;
+    if (kWide) from += part * kPart;
+    const auto operand = [&](int t, int high) -> uint32_t {
+      return hidden >= 0 ? as_operand<E>(load_word(from + t * kTile<E> + high * kHigh)) : 0;
+    };
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const int at = slot % 2 + 2 * high;
-        w[slot / 2][t][at] = hidden >= 0 ? as_operand<E>(load_word(from + t * kTile<E> + high * kHigh)) : 0;
-      }
+      for (int high = 0; high < 2; ++high) w[slot / 2][t][slot % 2 + 2 * high] = operand(t, high);
+    for (int t = 0; t < kHeld; ++t)
+      for (int high = 0; high < 2; ++high) held(t, slot / 2)[slot % 2 + 2 * high] = operand(kTiles + t, high);
     A sum = 0;
     if (unit < p.H && input >= 0 && p.b_ih) sum += widened(p.b_ih[input * p.H + unit]);
     if (unit < p.H && hidden >= 0 && p.b_hh) sum += widened(p.b_hh[hidden * p.H + unit]);
@@ -135,12 +145,20 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
       // into the cache only: while the product runs, registers are for W
       if (next_step < p.steps) each_input(next_step, next_tile, [](const A* from, A&) { prefetch(from); });
       const E* from = exchange.buffer(s) + (tile * kBatch + row) * ld + offset;
-      if (kWide) from += part * kTiles * kTile<E>;
+      if (kWide) from += part * kPart;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const uint32_t low = load_word(from + t * kTile<E>), high = load_word(from + t * kTile<E> + kHigh);
 #pragma unroll
         for (int i = 0; i < kSums / 2; ++i) multiply_tile<E>(sum[i], w[i][t], low, high);
+      }
+#pragma unroll 2
+      for (int t = 0; t < kHeld; ++t) {
+        const E* const here = from + (kTiles + t) * kTile<E>;
+        const uint32_t low = load_word(here), high = load_word(here + kHigh);
+#pragma unroll
+        for (int i = 0; i < kSums / 2; ++i)
+          multiply_tile<E>(sum[i], load_chunk(held(t, i)).number, low, high);
       }
       if (next_step < p.steps) each_input(next_step, next_tile, load);
       if constexpr (kWide) {
@@ -369,7 +387,7 @@ const char* launch_teams(void (*kernel)(Params), const ResidentPlan& plan, int64
 template <class F>
 const char* with_tiles(const ResidentPlan& plan, const F& f) {
   typedef std::integral_constant<bool, false> Narrow;
-  if (plan.wide) return f(std::integral_constant<int, 16>(), std::integral_constant<bool, true>());
+  if (plan.wide) return f(std::integral_constant<int, kMostTiles>(), std::integral_constant<bool, true>());
   switch (plan.tiles) {
     case 4:
       return f(std::integral_constant<int, 4>(), Narrow());
@@ -385,9 +403,14 @@ template <class E>
 const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
                              void* stream) {
   return with_cell(mode, [&](auto cell) {
+    constexpr int kHeld = sizeof(E) == 2 ? kMostTiles : 0;
+    if (kHeld && plan.tiles > kMostTiles)
+      return launch_teams(resident_forward<decltype(cell), E, kMostTiles, true, kHeld>, plan, layer.batch,
+                          stream, layer);
     return with_tiles(plan, [&](auto tiles, auto wide) {
-      return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value>,
-                          plan, layer.batch, stream, layer);
+      return launch_teams(
+          resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value, 0>, plan,
+          layer.batch, stream, layer);
     });
   });
 }
