@@ -21,13 +21,15 @@ RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
 }
 
 // h or da of a step, on its way from the threads that made it to the blocks that need all of it: the buffers
-// [2, rows, ld] in shared memory that steps read in turn. Within a cluster every thread writes to all blocks'
-// buffers and the cluster's barrier ends the step. On a grid (kWide) it goes through global memory, in
-// packets that carry the number of their step: whoever needs one reads it until the number is right, and
-// nothing else is waited for. Two places are enough, because nobody is two steps ahead of one whom he waits
-// for.
+// [kBuffers, rows, ld] in shared memory. Within a cluster every thread writes to all blocks' buffers, which
+// steps read in turn, and the cluster's barrier ends the step. On a grid (kWide) it goes through global
+// memory, in packets that carry the number of their step: whoever needs one reads it until the number is
+// right, and nothing else is waited for. Two places there are enough, because nobody is two steps ahead of
+// one whom he waits for; and one buffer, because what a block receives next its own warps have made, after
+// the barrier behind their products.
 template <class E, bool kWide>
 struct Exchange {
+  static constexpr int kBuffers = kWide ? 1 : 2;
   const Links& links;
   E* buffers;
   int rows, ld;
@@ -35,7 +37,7 @@ struct Exchange {
   uint64_t* places;  // of this team, [2, rows / kWord, numbers]
   bool lost = false;
 
-  RNNFAST_INLINE E* buffer(int64_t step) const { return buffers + (step & 1) * rows * ld; }
+  RNNFAST_INLINE E* buffer(int64_t step) const { return buffers + step % kBuffers * rows * ld; }
 
   // two rows' values of number k for `step`; row is even
   RNNFAST_INLINE void send(int64_t step, int row, int64_t k, const E* values) {

@@ -103,8 +103,8 @@ constexpr int kSkew = kSkewBytes / static_cast<int>(sizeof(E));
 // How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
 // times 8.
 struct ResidentPlan {
-  int tiles;    // instructions of a warp: W in its registers, beyond kMostTiles in shared memory (forward of
-                // halves); 0: one launch a step
+  int tiles;    // instructions of a warp: W in its registers, beyond kMostTiles (of halves) in shared memory;
+                // 0: one launch a step
   int blocks;   // of a team: a cluster, or wide, a part of a grid that runs all at once
   int warps;    // of a block
   int split;    // warps that share a sum

@@ -54,15 +54,17 @@ ResidentPlan plan_with(const Shape& s, int most_tiles) {
   const int64_t teams = s.device.multiprocessors / p.blocks, rows = divide_up(s.B, kBatch);
   if (p.wide && teams == 0) return kOneLaunchAStep;
   p.batches = p.wide ? static_cast<int>(divide_up(rows, teams)) : 1;
-  // what the kernels keep in shared memory: two of each row that is read, sums on their way, a thread's own
+  // what the kernels keep in shared memory: each row that is read (twice where it is written at the same
+  // time), W that the registers do not hold, sums on their way, a thread's own
   const int64_t threads = 32 * p.warps, sum = tile * p.tiles * p.split * (s.backward ? gates : 2) / 2;
   const int64_t parts = s.backward ? 2 * 4 * threads : p.wide ? 2 * slots * 2 * threads : 0;
   const int64_t own = s.backward ? 2 * 2 * p.batches * threads
                       : p.wide   ? 2 * unit_blocks * p.batches * threads
                                  : 0;
   const int64_t bias = s.backward ? 0 : p.warps * slots * kWarpUnits;
-  const int64_t held_words = held ? 4 * threads * (p.tiles - kMostTiles) * slots / 2 : 0;
-  p.bytes = 2 * kBatch * p.batches * (s.bytes * sum + kSkewBytes) + 4 * (held_words + parts + own + bias);
+  const int64_t w = held ? 4 * threads * (p.tiles - kMostTiles) * (s.backward ? gates : slots) / 2 : 0;
+  const int64_t rows_read = (p.wide ? 1 : 2) * kBatch * p.batches;
+  p.bytes = rows_read * (s.bytes * sum + kSkewBytes) + 4 * (w + parts + own + bias);
   return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
 }
 
@@ -71,11 +73,11 @@ ResidentPlan plan_with(const Shape& s, int most_tiles) {
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
 // of 128 units, with 64 registers, and for 8 warps with 128, in a cluster. From there on several warps share
-// a sum, and the blocks of a team are too many for a cluster. Where they are too many for the device, forward
-// of halves keeps as much again in shared memory.
+// a sum, and the blocks of a team are too many for a cluster. Where they are too many for the device too, a
+// layer of halves keeps as much again in shared memory.
 ResidentPlan make_plan(const Shape& s) {
   const ResidentPlan plan = plan_with(s, kMostTiles);
-  return plan.tiles == 0 && s.bytes == 2 && !s.backward ? plan_with(s, 2 * kMostTiles) : plan;
+  return plan.tiles == 0 && s.bytes == 2 ? plan_with(s, 2 * kMostTiles) : plan;
 }
 
 void set_kernel(const std::string& name) { forced().store(parse(name.c_str())); }
@@ -90,8 +92,8 @@ ResidentPlan choose_plan(const Shape& shape) {
   if (now == kResident && plan.tiles == 0)
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
-        "allowed) float32, without projection, with at most 1024 units (forward of halves: 2048) and with no "
-        "larger a batch than the device's shared memory holds");
+        "allowed) float32, without projection, and no wider and with no larger a batch than the device's "
+        "registers and shared memory hold");
   last().store(plan.tiles ? kResident : kStepwise);
   return plan;
 }

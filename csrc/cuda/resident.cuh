@@ -54,7 +54,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
   Exchange<E, kWide> exchange{p.links, shared, rows,
                               ld,      p.H,    p.links.places + team * rows * p.H * 2 / kWord<E>};
   // [warps, kHeld, kSums / 2, kLanes, 4]: operands of W
-  uint32_t* const all_held = reinterpret_cast<uint32_t*>(shared + 2 * rows * ld);
+  uint32_t* const all_held = reinterpret_cast<uint32_t*>(shared + exchange.kBuffers * rows * ld);
   const auto held = [&](int t, int pair) {
     return all_held + (((warp * kHeld + t) * (kSums / 2) + pair) * kLanes + lane) * 4;
   };
@@ -88,7 +88,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     if (lane % 4 == 0) bias[slot * kWarpUnits] = sum;
   }
 
-  for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) {
+  for (int i = thread_index(); i < exchange.kBuffers * rows * ld; i += block_size()) {
     const int64_t b = first + i % (rows * ld) / ld, k = i % ld;  // in both: a row may begin later
     narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), shared[i]);
   }
@@ -216,11 +216,12 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 
 // dL/dh of 16 units is made by two warps or more, each over a part of the sum; the first two then have the
 // whole of 8 units each.
-template <class Cell, class E, int kTiles, bool kWide>
+template <class Cell, class E, int kTiles, bool kWide, int kHeld>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward(ResidentBackward<E> p) {
   typedef typename ComputeType<E>::type A;
   constexpr int G = Cell::kGates, S = Cell::kSlots;
-  constexpr int kPart = G * kTiles / 2;  // instructions of a warp
+  // instructions of a warp: with W in registers, in shared memory, and together
+  constexpr int kOwn = G * kTiles / 2, kShared = G * kHeld / 2, kPart = kOwn + kShared;
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
   const int split = kWide ? p.links.split : 2, batches = kWide ? p.links.batches : 1;
   const int part = warp % split, groups = warps / split;
@@ -231,23 +232,29 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   const int rank = static_cast<int>(block_index() % p.links.blocks);
   const int base = (rank * groups + warp / split) * 2 * kWarpUnits + row, unit = base + part * kWarpUnits;
 
-  uint32_t w[kPart][4];
-#pragma unroll
-  for (int t = 0; t < kPart; ++t)
+  E* const shared = shared_memory<E>();
+  Exchange<E, kWide> exchange{p.links, shared,  rows,
+                              ld,      G * p.H, p.links.places + team * rows * G * p.H * 2 / kWord<E>};
+  // [warps, kShared, kLanes, 4]: operands of W
+  uint32_t* const all_held = reinterpret_cast<uint32_t*>(shared + exchange.kBuffers * rows * ld);
+  const auto held = [&](int t) { return all_held + ((warp * kShared + t) * kLanes + lane) * 4; };
+  Parts<A, 4> parts{reinterpret_cast<A*>(all_held + warps * kShared * kLanes * 4), warps};
+  uint32_t w[kOwn][4];
+  const auto load_operands = [&](int t, uint32_t* to) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t of = base + i % 2 * kWarpUnits,
                     k = (part * kPart + t) * kTile<E> + offset + i / 2 * kHigh;
-      w[t][i] = of < p.H && k < p.Kp ? as_operand<E>(load_word(p.w_hh_t + of * p.Kp + k)) : 0;
+      to[i] = of < p.H && k < p.Kp ? as_operand<E>(load_word(p.w_hh_t + of * p.Kp + k)) : 0;
     }
-
-  E* const shared = shared_memory<E>();
-  Exchange<E, kWide> exchange{p.links, shared,  rows,
-                              ld,      G * p.H, p.links.places + team * rows * G * p.H * 2 / kWord<E>};
-  Parts<A, 4> parts{reinterpret_cast<A*>(shared + 2 * rows * ld), warps};
+  };
+#pragma unroll
+  for (int t = 0; t < kOwn; ++t) load_operands(t, w[t]);
+  for (int t = 0; t < kShared; ++t) load_operands(kOwn + t, held(t));
   // [batches, 2, threads] each: dL/dc, and the part of dL/dh that does not pass W_hh
   A* const own = parts.places + 2 * warps * 4 * kLanes + thread_index();
-  for (int i = thread_index(); i < 2 * rows * ld; i += block_size()) narrow_operand(A(0), shared[i]);
+  for (int i = thread_index(); i < exchange.kBuffers * rows * ld; i += block_size())
+    narrow_operand(A(0), shared[i]);
 
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
   const auto mine = [&](int tile, int n) { return part < 2 && batch_of(tile, n) < p.batch && unit < p.H; };
@@ -289,8 +296,13 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
     A sum[2][4] = {};
     const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * kPart * kTile<E> + offset;
 #pragma unroll
-    for (int t = 0; t < kPart; ++t)  // two chains, for the instruction's latency
+    for (int t = 0; t < kOwn; ++t)  // two chains, for the instruction's latency
       multiply_tile<E>(sum[t % 2], w[t], load_word(da + t * kTile<E>), load_word(da + t * kTile<E> + kHigh));
+#pragma unroll 2
+    for (int t = 0; t < kShared; ++t) {
+      const E* const here = da + (kOwn + t) * kTile<E>;
+      multiply_tile<E>(sum[t % 2], load_chunk(held(t)).number, load_word(here), load_word(here + kHigh));
+    }
     parts.leave(warp, lane, [&](int i) { return sum[0][i] + sum[1][i]; });
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -383,18 +395,22 @@ const char* launch_teams(void (*kernel)(Params), const ResidentPlan& plan, int64
                          params);
 }
 
-// f(a kernel's tiles, and whether it is wide, as constants)
-template <class F>
+// f(a kernel's tiles in registers, whether it is wide, its tiles in shared memory, as constants)
+template <class E, class F>
 const char* with_tiles(const ResidentPlan& plan, const F& f) {
-  typedef std::integral_constant<bool, false> Narrow;
-  if (plan.wide) return f(std::integral_constant<int, kMostTiles>(), std::integral_constant<bool, true>());
+  typedef std::integral_constant<int, kMostTiles> Most;
+  typedef std::integral_constant<int, 0> None;
+  if constexpr (sizeof(E) == 2) {
+    if (plan.tiles > kMostTiles) return f(Most(), std::true_type(), Most());
+  }
+  if (plan.wide) return f(Most(), std::true_type(), None());
   switch (plan.tiles) {
     case 4:
-      return f(std::integral_constant<int, 4>(), Narrow());
+      return f(std::integral_constant<int, 4>(), std::false_type(), None());
     case 8:
-      return f(std::integral_constant<int, 8>(), Narrow());
-    case 16:
-      return f(std::integral_constant<int, 16>(), Narrow());
+      return f(std::integral_constant<int, 8>(), std::false_type(), None());
+    case kMostTiles:
+      return f(Most(), std::false_type(), None());
   }
   return "no resident kernel is that wide";
 }
@@ -403,14 +419,10 @@ template <class E>
 const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
                              void* stream) {
   return with_cell(mode, [&](auto cell) {
-    constexpr int kHeld = sizeof(E) == 2 ? kMostTiles : 0;
-    if (kHeld && plan.tiles > kMostTiles)
-      return launch_teams(resident_forward<decltype(cell), E, kMostTiles, true, kHeld>, plan, layer.batch,
-                          stream, layer);
-    return with_tiles(plan, [&](auto tiles, auto wide) {
-      return launch_teams(
-          resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value, 0>, plan,
-          layer.batch, stream, layer);
+    return with_tiles<E>(plan, [&](auto tiles, auto wide, auto held) {
+      return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value,
+                                           decltype(held)::value>,
+                          plan, layer.batch, stream, layer);
     });
   });
 }
@@ -419,8 +431,9 @@ template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
                               void* stream) {
   return with_cell(mode, [&](auto cell) {
-    return with_tiles(plan, [&](auto tiles, auto wide) {
-      return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value>,
+    return with_tiles<E>(plan, [&](auto tiles, auto wide, auto held) {
+      return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value,
+                                            decltype(held)::value>,
                           plan, layer.batch, stream, layer);
     });
   });
