@@ -161,6 +161,15 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
           multiply_tile<E>(sum[i], load_chunk(held(t, i)).number, low, high);
       }
       if (next_step < p.steps) each_input(next_step, next_tile, load);
+      E sent[kBlocks][2] = {};  // of a row that has not begun, or has ended, what came
+      if (p.rows.sizes) {
+#pragma unroll
+        for (int k = 0; k < kBlocks; ++k)
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            if (unit_of(k) < p.H)
+              sent[k][n] = exchange.buffer(s)[(tile * kBatch + column + n) * ld + unit_of(k)];
+      }
       if constexpr (kWide) {
         parts.leave(warp, lane, [&](int i) { return sum[i / 4][i % 4]; });
         if (part == 0)
@@ -176,7 +185,6 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
       for (int k = 0; k < kBlocks; ++k) {
         const int unit = unit_of(k);
         if (unit >= p.H) continue;
-        E sent[2] = {};
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           A state[S];
@@ -188,15 +196,12 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
           if (kWide) (Cell::kHasCell ? c : h)[k][n] = own_of(tile, k, n);
           A cell = c[k][n];
           const A value = Cell::forward(state, cell, h[k][n]);
-          if (batch_of(tile, n) >= present) {  // not yet, or no more
-            if (p.rows.sizes) sent[n] = exchange.buffer(s)[(tile * kBatch + column + n) * ld + unit];
-            continue;
-          }
+          if (batch_of(tile, n) >= present) continue;  // not yet, or no more
           h[k][n] = value;
           c[k][n] = cell;
           if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : value;
           const int64_t at = place_of(p.rows, first_step + s, batch_of(tile, n));
-          narrow_operand(value, sent[n]);
+          narrow_operand(value, sent[k][n]);
           narrow(value, p.y[at * p.ldy + unit]);
           if (p.gates) {
 #pragma unroll
@@ -207,7 +212,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
           p.h[batch_of(tile, n) * p.Hp + unit] = value;
           if (Cell::kHasCell) p.c[batch_of(tile, n) * p.Hp + unit] = c[k][n];
         }
-        exchange.send(s + 1, tile * kBatch + column, unit, sent);
+        exchange.send(s + 1, tile * kBatch + column, unit, sent[k]);
       }
     }
     exchange.finish();
