@@ -650,6 +650,32 @@ def test_a_hundred_thousand_steps_on_the_gpu():
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_a_gpu)])
+def test_what_cudnn_refuses_or_does_not_repeat(device):
+    torch.manual_seed(0)
+    module = rnnfast.LSTM(3, 5, 2, dropout=0.5).to(device, torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64).to(device).requires_grad_()
+    leaves = [x, *module.parameters()]
+
+    def dropped():
+        torch.manual_seed(1)
+        y = module(x)[0]
+        return y.detach(), *torch.autograd.grad(y.square().sum(), leaves)
+
+    assert all(torch.equal(a, b) for a, b in zip(dropped(), dropped(), strict=True))
+    module.eval()
+    gradients = torch.autograd.grad(module(x)[0].square().sum(), leaves, create_graph=True)
+    twice = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+    oracle = torch.nn.LSTM(3, 5, 2).double()
+    oracle.load_state_dict(module.state_dict())
+    x_cpu = x.detach().cpu().requires_grad_()
+    leaves = [x_cpu, *oracle.parameters()]
+    expected = torch.autograd.grad(oracle(x_cpu)[0].square().sum(), leaves, create_graph=True)
+    expected_twice = torch.autograd.grad(sum(g.square().sum() for g in expected), leaves)
+    for a, b in zip([*gradients, *twice], [*expected, *expected_twice], strict=True):
+        torch.testing.assert_close(a.detach().cpu(), b.detach())
+
+
 @on_a_gpu
 def test_mixed_devices_are_refused_on_the_gpu():
     with pytest.raises(RuntimeError, match="not at the same device"):
