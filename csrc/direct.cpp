@@ -136,7 +136,7 @@ struct Direct {
     p.ldy = H;
     p.hn = hn.mutable_data_ptr<A>();
     p.cn = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
-    const Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false, false};
+    const Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
     launch("direct", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
       return k.layer(A()).forward(mode, p, plan, workspace, member);
     });

@@ -49,7 +49,9 @@ std::string forced_split() {
   return now == kFree ? "" : name_of(static_cast<Split>(now));
 }
 
-Plan choose_plan(const Shape& shape) {
+Plan choose_plan(Shape shape) {
+  shape.vector_bytes = kernels().vector_bytes;
+  shape.second_cache = second_cache();
   const int now = forced().load();
   // what many threads would not take up, few will not: most small calls end here, without a system call
   if (now == kFree && make_plan(shape, Team::kMaxMembers, 0).split == Split::kSerial)

@@ -23,7 +23,7 @@ void set_split(const std::string& name);
 std::string forced_split();
 
 // The plan of a call: make_plan's, or the forced one.
-Plan choose_plan(const Shape& shape);
+Plan choose_plan(Shape shape);
 
 // op null: not recorded
 using Call = size_t (*)(const void* context, Plan plan, void* workspace, Team::Member* member);

@@ -74,8 +74,9 @@ def set_cuda_kernel(name: str | None) -> None:
     """Force "stepwise" (one launch a step, any layer) or "resident" (one for all steps); None chooses.
 
     The resident kernel takes layers without projection that fit the device: in bfloat16 or float16 at most
-    2048 units, in float32 where TF32 is allowed (torch.backends.cudnn.rnn.fp32_precision) at most 1024, less
-    with a large batch. Forced, it raises RuntimeError for others.
+    2048 units (backward of an LSTM on an H100: 1536), in float32 where TF32 is allowed
+    (torch.backends.cudnn.rnn.fp32_precision) at most 1024 (backward: 512), fewer with a large batch. Forced,
+    it raises RuntimeError for others.
     RNNFAST_CUDA_KERNEL forces from the start.
 
     Raises:

@@ -92,6 +92,7 @@ def on_gpu(request):
         def call(name, *arguments):
             return emulated[name](*arguments)
 
+        call.emulated = True
         call.set_kernel = torch.ops.rnnfast_emulated.set_kernel
         call.set_device = torch.ops.rnnfast_emulated.set_device
         yield call
@@ -102,6 +103,7 @@ def on_gpu(request):
     def call(name, *arguments):
         return moved(getattr(torch.ops.rnnfast, name).default(*moved(arguments, "cuda")), "cpu")
 
+    call.emulated = False
     call.set_kernel = info.set_cuda_kernel
     call.set_device = lambda capability, multiprocessors: None
     yield call
@@ -273,7 +275,8 @@ def resident_case(seed, H=None):
     return [mode, x, numbers(D, B, H), c0, *weights, sizes, form == "batch"], dtype, numbers
 
 
-def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers):
+def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, backward_on=None):
+    """backward_on: the multiprocessors that it has there, where that is not as many as forward has."""
     # of h, rounded for the products
     tolerance = {torch.bfloat16: 0.03, torch.float16: 4e-3, torch.float32: 4e-3}[dtype]
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
@@ -297,6 +300,8 @@ def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers):
     dy, dhn = numbers(*expected[0].shape), numbers(*expected[1].shape) if seed % 3 else None
     dcn = numbers(*expected[2].shape) if arguments[0] == "lstm" and seed % 5 else None
     given = [dy if seed % 7 or dhn is None else None, dhn, dcn, *arguments, expected[0], *expected[3:]]
+    if backward_on:
+        on_gpu.set_device(90, backward_on)
     near(
         run("resident", "recurrent_backward", *given, [True] * 13),
         run("stepwise", "recurrent_backward", *given, [True] * 13),
@@ -312,9 +317,21 @@ def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
 
 @pytest.mark.parametrize("seed, H", [*((seed, 400) for seed in range(8)), (5, 1030), (6, 1030)])
 def test_the_widest_resident_kernel_equals_the_stepwise_one(on_gpu, seed, H):
-    # so few multiprocessors that half of W must go to shared memory
-    on_gpu.set_device(90, -(-H // (64 if H <= 512 else 16)))
-    assert_resident_equals_stepwise(on_gpu, seed, *resident_case(seed, H))
+    arguments, dtype, numbers = resident_case(seed, H)
+    mode, B = arguments[0], arguments[2].size(1)
+    # as few multiprocessors as it can do with: half of W must go to shared memory
+    units = 64 if H <= 512 else 16
+    forward_on, backward_on = (-(-H // (n * units)) for n in (1 if GATES[mode] > 1 else 2, 1))
+    for backward, multiprocessors in (False, forward_on), (True, backward_on):
+        plan = _C.cuda_plan(mode, 2, H, B, backward=backward, multiprocessors=multiprocessors)
+        assert plan["tiles"] == 32 and plan["blocks"] == multiprocessors
+    on_gpu.set_device(90, forward_on)
+    try:
+        assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, backward_on)
+    except RuntimeError as error:
+        if on_gpu.emulated or "is forced, but" not in str(error):
+            raise
+        pytest.skip("this GPU does not hold it")
 
 
 def test_the_kernel_that_is_forced_runs_or_says_why_not(emulated):

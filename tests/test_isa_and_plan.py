@@ -375,6 +375,13 @@ def test_threads_that_meet_slowly_share_weights_that_the_first_cache_does_not_ho
     assert planned(H=128, meeting_us=0.45)["split"] == "units"
 
 
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
+def test_what_a_cache_holds_is_counted_in_bytes(vector_bytes):
+    # W_hh takes 1 MiB
+    machine = dict(vector_bytes=vector_bytes, second_cache=1 << 20, meeting_us=2.0)
+    assert planned(B=16, H=256, **machine)["split"] == "rows"
+
+
 def test_the_plan_never_has_more_parts_than_threads():
     for threads in (1, 2, 3, 8, 64):
         assert 1 <= planned(B=64, threads=threads)["parts"] <= threads

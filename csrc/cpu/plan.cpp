@@ -5,8 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/dispatch.h"
-
 namespace rnnfast {
 namespace {
 
@@ -21,11 +19,11 @@ constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector o
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
 constexpr double kFetchNs = 0.1;        // of one that another thread has packed, once a call
 constexpr double kStripNs = 10;  // backward: what forward saved of a vector of units, in strips of rows
-// W is read once a step. Few rows wait for it: a vector takes so long with one row, from the first cache,
-// which holds so many of them (64 bytes each), from the second, and from what is beyond (a compromise: Zen 5
-// takes 0.4 and 0.6, Granite Rapids 0.6 and 5); with many rows it takes a little beside their multiply-adds.
+// W is read once a step. Few rows wait for it: a vector takes so long with one row, and a line of 64 bytes so
+// long from the second cache and from what is beyond (a compromise: Zen 5 takes 0.4 and 0.6, Granite Rapids
+// 0.6 and 5); with many rows a vector takes a little beside their multiply-adds.
 constexpr double kFirstNs = 0.29, kSecondNs = 0.55, kThirdNs = 2, kReadNs = 0.05;
-constexpr double kFirstVectors = 512, kVectorBytes = 64;
+constexpr double kLineBytes = 64, kFirstBytes = 32 * 1024;
 // a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows
 constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
 
@@ -35,12 +33,11 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 double step_ns(const Shape& s, double rows, double vectors) {
   const double cost = s.matrix_unit ? std::ceil(rows / kUnitRows) * kPerUnit + rows * kPerUnitRow : rows;
   const double fma = cost / kVectorFmaPerNs, w = vectors * s.gates * s.reads;
-  const double first = std::min(w, kFirstVectors);
-  const double second = std::clamp(second_cache() / kVectorBytes, first, w) - first,
-               third = w - first - second;
-  const double many = fma + kReadNs;
-  const double product = first * std::max(many, kFirstNs) + second * std::max(many, kSecondNs) +
-                         third * std::max(many, kThirdNs);
+  const double first = std::min(w, kFirstBytes / s.vector_bytes);
+  const double nearest_two = std::clamp<double>(s.second_cache / s.vector_bytes, first, w);
+  const double few = std::max(fma + kReadNs, kFirstNs), lines = s.vector_bytes / kLineBytes;
+  const double product = first * few + (nearest_two - first) * std::max(few, kSecondNs * lines) +
+                         (w - nearest_two) * std::max(few, kThirdNs * lines);
   return product + vectors * s.gates * (s.inputs * fma + rows * kCellNsPerVector);
 }
 

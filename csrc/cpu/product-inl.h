@@ -140,7 +140,7 @@ struct Packed {
   int64_t vectors() const { return divide_up(units, L); }
   Range vectors_of(Cut cut) const { return share(vectors(), cut.pieces, cut.piece); }
 
-  // rows: of a product, at most. uses: how often each panel is read. Few rows have wider panels, so that
+  // rows: of a product, about. uses: how often each panel is read. Few rows have wider panels, so that
   // enough chains are in flight to hide the latency of one.
   static Packed make(Arena& arena, Source<E> source, int64_t numbers, int64_t units, int gates, int64_t rows,
                      int64_t uses, Plan plan) {

@@ -25,8 +25,8 @@ RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
 // steps read in turn, and the cluster's barrier ends the step. On a grid (kWide) it goes through global
 // memory, in packets that carry the number of their step: whoever needs one reads it until the number is
 // right, and nothing else is waited for. Two places there are enough, because nobody is two steps ahead of
-// one whom he waits for; and one buffer, because what a block receives next its own warps have made, after
-// the barrier behind their products.
+// one whom he waits for; and one buffer, because whoever receives the next step is past a barrier (of Parts)
+// behind which no warp reads what came for this one.
 template <class E, bool kWide>
 struct Exchange {
   static constexpr int kBuffers = kWide ? 1 : 2;

@@ -73,8 +73,9 @@ ResidentPlan plan_with(const Shape& s, int most_tiles) {
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
 // of 128 units, with 64 registers, and for 8 warps with 128, in a cluster. From there on several warps share
-// a sum, and the blocks of a team are too many for a cluster. Where they are too many for the device too, a
-// layer of halves keeps as much again in shared memory.
+// a sum, and the blocks of a team are too many for a cluster. Where they are too many for the device too, or
+// have no shared memory for the batch, a layer of halves keeps as much of W again there and takes half as
+// many.
 ResidentPlan make_plan(const Shape& s) {
   const ResidentPlan plan = plan_with(s, kMostTiles);
   return plan.tiles == 0 && s.bytes == 2 ? plan_with(s, 2 * kMostTiles) : plan;

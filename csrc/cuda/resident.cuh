@@ -89,7 +89,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
   }
 
   for (int i = thread_index(); i < exchange.kBuffers * rows * ld; i += block_size()) {
-    const int64_t b = first + i % (rows * ld) / ld, k = i % ld;  // in both: a row may begin later
+    const int64_t b = first + i % (rows * ld) / ld, k = i % ld;  // in all: a row may begin later
     narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), shared[i]);
   }
   A h[kBlocks][2], c[kBlocks][2];
