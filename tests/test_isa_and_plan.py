@@ -364,10 +364,10 @@ def test_rows_of_different_lengths_are_split_by_rows_too():
     assert planned(B=2, H=256, N=100 + 1)["split"] == "units"  # nearly all of it is one row's
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["inference", "training"])
-def test_few_rows_are_not_split_where_each_half_reads_all_weights_from_beyond_the_second_cache(kept):
-    assert planned(B=16, H=1024, meeting_us=0.45, backward=kept)["split"] == "units"
-    assert planned(B=64, H=256, meeting_us=0.45, backward=kept)["split"] == "rows"
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_few_rows_are_not_split_where_each_half_reads_all_weights_from_beyond_the_second_cache(backward):
+    assert planned(B=16, H=1024, meeting_us=0.45, backward=backward)["split"] == "units"
+    assert planned(B=64, H=256, meeting_us=0.45, backward=backward)["split"] == "rows"
 
 
 def test_threads_that_meet_slowly_share_weights_that_the_first_cache_does_not_hold():
