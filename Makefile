@@ -55,7 +55,7 @@ gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
 	for tool in memcheck racecheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	    $(GPU_PYTHON) -m pytest -q tests/test_cuda.py -k "[cuda-1] or [cuda-2] or [cuda-7] or [cuda-11] or [cuda-6-1030]" || exit 1; done
+	    $(GPU_PYTHON) -m pytest -q tests/test_cuda.py -k "[cuda-1] or [cuda-2] or [cuda-7] or [cuda-11] or [cuda-1-641] or [cuda-6-1030]" || exit 1; done
 
 lint: $(VENV)/.package
 	$(PY) -m ruff check .

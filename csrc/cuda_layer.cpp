@@ -3,6 +3,7 @@
 // it on CPU tensors, with the kernels emulated.
 #include <ATen/Context.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/index_select.h>
 
 #include <utility>
@@ -75,8 +76,11 @@ ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
 // What ties the blocks of a resident kernel's teams, where a row of the batch takes so many packets; `places`
 // has to live until it is launched.
 Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const Tensor& like, Tensor& places) {
-  Links links{plan.blocks, plan.split, plan.batches, 0, nullptr, current_device().patience, nullptr};
-  if (!plan.wide) return links;
+  Links links{};
+  links.blocks = plan.blocks, links.split = plan.split, links.batches = plan.batches, links.held = plan.held;
+  links.cluster = plan.team == Team::kCluster;
+  if (plan.team != Team::kGrid) return links;
+  links.patience = current_device().patience;
   uint32_t* const word = failure_word();
   TORCH_CHECK(word, "rnnfast: no memory that the host and the GPU share");
   TORCH_CHECK(!std::exchange(*word, 0),
@@ -86,6 +90,11 @@ Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const T
   places = at::zeros({rows * numbers}, like.options().dtype(at::kLong));
   links.places = static_cast<uint64_t*>(places.mutable_data_ptr());
   return links;
+}
+
+template <class E>
+int64_t whole_words(int64_t n) {
+  return (n + kWord<E> - 1) / kWord<E> * kWord<E>;
 }
 
 // One direction; h [B, padded P] holds h0, c [B, padded H] c0, and then h_n (in hn) and c_n.
@@ -127,10 +136,11 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
                       const Tensor& h, const Tensor& c, const Weights& w, int64_t d, const Tensor& y,
                       const Tensor& hn, const Tensor& gates, const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
-  const Tensor w_hh = padded_rows(w.w_hh, kTile<E> * plan.tiles * plan.split);
+  const Tensor w_hh = padded_rows(w.w_hh, kTile<E> * (plan.tiles + plan.held) * plan.split);
   Tensor places;
   ResidentForward<E> p{};
-  p.H = s.H, p.Hp = padded(s.H), p.batch = s.B, p.links = links_of(plan, s.B, s.H * 2 / kWord<E>, h, places);
+  p.H = s.H, p.Hp = padded(s.H), p.Hw = whole_words<E>(s.H), p.batch = s.B;
+  p.links = links_of(plan, s.B, p.Hw * 2 / kWord<E>, h, places);
   p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.h = out<A>(h), p.c = out<A>(c);
   Tensor lengths;
@@ -143,7 +153,7 @@ void forward_resident(const LayerSizes& s, const Walk& walk, const ResidentPlan&
                    [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
                      p.steps = end - begin, p.links.first_step = begin;
                      p.input = in<A>(input);
-                     const Tensor before = plan.wide ? h.clone() : h;
+                     const Tensor before = plan.team == Team::kGrid ? h.clone() : h;
                      p.h_before = in<A>(before);
                      p.input_rows.first = s.packed
                                               ? -walk.offsets[first]
@@ -246,12 +256,14 @@ Gradients backward_direction(const LayerSizes& s, const Walk& walk, const Reside
   void* const stream = current_stream(y.device());
   if constexpr (sizeof(E) <= 4) {
     if (plan.tiles) {
-      const Tensor w_hh = padded_rows(w.w_hh.t());
       ResidentBackward<E> p{};
       fill(p);
       Tensor places;
-      p.steps = s.T, p.batch = s.B, p.links = links_of(plan, s.B, GH * 2 / kWord<E>, y, places);
-      p.w_hh_t = in<E>(w_hh);
+      p.steps = s.T, p.batch = s.B, p.Hw = whole_words<E>(s.H);
+      p.links = links_of(plan, s.B, s.gates * p.Hw * 2 / kWord<E>, y, places);
+      const Tensor gates_apart = at::constant_pad_nd(w.w_hh.view({s.gates, s.H, s.H}), {0, 0, 0, p.Hw - s.H});
+      const Tensor w_hh = padded_rows(gates_apart.view({s.gates * p.Hw, s.H}).t());
+      p.w_hh_t = in<E>(w_hh), p.ldw = w_hh.size(1);
       Tensor lengths;
       p.rows = rows_of(s, walk, y, lengths);
       check_launch(resident_backward<E>(s.mode, p, plan, stream));

@@ -70,14 +70,9 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
 // The kernel that a layer takes on a GPU of this compute capability
 py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, bool tf32, bool projected,
                         bool backward, int capability, int multiprocessors, int64_t shared_bytes) {
-  const cuda::ResidentPlan plan = cuda::choose_plan({parse_mode("cuda_plan", mode),
-                                                     bytes,
-                                                     tf32,
-                                                     H,
-                                                     B,
-                                                     projected,
-                                                     backward,
-                                                     {capability, multiprocessors, shared_bytes, 0}});
+  const cuda::ResidentPlan plan =
+      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward,
+                         cuda::assumed_device(capability, multiprocessors, shared_bytes)});
   py::dict d;
   d["kernel"] = plan.tiles ? "resident" : "stepwise";
   d["tiles"] = plan.tiles;
@@ -85,7 +80,9 @@ py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B
   d["warps"] = plan.warps;
   d["split"] = plan.split;
   d["batches"] = plan.batches;
-  d["wide"] = plan.wide;
+  d["held"] = plan.held;
+  constexpr const char* teams[] = {"block", "cluster", "grid"};
+  d["team"] = teams[static_cast<int>(plan.team)];
   d["bytes"] = plan.bytes;
   return d;
 }

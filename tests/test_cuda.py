@@ -98,6 +98,7 @@ def on_gpu(request):
         yield call
         call.set_kernel("")
         call.set_device(90, 132)
+        torch.ops.rnnfast_emulated.let_warps_fall_behind(False)
         return
 
     def call(name, *arguments):
@@ -301,7 +302,7 @@ def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, bac
     dcn = numbers(*expected[2].shape) if arguments[0] == "lstm" and seed % 5 else None
     given = [dy if seed % 7 or dhn is None else None, dhn, dcn, *arguments, expected[0], *expected[3:]]
     if backward_on:
-        on_gpu.set_device(90, backward_on)
+        on_gpu.set_device(80, backward_on)
     near(
         run("resident", "recurrent_backward", *given, [True] * 13),
         run("stepwise", "recurrent_backward", *given, [True] * 13),
@@ -315,17 +316,48 @@ def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
     assert_resident_equals_stepwise(on_gpu, seed, *resident_case(seed))
 
 
-@pytest.mark.parametrize("seed, H", [*((seed, 400) for seed in range(8)), (5, 1030), (6, 1030)])
-def test_the_widest_resident_kernel_equals_the_stepwise_one(on_gpu, seed, H):
+@pytest.mark.parametrize("capability", [90, 80])
+def test_many_steps_in_which_warps_fall_behind(on_gpu, capability):
+    """129 units in two blocks of 72: the last warp has none, and nobody waits for what it sends."""
+    arguments, dtype, numbers = resident_case(0, 129)
+    plan = _C.cuda_plan("lstm", 2, 129, 1, capability=capability)
+    assert (plan["blocks"], plan["split"], plan["warps"]) == (2, 1, 9)
+    arguments[1], arguments[-2:] = numbers(50, 1, arguments[4].size(1)), [None, False]
+    arguments[2] = arguments[3] = numbers(arguments[2].size(0), 1, 129)
+    on_gpu.set_device(capability, 132)
+    if on_gpu.emulated:
+        torch.ops.rnnfast_emulated.let_warps_fall_behind(True)
+    assert_resident_equals_stepwise(on_gpu, 1, arguments, dtype, numbers)
+
+
+# seeds 0 to 3 are bfloat16, 4 to 7 float16, 8 to 11 float32; modulo 4 an LSTM, a GRU, RNNs
+@pytest.mark.parametrize("seed, H", [(0, 640), (1, 641), (2, 1024), (5, 520), (7, 768), (8, 400), (11, 700)])
+def test_a_cluster_that_keeps_a_part_of_w_in_shared_memory(on_gpu, seed, H):
     arguments, dtype, numbers = resident_case(seed, H)
     mode, B = arguments[0], arguments[2].size(1)
-    # as few multiprocessors as it can do with: half of W must go to shared memory
-    units = 64 if H <= 512 else 16
-    forward_on, backward_on = (-(-H // (n * units)) for n in (1 if GATES[mode] > 1 else 2, 1))
-    for backward, multiprocessors in (False, forward_on), (True, backward_on):
-        plan = _C.cuda_plan(mode, 2, H, B, backward=backward, multiprocessors=multiprocessors)
-        assert plan["tiles"] == 32 and plan["blocks"] == multiprocessors
-    on_gpu.set_device(90, forward_on)
+    for backward in False, True:
+        plan = _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=backward)
+        assert plan["team"] == "cluster"
+        assert plan["held"] > 0
+    assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers)
+
+
+@pytest.mark.parametrize("seed, H", [*((seed, 400) for seed in (*range(9), 10, 11)), (5, 1030), (6, 1030)])
+def test_the_fewest_blocks_that_hold_a_layer_equal_the_stepwise_kernel(on_gpu, seed, H):
+    arguments, dtype, numbers = resident_case(seed, H)
+    mode, B = arguments[0], arguments[2].size(1)
+    fewest = []
+    for backward in False, True:
+        for multiprocessors in range(1, 132):  # without clusters
+            device = dict(capability=80, multiprocessors=multiprocessors)
+            plan = _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=backward, **device)
+            if plan["tiles"]:
+                break
+        assert plan["team"] == "grid"
+        assert plan["held"] > 0
+        fewest.append(multiprocessors)
+    forward_on, backward_on = fewest
+    on_gpu.set_device(80, forward_on)
     try:
         assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, backward_on)
     except RuntimeError as error:
@@ -410,6 +442,7 @@ def test_a_block_that_waits_in_vain_gives_up_and_the_next_call_says_so(emulated)
     weights = [draw(257, 3), draw(257, 257).mul(0.03), None, None, None, *[None] * 5]
     arguments = ["rnn_tanh", draw(9, 2, 3), draw(1, 2, 257), None, *weights, None, False, False]
     arguments = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in arguments]
+    ops_of.set_device(80, 132)  # no clusters
     expected = emulated["recurrent"](*arguments)[0]
     ops_of.lose_packets(True)
     lost = emulated["recurrent"](*arguments)[0]
@@ -419,51 +452,86 @@ def test_a_block_that_waits_in_vain_gives_up_and_the_next_call_says_so(emulated)
     with pytest.raises(RuntimeError, match="waited in vain for blocks that never ran; its output is NaN"):
         emulated["recurrent"](*arguments)
     assert torch.equal(emulated["recurrent"](*arguments)[0], expected)
+    ops_of.set_device(90, 132)
+
+
+PLAN = ("team", "blocks", "warps", "split", "held", "batches")
+
+
+def assert_plan_holds(arguments, found):
+    team, blocks, warps, split, held, batches = (found[name] for name in PLAN)
+    H, B, backward = arguments["H"], arguments.get("B", 1), arguments.get("backward", False)
+    gates = GATES[arguments["mode"]]
+    # every unit has its warps, and a sum is as long as h, or backward dL/d(pre-activations)
+    units = 16 if backward or gates == 1 else 8
+    tile = 32 // arguments["bytes"]
+    assert blocks * (warps // split) * units >= H
+    registers = -(-gates * found["tiles"] // 2) if backward else found["tiles"]
+    assert (registers + held) * tile * split >= H * (gates if backward else 1)
+    assert warps % split == 0
+    assert found["bytes"] <= 232448
+    multiprocessors, teams = arguments.get("multiprocessors", 132), -(-B // (8 * batches))
+    if team == "block":
+        assert (blocks, held, batches) == (1, 0, 1)
+        assert warps <= 16
+    else:
+        assert warps <= 12
+    if team == "cluster":
+        assert blocks <= min(16, multiprocessors)
+    if team == "grid":  # all blocks run at once, and all rows have a team
+        assert teams * blocks <= multiprocessors
 
 
 @pytest.mark.parametrize(
     "arguments, plan",
     [
-        # tiles, blocks, warps, split, batches
-        (dict(mode="lstm", bytes=2, H=128), (8, 1, 16, 1, 1)),
-        (dict(mode="lstm", bytes=2, H=128, capability=80), (8, 1, 16, 1, 1)),
-        (dict(mode="lstm", bytes=2, H=128, backward=True), (8, 1, 16, 2, 1)),
-        (dict(mode="lstm", bytes=2, H=129, capability=80), (16, 3, 6, 1, 1)),
-        (dict(mode="lstm", bytes=2, H=129), (16, 4, 5, 1, 1)),
-        (dict(mode="gru", bytes=2, H=256), (16, 4, 8, 1, 1)),
-        (dict(mode="gru", bytes=2, H=257), (16, 9, 8, 2, 1)),
-        (dict(mode="gru", bytes=2, H=20, capability=75), None),
-        (dict(mode="rnn_relu", bytes=2, H=64), (4, 1, 4, 1, 1)),
-        (dict(mode="rnn_relu", bytes=2, H=64, backward=True), (4, 1, 8, 2, 1)),
-        (dict(mode="rnn_tanh", bytes=2, H=256), (16, 4, 4, 1, 1)),
-        (dict(mode="lstm", bytes=2, H=512), (16, 16, 8, 2, 1)),
-        (dict(mode="lstm", bytes=2, H=512, B=64), (16, 16, 8, 2, 1)),
-        (dict(mode="lstm", bytes=2, H=512, B=256), (16, 16, 8, 2, 4)),
-        (dict(mode="lstm", bytes=2, H=512, backward=True), (16, 16, 8, 4, 1)),
-        (dict(mode="lstm", bytes=2, H=1024, B=64), (16, 64, 8, 4, 4)),
-        (dict(mode="lstm", bytes=2, H=1024, B=32, backward=True), (16, 64, 8, 8, 2)),
+        # team, blocks, warps, split, held, batches
+        (dict(mode="lstm", bytes=2, H=128), ("block", 1, 16, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=128, capability=80), ("block", 1, 16, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=128, backward=True), ("block", 1, 16, 2, 0, 1)),
+        (dict(mode="rnn_relu", bytes=2, H=64), ("block", 1, 4, 1, 0, 1)),
+        (dict(mode="rnn_relu", bytes=2, H=64, backward=True), ("block", 1, 8, 2, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=64, tf32=True), ("block", 1, 8, 1, 0, 1)),
+        # 129 units in two blocks, as many sums as 11 instructions take
+        (dict(mode="lstm", bytes=2, H=129), ("cluster", 2, 9, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=129, capability=80), ("grid", 2, 9, 1, 0, 1)),
+        (dict(mode="gru", bytes=2, H=256), ("cluster", 6, 12, 2, 0, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=256), ("cluster", 3, 12, 2, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=64), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=256), ("cluster", 16, 12, 3, 0, 4)),
+        (dict(mode="lstm", bytes=2, H=512, backward=True), ("cluster", 16, 12, 6, 0, 1)),
+        # more rows than all clusters take at once: some wait
+        (dict(mode="lstm", bytes=2, H=512, B=512, backward=True), ("cluster", 16, 12, 6, 0, 2)),
+        # a part of W in shared memory
+        (dict(mode="lstm", bytes=2, H=640), ("cluster", 14, 12, 2, 9, 1)),
+        (dict(mode="lstm", bytes=2, H=640, backward=True), ("cluster", 14, 12, 4, 18, 1)),
+        (dict(mode="lstm", bytes=2, H=768), ("cluster", 16, 12, 2, 13, 1)),
+        (dict(mode="lstm", bytes=2, H=769), ("grid", 49, 10, 5, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=512, tf32=True), ("cluster", 16, 12, 3, 11, 1)),
+        (dict(mode="gru", bytes=4, H=512, tf32=True, backward=True), ("cluster", 16, 12, 6, 16, 1)),
+        # a slice of a device that has no such clusters
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=16), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=14), ("cluster", 11, 12, 2, 5, 1)),
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=4), None),
+        (dict(mode="lstm", bytes=2, H=1024), ("grid", 64, 12, 6, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=1024, B=64), ("grid", 32, 12, 3, 11, 2)),
+        (dict(mode="lstm", bytes=2, H=1024, B=32, backward=True), ("grid", 32, 12, 6, 22, 1)),
         (dict(mode="lstm", bytes=2, H=1024, B=64, backward=True), None),  # more than shared memory holds
-        # half of W in shared memory
-        (dict(mode="lstm", bytes=2, H=1024, multiprocessors=60), (32, 32, 8, 2, 1)),
-        (dict(mode="lstm", bytes=2, H=1024, multiprocessors=31), None),
-        (dict(mode="lstm", bytes=2, H=1025), (32, 65, 6, 3, 1)),
-        (dict(mode="rnn_tanh", bytes=2, H=1536, B=64), (32, 48, 6, 3, 4)),
-        (dict(mode="lstm", bytes=2, H=2048, B=16), (32, 128, 8, 4, 2)),
+        (dict(mode="lstm", bytes=2, H=2048, B=16), ("grid", 128, 12, 6, 11, 2)),
+        (dict(mode="lstm", bytes=2, H=2049, B=8), ("grid", 129, 12, 6, 11, 1)),
         (dict(mode="lstm", bytes=2, H=2048, B=17), None),
-        (dict(mode="lstm", bytes=2, H=2049), None),
-        (dict(mode="lstm", bytes=2, H=1536, B=8, backward=True), (32, 96, 6, 6, 1)),
-        (dict(mode="lstm", bytes=2, H=1537, B=8, backward=True), None),
-        (dict(mode="gru", bytes=2, H=2048, B=8, backward=True), (32, 128, 8, 8, 1)),
-        (dict(mode="rnn_tanh", bytes=2, H=2048, B=16, backward=True), (32, 128, 8, 8, 2)),
-        (dict(mode="lstm", bytes=4, H=1025, tf32=True), None),
+        (dict(mode="lstm", bytes=2, H=2305), None),
+        (dict(mode="lstm", bytes=2, H=1536, B=8, backward=True), ("grid", 96, 12, 12, 10, 1)),
+        (dict(mode="lstm", bytes=2, H=2048, B=8, backward=True), None),
+        (dict(mode="gru", bytes=2, H=2048, B=8, backward=True), ("grid", 128, 12, 12, 16, 1)),
+        (dict(mode="lstm", bytes=4, H=1024, B=8, tf32=True), ("grid", 128, 12, 12, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=768, B=16, tf32=True, backward=True), ("grid", 48, 12, 12, 10, 1)),
+        (dict(mode="lstm", bytes=4, H=1024, tf32=True, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=1537, tf32=True), None),
         (dict(mode="lstm", bytes=4, H=64), None),
         (dict(mode="lstm", bytes=8, H=64, tf32=True), None),
-        (dict(mode="lstm", bytes=4, H=64, tf32=True), (8, 1, 8, 1, 1)),
-        (dict(mode="lstm", bytes=4, H=128, tf32=True), (16, 2, 8, 1, 1)),
-        (dict(mode="lstm", bytes=4, H=256, tf32=True), (16, 8, 8, 2, 1)),
-        (dict(mode="lstm", bytes=4, H=1024, B=8, tf32=True), (16, 128, 8, 8, 1)),
-        (dict(mode="lstm", bytes=4, H=512, B=16, tf32=True, backward=True), (16, 32, 8, 8, 1)),
-        (dict(mode="lstm", bytes=4, H=1024, tf32=True, backward=True), None),
+        (dict(mode="gru", bytes=2, H=20, capability=75), None),
         (dict(mode="lstm", bytes=2, H=64, projected=True), None),
     ],
 )
@@ -473,24 +541,21 @@ def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
     if not plan:
         assert found["tiles"] == 0
         return
-    assert tuple(found[name] for name in ("tiles", "blocks", "warps", "split", "batches")) == plan
-    tiles, blocks, warps, split, batches = plan
-    H, B = arguments["H"], arguments.get("B", 1)
-    # every unit has its warps, a sum is as long as H (twice as many warps take it backward), a warp's W fits
-    units = 16 if arguments.get("backward") or arguments["mode"].startswith("rnn") else 8
-    tile = 32 // arguments["bytes"]
-    assert blocks * (warps // split) * units >= H
-    assert tile * tiles * split >= H * (2 if arguments.get("backward") else 1)
-    assert warps % split == 0
-    assert warps <= (16 if tiles <= 8 else 8)
-    assert found["bytes"] <= 232448
-    # all blocks run at once, and all rows have a team
-    assert found["wide"] == (H > 16 * tile or (H > 8 * tile and arguments.get("capability") == 80))
-    if found["wide"]:
-        assert -(-B // (8 * batches)) * blocks <= 132
-    else:
-        assert batches == 1
-        assert blocks in (1, 2, 4)
+    assert tuple(found[name] for name in PLAN) == plan
+    assert_plan_holds(arguments, found)
+
+
+def test_a_plan_has_room_for_any_layer_or_takes_a_launch_a_step():
+    rng = random.Random(0)
+    for _ in range(3000):
+        mode, H, B = rng.choice(list(GATES)), rng.randint(1, 2500), rng.choice([1, 8, 9, 64, 300])
+        arguments = dict(
+            mode=mode, bytes=rng.choice([2, 4]), H=H, tf32=True, B=B, backward=rng.random() < 0.5
+        )
+        arguments.update(capability=rng.choice([80, 90]), multiprocessors=rng.randint(1, 140))
+        found = _C.cuda_plan(**arguments)
+        if found["tiles"]:
+            assert_plan_holds(arguments, found)
 
 
 @pytest.mark.parametrize("seed", range(32))
@@ -756,16 +821,16 @@ def test_each_primitive_does_what_it_says_on_the_gpu(tmp_path):
 
 
 # What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel
-# three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a resident block has 512, or 256
-# of its widest.
+# three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a resident block has 512, or 384
+# of a team of several.
 REGISTERS = {
     "stepwise_f32": 106,
     "stepwise_f64": 136,
     "stepwise_bf16": 128,
     "stepwise_f16": 128,
-    "resident_bf16": 255,
-    "resident_f16": 255,
-    "resident_tf32": 255,
+    "resident_bf16": 168,
+    "resident_f16": 168,
+    "resident_tf32": 168,
     "device": 8,
     "primitives": 64,
 }
@@ -774,8 +839,7 @@ REGISTERS = {
 KERNELS = {
     "stepwise": 13,
     "stepwise_f32": 26,
-    "resident": 40,
-    "resident_tf32": 32,
+    "resident": 24,
     "device": 1,
     "primitives": 10,
 }

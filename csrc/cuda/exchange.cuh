@@ -20,60 +20,96 @@ RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
   return s + 1 == r.steps || b >= rows_of(r, s + 1);
 }
 
-// h or da of a step, on its way from the threads that made it to the blocks that need all of it: the buffers
-// [kBuffers, rows, ld] in shared memory. Within a cluster every thread writes to all blocks' buffers, which
-// steps read in turn, and the cluster's barrier ends the step. On a grid (kWide) it goes through global
-// memory, in packets that carry the number of their step: whoever needs one reads it until the number is
-// right, and nothing else is waited for. Two places there are enough, because nobody is two steps ahead of
-// one whom he waits for; and one buffer, because whoever receives the next step is past a barrier (of Parts)
-// behind which no warp reads what came for this one.
-template <class E, bool kWide>
+// h or da of a step, on its way from the threads that made it to the blocks that need all of it: buffers
+// [rows, ld] in shared memory. How it goes there depends on who needs it:
+//   one block (not kTeam): into the buffer, and a barrier of the block ends the step;
+//   a cluster: each thread stores into the buffers of all its blocks, and each buffer counts what arrived;
+//   a part of the grid: through global memory, in packets that carry the number of their step: whoever needs
+//   one reads it until the number is right.
+// Steps take two buffers (of packets: places) in turn, which is enough: who sends for a step has all of the
+// step before, whose senders had done with the one before that. Packets need but one buffer, because whoever
+// receives the next step is past a barrier behind which no warp reads what came for this one.
+template <class E, bool kTeam>
 struct Exchange {
-  static constexpr int kBuffers = kWide ? 1 : 2;
   const Links& links;
+  uint64_t* arrivals;  // of a cluster: one for each buffer, a mbarrier
   E* buffers;
   int rows, ld;
-  int64_t numbers;   // of a row that count
-  uint64_t* places;  // of this team, [2, rows / kWord, numbers]
+  int numbers;       // of a row that travel: whole words
+  uint64_t* places;  // of this team on a grid: [2, rows / kWord, numbers]
   bool lost = false;
 
-  RNNFAST_INLINE E* buffer(int64_t step) const { return buffers + step % kBuffers * rows * ld; }
+  RNNFAST_INLINE int buffer_count() const { return kTeam && !links.cluster ? 1 : 2; }
+  RNNFAST_INLINE E* buffer(int step) const { return buffers + (step & (buffer_count() - 1)) * rows * ld; }
+  RNNFAST_INLINE uint64_t* arrival(int step) const { return arrivals + (step & 1); }
+  RNNFAST_INLINE void expect(int step) const {
+    if (thread_index() == 0)
+      mbarrier_expect(arrival(step), static_cast<uint32_t>(rows * numbers * sizeof(E)));
+  }
 
-  // two rows' values of number k for `step`; row is even
-  RNNFAST_INLINE void send(int64_t step, int row, int64_t k, const E* values) {
-    if constexpr (kWide) {
+  // What every block has put into its own shared memory is there, and others may send to it.
+  RNNFAST_INLINE void begin() const {
+    if (kTeam && links.cluster) {
+      if (thread_index() == 0) mbarrier_init(arrivals), mbarrier_init(arrivals + 1);
+      expect(0), expect(1);
+      cluster_barrier();
+    } else {
+      block_barrier();
+    }
+  }
+
+  // Two rows' values of number k for `step`, by all lanes of a warp; row is even, and lanes 4 apart have
+  // numbers next to each other. A number that is not `wanted` is sent by nobody.
+  RNNFAST_INLINE void send(int step, int row, int k, bool wanted, const E* values) const {
+    if constexpr (!kTeam) {
+      if (wanted)
+        for (int n = 0; n < 2; ++n) buffer(step)[(row + n) * ld + k] = values[n];
+    } else if (links.cluster) {
+      // words of one row: of halves a lane takes the row of its parity, with its neighbour's number of it
+      constexpr int kWords = 2 / kWord<E>;
+      E* place = buffer(step) + row * ld + k;
+      uint32_t word[kWords];
+      if constexpr (kWords == 1) {
+        const int odd = k & 1;
+        word[0] = word_of_row(word_of(values), shuffle_xor(word_of(values), 4), odd);
+        if (odd) place += ld - 1;
+      } else {
+        word[0] = word_of(values), word[1] = word_of(values + 1);
+      }
+      if (!wanted) return;
+      // each block begins with another one, so that not all send to the same
+      int rank = static_cast<int>(block_index()) % links.blocks;
+#pragma unroll 1
+      for (int i = 0; i < links.blocks; ++i) {
+#pragma unroll
+        for (int n = 0; n < kWords; ++n) store_async(place + n * ld, word[n], arrival(step), rank);
+        rank = rank + 1 < links.blocks ? rank + 1 : 0;
+      }
+    } else if (wanted) {
       const uint64_t stamp = uint64_t(links.first_step + step) << 32;
 #pragma unroll
       for (int n = 0; n < 2; n += kWord<E>)
         store_packet(places + ((step & 1) * rows + row + n) / kWord<E> * numbers + k,
                      stamp | word_of(values + n));
-    } else {
-      for (int n = 0; n < 2; ++n) {
-        E* const place = buffer(step) + (row + n) * ld + k;
-        if (links.blocks == 1)
-          *place = values[n];
-        else
-          for (int rank = 0; rank < links.blocks; ++rank) *peer(place, rank) = values[n];
-      }
     }
   }
 
-  // What was sent for the step before has been sent; for kWide not even that.
+  // What one block has for itself is there for the next step; for a team not even that.
   RNNFAST_INLINE void finish() const {
-    if constexpr (!kWide) {
-      if (links.blocks == 1)
-        block_barrier();
-      else
-        cluster_barrier();
-    }
+    if (!kTeam) block_barrier();
   }
 
-  // What was sent for `step` stands in its buffer. A packet that never comes (a bounded wait) is NaN, and the
-  // host is told.
-  RNNFAST_INLINE void receive(int64_t step) {
-    if constexpr (kWide) {
+  // What was sent for `step`, counted from 1, stands in its buffer. A packet that never comes (a bounded
+  // wait) is NaN, and the host is told.
+  RNNFAST_INLINE void receive(int step) {
+    if constexpr (kTeam) {
+      if (links.cluster) {
+        mbarrier_wait(arrival(step), ((step - 1) >> 1) & 1);
+        expect(step + 2);
+        return;
+      }
       constexpr int kAtOnce = 8;  // loads on their way: each takes as long as a product
-      const int width = static_cast<int>(numbers), count = rows / kWord<E> * width;
+      const int count = rows / kWord<E> * numbers;
       const uint64_t* const from = places + (step & 1) * count;
       const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
       for (int first = thread_index(); first < count; first += kAtOnce * block_size()) {
@@ -92,7 +128,7 @@ struct Exchange {
           }
           E values[kWord<E>];
           numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet[j]), values);
-          E* const place = buffer(step) + i / width * kWord<E> * ld + i % width;
+          E* const place = buffer(step) + i / numbers * kWord<E> * ld + i % numbers;
 #pragma unroll
           for (int n = 0; n < kWord<E>; ++n) place[n * ld] = values[n];
         }
@@ -103,19 +139,21 @@ struct Exchange {
   }
 };
 
-// Sums that several warps have parts of: each leaves its part, and those who go on add them up in the order
-// of the warps. Two places in turn, so that one barrier is enough.
+// Sums that several warps have parts of: they leave theirs, and those who go on add them up in the order of
+// the warps. Two places in turn, so that one barrier is enough. The barrier is one also where nothing is
+// left: no warp is more than a step ahead of another.
 template <class A, int kNumbers>
 struct Parts {
-  A* places;  // [2, warps of the block, kNumbers, kLanes]
+  A* places;  // [2, warps that leave something, kNumbers, kLanes]
   int warps;
   int turn = 0;
 
   RNNFAST_INLINE A* of(int warp) const { return places + (turn * warps + warp) * kNumbers * kLanes; }
   template <class Get>
-  RNNFAST_INLINE void leave(int warp, int lane, const Get& get) const {
+  RNNFAST_INLINE void leave(bool wanted, int warp, int lane, const Get& get) const {
+    if (wanted)
 #pragma unroll
-    for (int i = 0; i < kNumbers; ++i) of(warp)[i * kLanes + lane] = get(i);
+      for (int i = 0; i < kNumbers; ++i) of(warp)[i * kLanes + lane] = get(i);
     block_barrier();
   }
   RNNFAST_INLINE void next() { turn = 1 - turn; }

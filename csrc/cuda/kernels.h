@@ -92,7 +92,8 @@ const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const Backwa
 // (16 halves, or 8 floats, of which it reads TF32); a warp has 8 units for each sum of a thread; shared rows
 // are 16 bytes apart, so that a warp's loads meet all banks.
 constexpr int kBatch = 8, kWords = 8, kWarpUnits = 8, kSkewBytes = 16;
-constexpr int kMostTiles = 16;  // instructions of a warp whose part of W its registers hold
+constexpr int kMostTiles = 11;  // instructions of a warp whose part of W its registers hold, which leaves
+constexpr int kMostWarps = 12;  // room for so many warps in a block
 template <class E>
 constexpr int kWord = 4 / static_cast<int>(sizeof(E));  // numbers
 template <class E>
@@ -102,31 +103,36 @@ constexpr int kSkew = kSkewBytes / static_cast<int>(sizeof(E));
 
 // How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
 // times 8.
+enum class Team { kBlock, kCluster, kGrid };  // one block; a cluster; a part of a grid that runs all at once
 struct ResidentPlan {
-  int tiles;    // instructions of a warp: W in its registers, beyond kMostTiles (of halves) in shared memory;
-                // 0: one launch a step
-  int blocks;   // of a team: a cluster, or wide, a part of a grid that runs all at once
+  int tiles;    // instructions of a warp for two gates (slots) forward, whose W its registers hold: 4 or 8
+                // of one block, kMostTiles of larger teams; 0: one launch a step
+  int held;     // instructions of a warp more, whose W is in shared memory
+  int blocks;   // of a team
   int warps;    // of a block
   int split;    // warps that share a sum
-  int batches;  // 1 unless wide
-  bool wide;
+  int batches;  // 1 for a team of one block
+  Team team;
   int64_t bytes;  // shared memory of a block
 };
 
 // What ties the blocks of a team
 struct Links {
-  int blocks, split, batches;
-  int64_t first_step;  // of the walk, in this launch; wide: what a packet's number is counted from
-  uint64_t* places;    // wide: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
-  int64_t patience;    // wide: turns of waiting for another block
-  volatile uint32_t* failed;  // wide: becomes 1 when a block waited in vain
+  int blocks, split, batches, held;
+  bool cluster;
+  int64_t first_step;  // of the walk, in this launch; on a grid: what a packet's number is counted from
+  uint64_t* places;  // of a grid: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
+  int64_t patience;  // on a grid: turns of waiting for another block
+  volatile uint32_t* failed;  // on a grid: becomes 1 when a block waited in vain
 };
 
+constexpr int kMostBlocks = 16;  // of a cluster
 struct Device {
   int capability;  // 10 times major plus minor
   int multiprocessors;
-  int64_t shared_bytes;  // that a block may have
-  int64_t patience;      // turns of waiting for another block before one gives up
+  int64_t shared_bytes;           // that a block may have
+  int64_t patience;               // turns of waiting for another block before one gives up
+  int clusters[kMostBlocks + 1];  // [n]: how many clusters of n blocks run at once
 };
 // the current one
 Device current_device();
@@ -150,15 +156,15 @@ struct Rows {
 template <class E>
 struct ResidentForward {
   typedef typename ComputeType<E>::type A;
-  int64_t H, Hp, steps, batch;
+  int64_t H, Hp, Hw, steps, batch;  // Hw: H in whole words, what travels of a row
   Links links;
   Rows rows, input_rows;
   const E* w_hh;  // [G H, H], leading dimension ldw: the tiles of all that share a sum, the rest zeros
   int64_t ldw;
   const E* b_ih;      // [G H] or null
   const E* b_hh;      // [G H] or null
-  const A* h_before;  // [B, Hp]: the state before; where a team is wide, not where h is: some of its blocks
-                      // begin when others have written
+  const A* h_before;  // [B, Hp]: the state before; of a grid not where h is: some of its blocks begin when
+                      // others have written
   A* h;               // [B, Hp]: the state after
   A* c;               // [B, Hp] or null: before, and after
   const A* input;     // [., G H]: W_ih x
@@ -175,14 +181,15 @@ template <class E>
 struct ResidentBackward {
   typedef E Element;
   typedef typename ComputeType<E>::type A;
-  int64_t H, Hp, Kp, steps, batch;
+  int64_t H, Hp, Hw, Kp, steps, batch;  // Hw: as in ResidentForward; of each gate
   Links links;
   Rows rows;
-  const E* w_hh_t;  // [H, Kp]: W_hh turned
-  const A* h0;      // [B, H]
-  const A* c0;      // [B, H] or null
-  const E* y;       // [N, H], leading dimension ldy
-  const E* dy;      // the same, or null
+  const E* w_hh_t;  // [H, G Hw], leading dimension ldw: W_hh turned, gate after gate; the rest zeros
+  int64_t ldw;
+  const A* h0;  // [B, H]
+  const A* c0;  // [B, H] or null
+  const E* y;   // [N, H], leading dimension ldy
+  const E* dy;  // the same, or null
   int64_t ldy;
   const A* dhn;    // [B, H] or null
   const A* dcn;    // [B, H] or null

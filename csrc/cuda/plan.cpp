@@ -30,55 +30,114 @@ std::atomic<Forced>& last() {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The widest layers have so many instructions a warp; beyond kMostTiles all take that many.
-ResidentPlan plan_with(const Shape& s, int most_tiles) {
-  const int capability = s.device.capability;
-  const bool half = s.bytes == 2, can = half || (s.bytes == 4 && s.tf32);
-  if (!can || s.projected || s.H > 64 * most_tiles || capability < 80) return kOneLaunchAStep;
-  const int64_t tile = kWords * 4 / s.bytes;  // numbers of one instruction
+// what the sums of a layer are made of
+struct Sums {
+  int64_t tile;     // numbers that one instruction takes of a sum
+  int64_t gates;    // of the cell
+  int64_t slots;    // sums of a thread for each row
+  int64_t units;    // of the warps that share a sum
+  int64_t numbers;  // of h, or dL/d(pre-activations), of a row: whole words
+  int64_t bytes;    // of each
+};
+
+Sums sums_of(const Shape& s) {
   const bool one_gate = s.mode == Mode::kRnnTanh || s.mode == Mode::kRnnRelu;
   const int64_t gates = one_gate ? 1 : s.mode == Mode::kGru ? 3 : 4;
+  const int64_t word = 4 / s.bytes, row = divide_up(s.H, word) * word;
+  // with one gate each slot is another unit
+  const int64_t units = kWarpUnits * (s.backward || one_gate ? 2 : 1);
+  return {kWords * word, gates, one_gate ? 2 : 4, units, s.backward ? gates * row : row, s.bytes};
+}
+
+// instructions of a warp with W in its registers
+int64_t own_tiles(int tiles, const Sums& sums, bool backward) {
+  return backward ? divide_up(sums.gates * tiles, 2) : tiles;
+}
+
+// shared memory of a block: the marks of what has arrived, each row that is read (twice where it is written
+// at the same time), W that the registers do not hold, sums on their way, a thread's own
+int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
+  const int64_t threads = 32 * p.warps, per_tile = backward ? 1 : sums.slots / 2;
+  const int64_t w = 4 * threads * p.held * per_tile;
+  const bool several = p.team != Team::kBlock;
+  const int64_t leaving = backward ? p.warps : p.warps - p.warps / p.split;
+  const int64_t parts = 2 * 2 * (backward ? 2 : sums.slots) * 32 * leaving;
+  const int64_t bias = backward ? 0 : p.warps * sums.slots * kWarpUnits;
+  const int64_t own = backward  ? 2 * 2 * p.batches * threads
+                      : several ? sums.units / kWarpUnits * 2 * p.batches * threads
+                                : 0;
+  const int64_t row =
+      sums.bytes * sums.tile * (own_tiles(p.tiles, sums, backward) + p.held) * p.split + kSkewBytes;
+  return 16 + (p.team == Team::kGrid ? 1 : 2) * kBatch * p.batches * row + 4 * (w + parts + bias + own);
+}
+
+// The plan of a team of this kind whose warps share sums so; none where it does not fit. `cost` becomes what
+// a step takes, in instructions of a warp one after the other: estimates, in which W from shared memory takes
+// as long again, and 1 KB of packets, at 38 bytes a cycle, as long as an instruction of eight warps.
+ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, int64_t& cost) {
   ResidentPlan p{};
-  const bool held = most_tiles > kMostTiles;
-  p.tiles = held ? most_tiles : s.H <= 4 * tile ? 4 : s.H <= 8 * tile ? 8 : kMostTiles;
-  // clusters came with Hopper
-  p.wide = held || s.H > kMostTiles * tile || (p.tiles == kMostTiles && capability < 90);
-  p.split = static_cast<int>(p.wide ? divide_up(s.H, p.tiles * tile) : 1) * (s.backward ? 2 : 1);
-  // units of the warps that share a sum; with one gate each slot is another unit
-  const int64_t slots = one_gate ? 2 : 4, unit_blocks = one_gate ? 2 : 1;
-  const int64_t units = kWarpUnits * (s.backward ? 2 : unit_blocks);
-  const int64_t most_groups = (p.tiles <= 8 ? 16 : 8) / p.split;
-  if (most_groups == 0) return kOneLaunchAStep;
-  p.blocks = p.wide ? static_cast<int>(divide_up(s.H, most_groups * units)) : p.tiles <= 8 ? 1 : half ? 4 : 2;
-  p.warps = static_cast<int>(divide_up(divide_up(s.H, p.blocks), units) * p.split);
-  const int64_t teams = s.device.multiprocessors / p.blocks, rows = divide_up(s.B, kBatch);
-  if (p.wide && teams == 0) return kOneLaunchAStep;
-  p.batches = p.wide ? static_cast<int>(divide_up(rows, teams)) : 1;
-  // what the kernels keep in shared memory: each row that is read (twice where it is written at the same
-  // time), W that the registers do not hold, sums on their way, a thread's own
-  const int64_t threads = 32 * p.warps, sum = tile * p.tiles * p.split * (s.backward ? gates : 2) / 2;
-  const int64_t parts = s.backward ? 2 * 4 * threads : p.wide ? 2 * slots * 2 * threads : 0;
-  const int64_t own = s.backward ? 2 * 2 * p.batches * threads
-                      : p.wide   ? 2 * unit_blocks * p.batches * threads
-                                 : 0;
-  const int64_t bias = s.backward ? 0 : p.warps * slots * kWarpUnits;
-  const int64_t w = held ? 4 * threads * (p.tiles - kMostTiles) * (s.backward ? gates : slots) / 2 : 0;
-  const int64_t rows_read = (p.wide ? 1 : 2) * kBatch * p.batches;
-  p.bytes = rows_read * (s.bytes * sum + kSkewBytes) + 4 * (w + parts + own + bias);
-  return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
+  p.tiles = kMostTiles, p.split = split, p.team = team;
+  const int64_t own = own_tiles(kMostTiles, sums, s.backward);
+  const int64_t tiles = divide_up(divide_up(sums.numbers, sums.tile), split);
+  p.held = static_cast<int>(tiles > own ? tiles - own : 0);
+  if (s.backward) p.held += p.held % 2;  // two at a time
+  p.blocks = static_cast<int>(divide_up(s.H, kMostWarps / split * sums.units));
+  p.warps = static_cast<int>(divide_up(divide_up(s.H, p.blocks), sums.units) * split);
+  const bool cluster = team == Team::kCluster;
+  const int64_t at_once = !cluster                 ? s.device.multiprocessors / p.blocks
+                          : p.blocks > kMostBlocks ? 0
+                                                   : s.device.clusters[p.blocks];
+  if (at_once == 0) return kOneLaunchAStep;
+  const int64_t rows = divide_up(s.B, kBatch);
+  p.batches = static_cast<int>(divide_up(rows, at_once));
+  // clusters need not run all at once
+  while (cluster && p.batches > 1 && bytes_of(p, sums, s.backward) > s.device.shared_bytes) --p.batches;
+  p.bytes = bytes_of(p, sums, s.backward);
+  if (p.bytes > s.device.shared_bytes) return kOneLaunchAStep;
+  const int64_t packets = cluster ? 0 : 4 * kBatch * sums.numbers * sums.bytes / 2 / 1024;
+  cost = divide_up(divide_up(rows, p.batches), at_once) * p.batches * (own + 2 * p.held + packets);
+  return p;
 }
 
 }  // namespace
 
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
-// of 128 units, with 64 registers, and for 8 warps with 128, in a cluster. From there on several warps share
-// a sum, and the blocks of a team are too many for a cluster. Where they are too many for the device too, or
-// have no shared memory for the batch, a layer of halves keeps as much of W again there and takes half as
-// many.
+// of 128 units, with 64 registers. Wider layers take the registers of several blocks, 128 each: of a cluster
+// if there is one that holds W, else of a part of the grid. What the registers do not hold of W goes to
+// shared memory.
 ResidentPlan make_plan(const Shape& s) {
-  const ResidentPlan plan = plan_with(s, kMostTiles);
-  return plan.tiles == 0 && s.bytes == 2 ? plan_with(s, 2 * kMostTiles) : plan;
+  const bool can = s.bytes == 2 || (s.bytes == 4 && s.tf32);
+  if (!can || s.projected || s.device.capability < 80) return kOneLaunchAStep;
+  const Sums sums = sums_of(s);
+  if (s.H <= 8 * sums.tile) {
+    ResidentPlan p{};
+    p.tiles = s.H <= 4 * sums.tile ? 4 : 8;
+    p.blocks = p.batches = 1, p.split = s.backward ? 2 : 1;
+    p.warps = static_cast<int>(divide_up(s.H, sums.units) * p.split);
+    p.bytes = bytes_of(p, sums, s.backward);
+    return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
+  }
+  for (const Team team : {Team::kCluster, Team::kGrid}) {
+    ResidentPlan best = kOneLaunchAStep;
+    int64_t least = 0;
+    for (int split = s.backward ? 2 : 1; split <= kMostWarps; ++split) {
+      int64_t cost = 0;
+      const ResidentPlan p = team_plan(s, sums, team, split, cost);
+      const bool better = cost < least || (cost == least && p.blocks < best.blocks);
+      if (p.tiles && (!best.tiles || better)) best = p, least = cost;
+    }
+    if (best.tiles) return best;
+  }
+  return kOneLaunchAStep;
+}
+
+Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes) {
+  Device device{capability, multiprocessors, shared_bytes, int64_t{1} << 21, {}};
+  for (int n = 1; n <= kMostBlocks && capability >= 90; ++n)
+    device.clusters[n] =
+        multiprocessors / kMostBlocks * (kMostBlocks / n) + multiprocessors % kMostBlocks / n;
+  return device;
 }
 
 void set_kernel(const std::string& name) { forced().store(parse(name.c_str())); }

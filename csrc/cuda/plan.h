@@ -16,9 +16,12 @@ struct Shape {
   Device device;
 };
 
-constexpr ResidentPlan kOneLaunchAStep{0, 1, 0, 1, 1, false, 0};
+constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0};
 
 ResidentPlan make_plan(const Shape& shape);
+
+// A device like Hopper's first ones: a cluster lies within 16 multiprocessors.
+Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes);
 
 // "" lets make_plan choose, "stepwise" or "resident" forces; RNNFAST_CUDA_KERNEL from the start. Throws
 // std::runtime_error for another name.

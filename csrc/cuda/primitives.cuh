@@ -34,15 +34,56 @@ RNNFAST_INLINE void cluster_barrier() {
 #endif
 }
 
-// This place in the shared memory of another block of the cluster
-template <class V>
-RNNFAST_INLINE V* peer(V* place, int rank) {
+// Counts the bytes that blocks of the cluster store into this block's shared memory. It passes through
+// phases: one ends when mbarrier_expect has said how many bytes it has and as many have come, which may come
+// before. Of two phases that follow each other one is even (0) and one odd.
+RNNFAST_INLINE uint32_t shared_address(const void* place) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(place));
+}
+// by one thread; the others, and other blocks, know of it after cluster_barrier()
+RNNFAST_INLINE void mbarrier_init(uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
-  V* there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(place), "r"(rank));
-  return there;
-#else
-  return place;
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], 1;\n"
+      "fence.mbarrier_init.release.cluster;" ::"r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+RNNFAST_INLINE void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+// until the phase of this parity has ended; then what was stored is there
+RNNFAST_INLINE void mbarrier_wait(const uint64_t* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t ended = 0;
+  while (!ended)
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, ended;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+#endif
+}
+// A word to this place in the shared memory of block `rank` of the cluster, which its barrier counts
+RNNFAST_INLINE void store_async(void* place, uint32_t word, const uint64_t* barrier, int rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .b32 there, counter;\n"
+      "mapa.shared::cluster.u32 there, %0, %3;\n"
+      "mapa.shared::cluster.u32 counter, %2, %3;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counter];\n"
+      "}" ::"r"(shared_address(place)),
+      "r"(word), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
 #endif
 }
 
@@ -122,6 +163,11 @@ RNNFAST_INLINE void numbers_of(uint32_t word, E* values) {
   values[0].bits = static_cast<uint16_t>(word);
   values[1].bits = static_cast<uint16_t>(word >> 16);
 }
+// Of two numbers' words of two rows (the rows of a pair, one after the other) the word of one row: `other` is
+// the neighbour's, and the even number is the first.
+RNNFAST_INLINE uint32_t word_of_row(uint32_t mine, uint32_t other, int odd) {
+  return odd ? (other >> 16) | (mine & 0xffff0000u) : (mine & 0xffffu) | other << 16;
+}
 template <class E>
 constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
 
@@ -186,7 +232,10 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
   config.attrs = &attribute;
   config.numAttrs = together || cluster > 1;
   cudaError_t error = cudaSuccess;
-  if (bytes > 48 * 1024) {
+  // more than every device can do: the plan asks for no more than this one can
+  if (!together && cluster > 8)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error == cudaSuccess && bytes > 48 * 1024) {
     // the most there is, not `bytes`: another thread may be launching the same kernel with more
     int device = 0, most = 0;
     cudaGetDevice(&device);

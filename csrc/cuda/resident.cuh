@@ -2,9 +2,9 @@
 // matrix instruction, and only h (backward: dL/d(pre-activations)) travels, through shared memory.
 // A team of blocks (one, a cluster, or for wide layers a part of the grid) works on 8 rows of the batch, the
 // columns of the instruction; the units are shared out among its warps. Each thread ends up with all gates of
-// a unit for two rows, and does their cells. Wide layers give a unit to several warps, each with a part of
-// the sum, and a team takes several times 8 rows, one after the other; the widest keep half of W in shared
-// memory.
+// a unit for two rows, and does their cells. Teams of several blocks (kTeam) may give a unit to several
+// warps, each with a part of the sum; keep a part of W in shared memory; and take several times 8 rows, one
+// after the other.
 #pragma once
 #include "cuda/cells.cuh"
 #include "cuda/exchange.cuh"
@@ -12,7 +12,7 @@
 namespace rnnfast::cuda {
 
 // how many threads a block may have, so that W and what else a thread needs fit its registers
-constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : 256; }
+constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : kMostWarps * kLanes; }
 
 // Sums of a thread for each row: the gates of a unit, or two units of a cell with one gate
 template <class Cell>
@@ -31,39 +31,49 @@ RNNFAST_INLINE constexpr int input_gate(int slot) {
   return slot < Cell::kGates ? slot : -1;
 }
 
-// kTiles of a warp's instructions have their part of W in registers, kHeld more in shared memory.
-template <class Cell, class E, int kTiles, bool kWide, int kHeld>
+template <class Cell, class E, int kTiles, bool kTeam>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(ResidentForward<E> p) {
   typedef typename ComputeType<E>::type A;
   constexpr int G = Cell::kGates, S = Cell::kSlots;
   constexpr int kSums = kSlots<Cell>, kBlocks = G == 1 ? kSums : 1;  // one gate: each slot is another unit
-  constexpr int kPart = (kTiles + kHeld) * kTile<E>;                 // of a sum, that a warp makes
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
-  const int split = kWide ? p.links.split : 1, batches = kWide ? p.links.batches : 1;
+  const int split = kTeam ? p.links.split : 1, batches = kTeam ? p.links.batches : 1;
+  const int held_tiles = kTeam ? p.links.held : 0;
+  const int length = (kTiles + held_tiles) * kTile<E>;  // of a warp's part of a sum
   const int part = warp % split, groups = warps / split;
-  const int ld = (kWide ? split : 1) * kPart + kSkew<E>, rows = batches * kBatch;
+  const int ld = split * length + kSkew<E>, rows = batches * kBatch;
   const int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
   const int offset = lane % 4 * kWord<E>;           // of its numbers of a product, and kHigh further
   constexpr int kHigh = kTile<E> / 2;
-  const int64_t team = block_index() / p.links.blocks, first = team * rows;
+  const int64_t team = block_index() / p.links.blocks;
+  const int first = static_cast<int>(team) * rows;
   const int rank = static_cast<int>(block_index() % p.links.blocks);
   const int base = (rank * groups + warp / split) * kWarpUnits * kBlocks + row;
   const auto unit_of = [&](int slot) { return base + (G == 1 ? slot * kWarpUnits : 0); };
 
-  E* const shared = shared_memory<E>();
-  Exchange<E, kWide> exchange{p.links, shared, rows,
-                              ld,      p.H,    p.links.places + team * rows * p.H * 2 / kWord<E>};
-  // [warps, kHeld, kSums / 2, kLanes, 4]: operands of W
-  uint32_t* const all_held = reinterpret_cast<uint32_t*>(shared + exchange.kBuffers * rows * ld);
+  uint64_t* const arrivals = shared_memory<uint64_t>();
+  E* const buffers = reinterpret_cast<E*>(arrivals + 2);
+  Exchange<E, kTeam> exchange{p.links,
+                              arrivals,
+                              buffers,
+                              rows,
+                              ld,
+                              static_cast<int>(p.Hw),
+                              p.links.places + team * rows * p.Hw * 2 / kWord<E>};
+  const int places = exchange.buffer_count() * rows * ld;
+  // [warps, held_tiles, kSums / 2, kLanes, 4]: operands of W
+  uint32_t* const all_held = reinterpret_cast<uint32_t*>(buffers + places);
   const auto held = [&](int t, int pair) {
-    return all_held + (((warp * kHeld + t) * (kSums / 2) + pair) * kLanes + lane) * 4;
+    return all_held + (((warp * held_tiles + t) * (kSums / 2) + pair) * kLanes + lane) * 4;
   };
   // [warps, kSums, kWarpUnits], from this thread's on: registers are for W
-  A* const numbers = reinterpret_cast<A*>(all_held + warps * kHeld * (kSums / 2) * kLanes * 4);
+  A* const numbers = reinterpret_cast<A*>(all_held + warps * held_tiles * (kSums / 2) * kLanes * 4);
   A* const bias = numbers + warp * kSums * kWarpUnits + row;
-  Parts<A, kSums * 2> parts{numbers + warps * kSums * kWarpUnits, warps};
+  // of all but the first of the warps that share a sum, which adds them up
+  Parts<A, kSums * 2> parts{numbers + warps * kSums * kWarpUnits, warps - groups};
+  const int place = warp - warp / split - 1;
   // [batches, kBlocks, 2, threads]: c, or the h that a cell blends
-  A* const own = parts.places + 2 * warps * kSums * 2 * kLanes + thread_index();
+  A* const own = parts.places + 2 * parts.warps * kSums * 2 * kLanes + thread_index();
 
   uint32_t w[kSums / 2][kTiles][4];
 #pragma unroll
@@ -72,7 +82,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     const int hidden = hidden_gate<Cell>(slot), input = input_gate<Cell>(slot);
     // a unit beyond the last computes what nobody stores
     const E* from = p.w_hh + (hidden * p.H + least<int64_t>(unit, p.H - 1)) * p.ldw + offset;
-    if (kWide) from += part * kPart;
+    from += part * length;
     const auto operand = [&](int t, int high) -> uint32_t {
       return hidden >= 0 ? as_operand<E>(load_word(from + t * kTile<E> + high * kHigh)) : 0;
     };
@@ -80,7 +90,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int high = 0; high < 2; ++high) w[slot / 2][t][slot % 2 + 2 * high] = operand(t, high);
-    for (int t = 0; t < kHeld; ++t)
+    for (int t = 0; t < held_tiles; ++t)
       for (int high = 0; high < 2; ++high) held(t, slot / 2)[slot % 2 + 2 * high] = operand(kTiles + t, high);
     A sum = 0;
     if (unit < p.H && input >= 0 && p.b_ih) sum += widened(p.b_ih[input * p.H + unit]);
@@ -88,9 +98,9 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     if (lane % 4 == 0) bias[slot * kWarpUnits] = sum;
   }
 
-  for (int i = thread_index(); i < exchange.kBuffers * rows * ld; i += block_size()) {
+  for (int i = thread_index(); i < places; i += block_size()) {
     const int64_t b = first + i % (rows * ld) / ld, k = i % ld;  // in all: a row may begin later
-    narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), shared[i]);
+    narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), buffers[i]);
   }
   A h[kBlocks][2], c[kBlocks][2];
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
@@ -106,7 +116,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
         const int64_t at = batch_of(tile, n) * p.Hp + unit_of(k);
         h[k][n] = Cell::kBlends && mine(tile, k, n) ? p.h_before[at] : A(0);
         c[k][n] = Cell::kHasCell && mine(tile, k, n) ? p.c[at] : A(0);
-        if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : h[k][n];
+        if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : h[k][n];
       }
 
   // what x adds to the slots in the next product
@@ -128,8 +138,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
   };
   const auto load = [](const A* from, A& to) { to = *from; };
   each_input(0, 0, load);
-  exchange.finish();
-  if (kWide) block_barrier();
+  exchange.begin();
 
   for (int s = 0; s < p.steps; ++s) {
     if (s > 0) exchange.receive(s);
@@ -145,7 +154,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
       // into the cache only: while the product runs, registers are for W
       if (next_step < p.steps) each_input(next_step, next_tile, [](const A* from, A&) { prefetch(from); });
       const E* from = exchange.buffer(s) + (tile * kBatch + row) * ld + offset;
-      if (kWide) from += part * kPart;
+      from += part * length;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const uint32_t low = load_word(from + t * kTile<E>), high = load_word(from + t * kTile<E> + kHigh);
@@ -153,7 +162,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
         for (int i = 0; i < kSums / 2; ++i) multiply_tile<E>(sum[i], w[i][t], low, high);
       }
 #pragma unroll 2
-      for (int t = 0; t < kHeld; ++t) {
+      for (int t = 0; t < held_tiles; ++t) {
         const E* const here = from + (kTiles + t) * kTile<E>;
         const uint32_t low = load_word(here), high = load_word(here + kHigh);
 #pragma unroll
@@ -170,13 +179,13 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
             if (unit_of(k) < p.H)
               sent[k][n] = exchange.buffer(s)[(tile * kBatch + column + n) * ld + unit_of(k)];
       }
-      if constexpr (kWide) {
-        parts.leave(warp, lane, [&](int i) { return sum[i / 4][i % 4]; });
+      if constexpr (kTeam) {
+        parts.leave(part > 0, place, lane, [&](int i) { return sum[i / 4][i % 4]; });
         if (part == 0)
           for (int other = 1; other < split; ++other)
 #pragma unroll
             for (int i = 0; i < kSums * 2; ++i)
-              sum[i / 4][i % 4] += parts.of(warp + other)[i * kLanes + lane];
+              sum[i / 4][i % 4] += parts.of(place + other)[i * kLanes + lane];
         parts.next();
         if (part > 0) continue;
       }
@@ -184,7 +193,6 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 #pragma unroll
       for (int k = 0; k < kBlocks; ++k) {
         const int unit = unit_of(k);
-        if (unit >= p.H) continue;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           A state[S];
@@ -193,13 +201,13 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
             const int slot = G == 1 ? k : j;
             state[j] = sum[slot / 2][slot % 2 * 2 + n];
           }
-          if (kWide) (Cell::kHasCell ? c : h)[k][n] = own_of(tile, k, n);
+          if (kTeam) (Cell::kHasCell ? c : h)[k][n] = own_of(tile, k, n);
           A cell = c[k][n];
           const A value = Cell::forward(state, cell, h[k][n]);
-          if (batch_of(tile, n) >= present) continue;  // not yet, or no more
+          if (unit >= p.H || batch_of(tile, n) >= present) continue;  // no unit, not yet, or no more
           h[k][n] = value;
           c[k][n] = cell;
-          if (kWide) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : value;
+          if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? c[k][n] : value;
           const int64_t at = place_of(p.rows, first_step + s, batch_of(tile, n));
           narrow_operand(value, sent[k][n]);
           narrow(value, p.y[at * p.ldy + unit]);
@@ -212,7 +220,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
           p.h[batch_of(tile, n) * p.Hp + unit] = value;
           if (Cell::kHasCell) p.c[batch_of(tile, n) * p.Hp + unit] = c[k][n];
         }
-        exchange.send(s + 1, tile * kBatch + column, unit, sent[k]);
+        if (s + 1 < p.steps) exchange.send(s + 1, tile * kBatch + column, unit, unit < p.Hw, sent[k]);
       }
     }
     exchange.finish();
@@ -221,45 +229,52 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
 
 // dL/dh of 16 units is made by two warps or more, each over a part of the sum; the first two then have the
 // whole of 8 units each.
-template <class Cell, class E, int kTiles, bool kWide, int kHeld>
+template <class Cell, class E, int kTiles, bool kTeam>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward(ResidentBackward<E> p) {
   typedef typename ComputeType<E>::type A;
   constexpr int G = Cell::kGates, S = Cell::kSlots;
-  // instructions of a warp: with W in registers, in shared memory, and together
-  constexpr int kOwn = G * kTiles / 2, kShared = G * kHeld / 2, kPart = kOwn + kShared;
+  constexpr int kOwn = (G * kTiles + 1) / 2;  // instructions of a warp with W in registers
   const int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
-  const int split = kWide ? p.links.split : 2, batches = kWide ? p.links.batches : 1;
+  const int split = kTeam ? p.links.split : 2, batches = kTeam ? p.links.batches : 1;
+  const int held_tiles = kTeam ? p.links.held : 0;
+  const int length = (kOwn + held_tiles) * kTile<E>;  // of a warp's part of a sum
   const int part = warp % split, groups = warps / split;
-  const int ld = split * kPart * kTile<E> + kSkew<E>, rows = batches * kBatch;
+  const int ld = split * length + kSkew<E>, rows = batches * kBatch;
   const int column = lane % 4 * 2, row = lane / 4, offset = lane % 4 * kWord<E>;
   constexpr int kHigh = kTile<E> / 2;
-  const int64_t team = block_index() / p.links.blocks, first = team * rows;
+  const int64_t team = block_index() / p.links.blocks;
+  const int first = static_cast<int>(team) * rows;
   const int rank = static_cast<int>(block_index() % p.links.blocks);
   const int base = (rank * groups + warp / split) * 2 * kWarpUnits + row, unit = base + part * kWarpUnits;
 
-  E* const shared = shared_memory<E>();
-  Exchange<E, kWide> exchange{p.links, shared,  rows,
-                              ld,      G * p.H, p.links.places + team * rows * G * p.H * 2 / kWord<E>};
-  // [warps, kShared, kLanes, 4]: operands of W
-  uint32_t* const all_held = reinterpret_cast<uint32_t*>(shared + exchange.kBuffers * rows * ld);
-  const auto held = [&](int t) { return all_held + ((warp * kShared + t) * kLanes + lane) * 4; };
-  Parts<A, 4> parts{reinterpret_cast<A*>(all_held + warps * kShared * kLanes * 4), warps};
+  uint64_t* const arrivals = shared_memory<uint64_t>();
+  E* const buffers = reinterpret_cast<E*>(arrivals + 2);
+  Exchange<E, kTeam> exchange{p.links,
+                              arrivals,
+                              buffers,
+                              rows,
+                              ld,
+                              G * static_cast<int>(p.Hw),
+                              p.links.places + team * rows * G * p.Hw * 2 / kWord<E>};
+  const int places = exchange.buffer_count() * rows * ld;
+  // [warps, held_tiles, kLanes, 4]: operands of W
+  uint32_t* const all_held = reinterpret_cast<uint32_t*>(buffers + places);
+  const auto held = [&](int t) { return all_held + ((warp * held_tiles + t) * kLanes + lane) * 4; };
+  Parts<A, 4> parts{reinterpret_cast<A*>(all_held + warps * held_tiles * kLanes * 4), warps};
   uint32_t w[kOwn][4];
   const auto load_operands = [&](int t, uint32_t* to) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t of = base + i % 2 * kWarpUnits,
-                    k = (part * kPart + t) * kTile<E> + offset + i / 2 * kHigh;
-      to[i] = of < p.H && k < p.Kp ? as_operand<E>(load_word(p.w_hh_t + of * p.Kp + k)) : 0;
+      const int64_t of = base + i % 2 * kWarpUnits, k = part * length + t * kTile<E> + offset + i / 2 * kHigh;
+      to[i] = of < p.H && k < p.ldw ? as_operand<E>(load_word(p.w_hh_t + of * p.ldw + k)) : 0;
     }
   };
 #pragma unroll
   for (int t = 0; t < kOwn; ++t) load_operands(t, w[t]);
-  for (int t = 0; t < kShared; ++t) load_operands(kOwn + t, held(t));
+  for (int t = 0; t < held_tiles; ++t) load_operands(kOwn + t, held(t));
   // [batches, 2, threads] each: dL/dc, and the part of dL/dh that does not pass W_hh
   A* const own = parts.places + 2 * warps * 4 * kLanes + thread_index();
-  for (int i = thread_index(); i < exchange.kBuffers * rows * ld; i += block_size())
-    narrow_operand(A(0), shared[i]);
+  for (int i = thread_index(); i < places; i += block_size()) narrow_operand(A(0), buffers[i]);
 
   const auto batch_of = [&](int tile, int n) { return first + tile * kBatch + column + n; };
   const auto mine = [&](int tile, int n) { return part < 2 && batch_of(tile, n) < p.batch && unit < p.H; };
@@ -278,7 +293,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   struct Saved {
     A state[S], c, c_before, before, dy;
   };
-  const auto each_saved = [&](int64_t s, int64_t b, Saved& of, const auto& f) {
+  const auto each_saved = [&](int s, int b, Saved& of, const auto& f) {
     const int64_t at = place_of(p.rows, s, b);
     const bool first_of_row = begins(p.rows, s, b);
     const int64_t before =
@@ -293,22 +308,22 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
     if (Cell::kBlends && !first_of_row) f(p.y + before * p.ldy + unit, of.before);
     if (p.dy) f(p.dy + at * p.ldy + unit, of.dy);
   };
-  exchange.finish();
-  if (kWide) block_barrier();
+  exchange.begin();
 
   // dL/dh of two rows: da W_hh from the da of step `from`, and what did not pass W_hh
-  const auto carry = [&](int64_t from, int tile, A* dh) {
+  const auto carry = [&](int from, int tile, A* dh) {
     A sum[2][4] = {};
-    const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * kPart * kTile<E> + offset;
+    const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * length + offset;
 #pragma unroll
     for (int t = 0; t < kOwn; ++t)  // two chains, for the instruction's latency
       multiply_tile<E>(sum[t % 2], w[t], load_word(da + t * kTile<E>), load_word(da + t * kTile<E> + kHigh));
-#pragma unroll 2
-    for (int t = 0; t < kShared; ++t) {
-      const E* const here = da + (kOwn + t) * kTile<E>;
-      multiply_tile<E>(sum[t % 2], load_chunk(held(t)).number, load_word(here), load_word(here + kHigh));
-    }
-    parts.leave(warp, lane, [&](int i) { return sum[0][i] + sum[1][i]; });
+    for (int t = 0; t < held_tiles; t += 2)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const E* const here = da + (kOwn + t + i) * kTile<E>;
+        multiply_tile<E>(sum[i], load_chunk(held(t + i)).number, load_word(here), load_word(here + kHigh));
+      }
+    parts.leave(true, warp, lane, [&](int i) { return sum[0][i] + sum[1][i]; });
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       dh[n] = direct_of(tile, n);
@@ -326,12 +341,13 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   };
 
   // step s + 1 of the walk sends with the number steps - s: numbers grow
-  const auto number_of = [&](int64_t s) { return p.steps - s; };
-  for (int64_t s = p.steps - 1; s >= 0; --s) {
-    if (s + 1 < p.steps) exchange.receive(number_of(s + 1));
+  const int steps = static_cast<int>(p.steps);
+  const auto number_of = [&](int s) { return steps - s; };
+  for (int s = steps - 1; s >= 0; --s) {
+    if (s + 1 < steps) exchange.receive(number_of(s + 1));
     for (int tile = 0; tile < batches; ++tile) {
       const int next_tile = tile + 1 < batches ? tile + 1 : 0;
-      const int64_t next_step = next_tile ? s : s - 1;
+      const int next_step = next_tile ? s : s - 1;
       // into the cache only: while the product runs, registers are for W
       if (next_step >= 0)
         for (int n = 0; n < 2; ++n) {
@@ -341,7 +357,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
                        [](const auto* from, A&) { prefetch(from); });
         }
       A dh[2];
-      if (s + 1 < p.steps) {
+      if (s + 1 < steps) {
         carry(number_of(s + 1), tile, dh);
       } else {
         dh[0] = direct_of(tile, 0);
@@ -352,9 +368,9 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if (!mine(tile, n)) continue;
-        const int64_t b = batch_of(tile, n);
+        const int b = batch_of(tile, n);
         if (b >= rows_of(p.rows, s)) {
-          if (s + 1 < p.steps && b < rows_of(p.rows, s + 1)) leave(tile, n, dh[n]);
+          if (s + 1 < steps && b < rows_of(p.rows, s + 1)) leave(tile, n, dh[n]);
           continue;
         }
         Saved of{};
@@ -372,11 +388,10 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
           if (S > G) narrow(dx[g], p.dx[at * p.Kp + g * p.H + unit]);
         }
       }
-      if (unit < p.H) {
 #pragma unroll
-        for (int g = 0; g < G; ++g)
-          exchange.send(number_of(s), tile * kBatch + column, g * p.H + unit, sent[g]);
-      }
+      for (int g = 0; g < G; ++g)
+        exchange.send(number_of(s), tile * kBatch + column, g * static_cast<int>(p.Hw) + unit, unit < p.Hw,
+                      sent[g]);
     }
     exchange.finish();
   }
@@ -396,37 +411,24 @@ template <class Params>
 const char* launch_teams(void (*kernel)(Params), const ResidentPlan& plan, int64_t batch, void* stream,
                          const Params& params) {
   const int64_t teams = divide_up(batch, kBatch * plan.batches);
-  return launch_clusters(kernel, teams, plan.blocks, plan.warps * kLanes, plan.bytes, plan.wide, stream,
-                         params);
+  return launch_clusters(kernel, teams, plan.blocks, plan.warps * kLanes, plan.bytes,
+                         plan.team == Team::kGrid, stream, params);
 }
 
-// f(a kernel's tiles in registers, whether it is wide, its tiles in shared memory, as constants)
-template <class E, class F>
+// f(a kernel's tiles, whether for teams of several blocks, as constants)
+template <class F>
 const char* with_tiles(const ResidentPlan& plan, const F& f) {
-  typedef std::integral_constant<int, kMostTiles> Most;
-  typedef std::integral_constant<int, 0> None;
-  if constexpr (sizeof(E) == 2) {
-    if (plan.tiles > kMostTiles) return f(Most(), std::true_type(), Most());
-  }
-  if (plan.wide) return f(Most(), std::true_type(), None());
-  switch (plan.tiles) {
-    case 4:
-      return f(std::integral_constant<int, 4>(), std::false_type(), None());
-    case 8:
-      return f(std::integral_constant<int, 8>(), std::false_type(), None());
-    case kMostTiles:
-      return f(Most(), std::false_type(), None());
-  }
-  return "no resident kernel is that wide";
+  if (plan.team != Team::kBlock) return f(std::integral_constant<int, kMostTiles>(), std::true_type());
+  if (plan.tiles == 4) return f(std::integral_constant<int, 4>(), std::false_type());
+  return f(std::integral_constant<int, 8>(), std::false_type());
 }
 
 template <class E>
 const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
                              void* stream) {
   return with_cell(mode, [&](auto cell) {
-    return with_tiles<E>(plan, [&](auto tiles, auto wide, auto held) {
-      return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value,
-                                           decltype(held)::value>,
+    return with_tiles(plan, [&](auto tiles, auto team) {
+      return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(team)::value>,
                           plan, layer.batch, stream, layer);
     });
   });
@@ -436,9 +438,8 @@ template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
                               void* stream) {
   return with_cell(mode, [&](auto cell) {
-    return with_tiles<E>(plan, [&](auto tiles, auto wide, auto held) {
-      return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(wide)::value,
-                                            decltype(held)::value>,
+    return with_tiles(plan, [&](auto tiles, auto team) {
+      return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(team)::value>,
                           plan, layer.batch, stream, layer);
     });
   });

@@ -20,7 +20,7 @@ RNNFAST_RESIDENT(Bfloat16)
 RNNFAST_RESIDENT(Half)
 RNNFAST_RESIDENT(float)
 
-Device device{90, 132, 232448, 1 << 21};
+Device device = assumed_device(90, 132, 232448);
 bool is_capturing = false;
 bool capturing(void*) { return is_capturing; }
 Device current_device() { return device; }
@@ -43,13 +43,14 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
   m.def("set_kernel(str name) -> ()", [](const std::string& name) { rnnfast::cuda::set_kernel(name); });
   m.def("set_device(int capability, int multiprocessors) -> ()",
         [](int64_t capability, int64_t multiprocessors) {
-          rnnfast::cuda::device.capability = static_cast<int>(capability);
-          rnnfast::cuda::device.multiprocessors = static_cast<int>(multiprocessors);
+          rnnfast::cuda::device = rnnfast::cuda::assumed_device(static_cast<int>(capability),
+                                                                static_cast<int>(multiprocessors), 232448);
         });
   m.def("lose_packets(bool lose) -> ()", [](bool lose) {
     rnnfast::cuda::loses_packets = lose;
     rnnfast::cuda::device.patience = lose ? 50 : 1 << 21;
   });
+  m.def("let_warps_fall_behind(bool let) -> ()", [](bool let) { rnnfast::cuda::warps_fall_behind = let; });
   m.def("set_capturing(bool capturing) -> ()",
         [](bool capturing) { rnnfast::cuda::is_capturing = capturing; });
   m.def("set_chunk_bytes(int bytes) -> ()", [](int64_t bytes) { rnnfast::cuda::chunk_bytes = bytes; });

@@ -210,18 +210,28 @@ constexpr int kCluster = 4;
 
 // each thread tells its number to every block of its cluster, in ten steps
 RNNFAST_KERNEL void cluster(Numbers n) {
-  float* const shared = shared_memory<float>();  // [2, kCluster, threads]
+  uint64_t* const arrivals = shared_memory<uint64_t>();          // [2]
+  float* const shared = reinterpret_cast<float*>(arrivals + 2);  // [2, kCluster, threads]
   const int rank = static_cast<int>(block_index() % kCluster), threads = block_size();
+  const auto expect = [&](int step) {
+    if (thread_index() == 0)
+      mbarrier_expect(arrivals + step % 2, static_cast<uint32_t>(kCluster * threads * sizeof(float)));
+  };
+  if (thread_index() == 0) mbarrier_init(arrivals), mbarrier_init(arrivals + 1);
+  expect(0), expect(1);
   float sum = static_cast<float>(block_index() + thread_index());
   cluster_barrier();
   for (int step = 0; step < 10; ++step) {
     float* const place = shared + (step % 2 * kCluster + rank) * threads + thread_index();
-    for (int other = 0; other < kCluster; ++other) *peer(place, other) = sum;
-    cluster_barrier();
+    for (int other = 0; other < kCluster; ++other)
+      store_async(place, __builtin_bit_cast(uint32_t, sum), arrivals + step % 2, other);
+    mbarrier_wait(arrivals + step % 2, step / 2 % 2);
+    if (step + 2 < 10) expect(step + 2);
     sum = 0;
     for (int other = 0; other < kCluster; ++other)
       sum += shared[(step % 2 * kCluster + other) * threads + (thread_index() + 1) % threads];
     sum *= 0.25f;
+    block_barrier();
   }
   n.out[block_index() * threads + thread_index()] = sum;
 }
@@ -230,15 +240,15 @@ void check_cluster() {
   constexpr int kThreads = 64, kBlocks = 2 * kCluster;
   float* const out = allocate<float>(kBlocks * kThreads);
   const char* const error =
-      launch_clusters(cluster, 2, kCluster, kThreads, 2 * kCluster * kThreads * sizeof(float), false, nullptr,
-                      Numbers{out, nullptr});
+      launch_clusters(cluster, 2, kCluster, kThreads, 16 + 2 * kCluster * kThreads * sizeof(float), false,
+                      nullptr, Numbers{out, nullptr});
   float found[kBlocks * kThreads];
   copy(found, out, kBlocks * kThreads);
   int64_t differences = 0;
   for (int b = 0; b < kBlocks; ++b)
     for (int t = 0; t < kThreads; ++t)
       differences += found[b * kThreads + t] != b / kCluster * kCluster + 1.5f + (t + 10) % kThreads;
-  report("cluster_barrier, peer", error, differences);
+  report("cluster_barrier, mbarrier, store_async", error, differences);
 }
 
 struct Packets {

@@ -6,13 +6,17 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "types.h"
@@ -26,6 +30,9 @@
 namespace rnnfast::cuda {
 
 constexpr int kLanes = 32;
+
+// whether now and then a warp is not run for many rounds
+inline bool warps_fall_behind = false;
 
 // The blocks of one cluster: all their threads are fibers, and run until they have to wait for others.
 class Cluster {
@@ -44,7 +51,8 @@ class Cluster {
     }
     given_.resize(fibers_.size());
     came_.resize(1 + blocks + fibers_.size() / kLanes);
-    for (int block = 0; block < blocks; ++block) begins_.push_back(random_() % 2 * random_() % kLate);
+    for (int block = 0; block < blocks; ++block)
+      runs_from_.resize(runs_from_.size() + threads / kLanes, random_() % 2 * random_() % kLate);
   }
 
   template <class F>
@@ -60,29 +68,35 @@ class Cluster {
       fiber.context.uc_stack.ss_size = kStack;
       makecontext(&fiber.context, &Cluster::enter, 0);
     }
+    int last_of_all = kLate;  // round that a warp is not run in
     for (int round = 0;; ++round) {
       ready.clear();
       bool alive = false;
       for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
         if (fibers_[i].done) continue;
         alive = true;
-        if (!fibers_[i].waits && round >= begins_[i / threads_]) ready.push_back(i);
+        if (!fibers_[i].waits && round >= runs_from_[i / kLanes]) ready.push_back(i);
       }
       if (!alive) break;
-      if (ready.empty() && round > kLate) {
+      if (ready.empty() && round > last_of_all) {
         std::fprintf(stderr, "emulation: block %lld is deadlocked: a thread waits for one that has left\n",
                      static_cast<long long>(first_));
         std::abort();
       }
       let_some_be_seen();
+      if (warps_fall_behind && random_() % 16 == 0) {
+        int& from = runs_from_[random_() % runs_from_.size()];
+        from = std::max<int>(from, round + random_() % kBehind);
+        last_of_all = std::max(last_of_all, from);
+      }
       // all that are ready, in a random order; who becomes ready meanwhile comes in the next round
       for (int i = static_cast<int>(ready.size()) - 1; i >= 0; --i) {
         std::swap(ready[i], ready[random_() % (i + 1)]);
         resume(ready[i]);
       }
     }
+    for (const Late& late : late_) late.store();
     current() = nullptr;
-    for (const Late& store : late_) *store.place = store.value;
     for (auto& memory : shared_)
       for (size_t i = bytes_; i < memory.size() * sizeof(Line); ++i)
         if (reinterpret_cast<unsigned char*>(memory.data())[i] != 0xff) {
@@ -116,7 +130,14 @@ class Cluster {
   }
   void take() { meet_warp(); }
 
-  void store_late(uint64_t* p, uint64_t v) { late_.push_back({p, v}); }
+  // store() writes to p, later than now; two to one place in their order
+  void store_late(void* p, std::function<void()> store) { late_.push_back({p, std::move(store)}); }
+  // whether no thread of the block is there any more
+  bool left(int block) const {
+    for (int i = block * threads_; i < (block + 1) * threads_; ++i)
+      if (!fibers_[i].done) return false;
+    return true;
+  }
 
   // lets the others go on
   __attribute__((noinline)) void rest() {
@@ -136,13 +157,13 @@ class Cluster {
 
  private:
   static constexpr size_t kStack = 64 * 1024;
-  static constexpr int kLate = 500;  // rounds: more than a step takes
+  static constexpr int kLate = 500, kBehind = 400;  // rounds: more than several steps take
   struct alignas(16) Line {
     char bytes[16];
   };
   struct Late {
-    uint64_t* place;
-    uint64_t value;
+    void* place;
+    std::function<void()> store;
   };
   struct Given {
     uint64_t words[4];
@@ -186,15 +207,16 @@ class Cluster {
   // each late store with an even chance, those to one place in their order
   void let_some_be_seen() {
     std::vector<Late> later;
-    for (const Late& store : late_) {
-      bool waits = random_() % 2;
-      for (const Late& other : later) waits |= other.place == store.place;
-      if (waits)
-        later.push_back(store);
-      else
-        *store.place = store.value;
+    std::unordered_set<void*> waiting;
+    for (Late& late : late_) {
+      if (random_() % 2 || waiting.contains(late.place)) {
+        waiting.insert(late.place);
+        later.push_back(std::move(late));
+      } else {
+        late.store();
+      }
     }
-    late_ = later;
+    late_ = std::move(later);
   }
 
   const int64_t first_;
@@ -204,8 +226,8 @@ class Cluster {
   std::vector<Fiber> fibers_;
   std::vector<Given> given_;
   std::vector<Late> late_;
-  std::vector<int> came_;    // to the cluster's barrier, each block's and each warp's
-  std::vector<int> begins_;  // the round from which a block runs: blocks do not start together
+  std::vector<int> came_;       // to the cluster's barrier, each block's and each warp's
+  std::vector<int> runs_from_;  // the round from which a warp runs: blocks do not start together
   std::vector<std::vector<Line>> shared_;
   jmp_buf scheduler_;
   std::mt19937_64 random_;
@@ -225,15 +247,59 @@ V* shared_memory() {
   return reinterpret_cast<V*>(cluster.shared(cluster.block()));
 }
 
+// the same place of another block's shared memory
 template <class V>
 V* peer(V* place, int rank) {
   Cluster& cluster = *Cluster::current();
   const ptrdiff_t offset = reinterpret_cast<char*>(place) - cluster.shared(cluster.block());
-  if (offset < 0 || offset + sizeof(V) > cluster.shared_bytes() || rank < 0 || rank >= cluster.blocks()) {
+  if (offset < 0 || offset + sizeof(V) > cluster.shared_bytes() || offset % sizeof(V) || rank < 0 ||
+      rank >= cluster.blocks()) {
     std::fprintf(stderr, "emulation: byte %td of the shared memory of block %d\n", offset, rank);
     std::abort();
   }
   return reinterpret_cast<V*>(cluster.shared(rank) + offset);
+}
+
+// in the 8 bytes of the real one
+struct Mbarrier {
+  int32_t missing;  // bytes; less than none where they come before they are expected
+  uint16_t expected, phase;
+
+  void settle() {
+    if (expected && missing == 0) expected = 0, ++phase;
+  }
+};
+inline void mbarrier_init(uint64_t* barrier) { *reinterpret_cast<Mbarrier*>(barrier) = {}; }
+inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
+  Mbarrier& b = *reinterpret_cast<Mbarrier*>(barrier);
+  if (b.expected++) {
+    std::fprintf(stderr, "emulation: a mbarrier was told twice what to expect\n");
+    std::abort();
+  }
+  b.missing += bytes;
+  b.settle();
+}
+inline void mbarrier_wait(const uint64_t* barrier, int parity) {
+  for (int turn = 0; reinterpret_cast<const volatile Mbarrier*>(barrier)->phase % 2 == parity; ++turn) {
+    if (turn > 100000) {
+      std::fprintf(stderr, "emulation: what a mbarrier counts did not come\n");
+      std::abort();
+    }
+    Cluster::current()->rest();
+  }
+}
+inline void store_async(void* place, uint32_t word, uint64_t* barrier, int rank) {
+  uint32_t* const to = peer(static_cast<uint32_t*>(place), rank);
+  Mbarrier* const counter = reinterpret_cast<Mbarrier*>(peer(barrier, rank));
+  Cluster::current()->store_late(to, [=] {
+    if (Cluster::current()->left(rank)) {
+      std::fprintf(stderr, "emulation: a store to the shared memory of a block that has left\n");
+      std::abort();
+    }
+    *to = word;
+    counter->missing -= sizeof word;
+    counter->settle();
+  });
 }
 
 inline void prefetch(const void*) {}
@@ -242,7 +308,7 @@ inline void prefetch(const void*) {}
 inline bool loses_packets = false;
 inline void store_packet(uint64_t* p, uint64_t v) {
   static int count = 0;
-  if (!loses_packets || ++count % 100) Cluster::current()->store_late(p, v);
+  if (!loses_packets || ++count % 100) Cluster::current()->store_late(p, [=] { *p = v; });
 }
 inline uint64_t load_packet(const uint64_t* p) { return *p; }
 inline void pause() { Cluster::current()->rest(); }
@@ -323,6 +389,9 @@ template <class E>
 void numbers_of(uint32_t word, E* values) {
   values[0].bits = static_cast<uint16_t>(word);
   values[1].bits = static_cast<uint16_t>(word >> 16);
+}
+inline uint32_t word_of_row(uint32_t mine, uint32_t other, int odd) {
+  return odd ? (other >> 16) | (mine & 0xffff0000u) : (mine & 0xffffu) | other << 16;
 }
 template <class E>
 constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
