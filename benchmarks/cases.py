@@ -25,6 +25,7 @@ class Case:
     lengths: tuple[int, ...] | None = None  # [B], falling; None: all rows have `steps` steps
     modes: tuple[str, ...] = BOTH
     fresh_weights: bool = False  # every peer changes a weight in place before each call
+    frozen: bool = False  # rnnfast.freeze: weights packed beforehand, as a session of onnxruntime has them
     required: bool = False  # counts in the geometric means
     quick: bool = False
 
@@ -47,6 +48,8 @@ class Case:
             parts.append(f"packed {min(self.lengths)} to {max(self.lengths)}")
         if self.fresh_weights:
             parts.append("new weights")
+        if self.frozen:
+            parts.append("frozen")
         return " ".join([*parts, self.dtype if self.dtype != "float32" else ""]).strip()
 
 
@@ -58,6 +61,7 @@ ONE_ROW = "one sequence: the weights are read again every step"
 SOME_ROWS = "a small batch: between reading weights and computing"
 MANY_ROWS = "a training batch: the products dominate"
 STREAM = "one step of a stream, state passed in: the cost of a call"
+FROZEN = "weights packed beforehand, as onnxruntime has them"
 CELL = "a cell called by the user's own loop"
 
 # (B, I = H) of the rows that every cell has and the geometric means are taken over: T = 100, float32.
@@ -107,6 +111,18 @@ CASES = [
     ),
     *(Case(f"gru-stream-h{hidden}", STREAM, "GRU", 1, hidden, 1, modes=INFERENCE) for hidden in (32, 256)),
     Case("rnn-stream-h128", STREAM, "RNN", 1, 128, 1, modes=INFERENCE),
+    *(
+        Case(f"{name}-frozen", FROZEN, cell, batch, hidden, steps, modes=INFERENCE, frozen=True)
+        for name, cell, batch, hidden, steps in (
+            ("lstm-stream-h64", "LSTM", 1, 64, 1),
+            ("lstm-stream-h128", "LSTM", 1, 128, 1),
+            ("lstm-stream-h256", "LSTM", 1, 256, 1),
+            ("lstm-stream-h512", "LSTM", 1, 512, 1),
+            ("gru-stream-h256", "GRU", 1, 256, 1),
+            ("lstm-t1-b64-h256", "LSTM", 64, 256, 1),
+            ("lstm-t10-b1-h128", "LSTM", 1, 128, 10),
+        )
+    ),
     *(
         Case(name, CELL, cell, 1, hidden, 1, quick=name in QUICK)
         for cell in ("LSTMCell", "GRUCell", "RNNCell")

@@ -1,6 +1,5 @@
 // From Python straight to the kernel, or to the op's autograd kernel where a graph is wanted: `_C.try_cell`
-// and
-// `_C.try_layer`, plain functions. They take what a kernel can read as it is, and leave everything else,
+// and `_C.try_layer`, plain functions. They take what a kernel can read as it is, and leave everything else,
 // every error too, to the way through Python by returning None. A stream calls a layer thousands of times a
 // second, and Python's checks and the dispatcher take 10 us, which is more than a step.
 #include "direct.h"
@@ -12,6 +11,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+
+#include <deque>
 
 #include "check.h"
 #include "launch.h"
@@ -55,6 +56,41 @@ struct Names {
         b_hh(PyUnicode_InternFromString(("bias_hh" + suffix).c_str())) {}
 };
 
+// What torch counts of the changes of a tensor's numbers; none of one that was made in inference mode
+int64_t version_of(const Tensor& t) { return t.is_inference() ? 0 : static_cast<int64_t>(t._version()); }
+
+// W_ih and W_hh packed once: the tuple that `freeze` returns. It keeps the storages that it packed, so that
+// an address means the same numbers as long as their version does.
+enum FrozenItem { kPacked, kIsa, kInputWeights, kInputVersion, kHiddenWeights, kHiddenVersion, kItems };
+
+// Its memory, if the weights and the instruction set are still those that it was made of and for; else null.
+const void* frozen_of(PyObject* frozen, const Kernels& k, const Tensor& w_ih, const Tensor& w_hh) {
+  if (!PyTuple_Check(frozen) || PyTuple_GET_SIZE(frozen) != kItems) return nullptr;
+  const auto item = [&](FrozenItem i) { return PyTuple_GET_ITEM(frozen, i); };
+  const auto same = [&](const Tensor& w, FrozenItem weights, FrozenItem version) {
+    return THPVariable_Check(item(weights)) && PyLong_Check(item(version)) &&
+           THPVariable_Unpack(item(weights)).const_data_ptr() == w.const_data_ptr() &&
+           PyLong_AsLongLong(item(version)) == version_of(w);
+  };
+  const bool current = THPVariable_Check(item(kPacked)) && PyUnicode_Check(item(kIsa)) &&
+                       PyUnicode_CompareWithASCIIString(item(kIsa), k.name) == 0 &&
+                       same(w_ih, kInputWeights, kInputVersion) && same(w_hh, kHiddenWeights, kHiddenVersion);
+  return current ? THPVariable_Unpack(item(kPacked)).const_data_ptr() : nullptr;
+}
+
+template <class A>
+Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
+  const LayerKernels<A>& layer = kernels().layer(A());
+  ForwardParams<A> p{};
+  p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
+  p.w_ih = w_ih.const_data_ptr<A>(), p.w_hh = w_hh.const_data_ptr<A>();
+  const int gates = gates_of(mode);
+  const auto bytes = static_cast<int64_t>(layer.freeze(gates, p, nullptr));
+  const Tensor to = at::empty({bytes}, w_ih.options().dtype(at::kByte));
+  layer.freeze(gates, p, to.mutable_data_ptr());
+  return to;
+}
+
 struct Direct {
   Mode mode;
   at::ScalarType type;
@@ -62,10 +98,12 @@ struct Direct {
   bool batch_first, graph;
   const Tensor *x, *h, *c;                  // h and c may be null: zeros
   const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
+  const Kernels* set;
+  const void* frozen;  // what they packed before, or null
 
   // Finds the tensors; false if one of them is the op's. T, B, I are set, and the size of a state is known.
   bool read(const Names& names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
-            at::IntArrayRef leading) {
+            PyObject* packed, at::IntArrayRef leading) {
     const auto parameter = [&](PyObject* name) { return PyDict_GetItemWithError(parameters, name); };
     PyObject* const hh = parameter(names.w_hh);
     if (!hh || !THPVariable_CheckExact(hh) || THPVariable_Unpack(hh).dim() != 2) return false;
@@ -90,7 +128,12 @@ struct Direct {
     b_hh = optional(bh ? bh : Py_None, {rows});
     h = optional(hx, state_size);
     c = optional(cx, state_size);
-    return all && x && w_ih && w_hh && !b_ih == !b_hh && (mode != Mode::kLstm || !h == !c);
+    if (!all || !x || !w_ih || !w_hh || !b_ih != !b_hh || (mode == Mode::kLstm && !h != !c)) return false;
+    // a longer sequence packs panels as wide as suits its batch
+    constexpr int64_t kFewSteps = 12;
+    set = &kernels();
+    if (packed != Py_None && T <= kFewSteps) frozen = frozen_of(packed, *set, *w_ih, *w_hh);
+    return true;
   }
 
   c10::SmallVector<int64_t, 3> state_size;
@@ -124,7 +167,7 @@ struct Direct {
   template <class A>
   void run_as(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
     const auto in = [](const Tensor* t) { return t ? t->const_data_ptr<A>() : nullptr; };
-    const Kernels& k = kernels();
+    const Kernels& k = *set;
     const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
     ForwardParams<A> p{};
     p.walk = walk.walk;
@@ -132,14 +175,17 @@ struct Direct {
     p.x = in(x), p.h0 = in(h), p.c0 = in(c);
     p.w_ih = in(w_ih), p.w_hh = in(w_hh);
     p.b_ih = in(b_ih), p.b_hh = in(b_hh);
+    p.frozen = frozen;
     p.y = y.mutable_data_ptr<A>();
     p.ldy = H;
     p.hn = hn.mutable_data_ptr<A>();
     p.cn = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
-    const Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
-    launch("direct", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
-      return k.layer(A()).forward(mode, p, plan, workspace, member);
-    });
+    Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
+    shape.frozen = frozen;
+    launch(frozen ? "frozen" : "direct", shape, sizeof(A) == 4,
+           [&](Plan plan, void* workspace, Team::Member* member) {
+             return k.layer(A()).forward(mode, p, plan, workspace, member);
+           });
   }
 };
 
@@ -155,17 +201,42 @@ bool begin(Direct& d, const char* name, PyObject* const* args) {
 
 PyObject* wrap(const Tensor& t) { return t.defined() ? THPVariable_Wrap(t) : Py_NewRef(Py_None); }
 
-// try_cell(mode, parameters, input, hx, cx) -> h', or (h', c') for LSTM; hx None is zeros
+// freeze(mode, w_ih, w_hh) -> a tuple for `frozen`, of float32 or float64 on the CPU, dense
+PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(n == 3 && PyUnicode_Check(args[0]) && THPVariable_Check(args[1]) && THPVariable_Check(args[2]),
+              "freeze: expected mode, w_ih and w_hh");
+  const Mode mode = parse_mode("freeze", PyUnicode_AsUTF8(args[0]));
+  const Tensor &w_ih = THPVariable_Unpack(args[1]), &w_hh = THPVariable_Unpack(args[2]);
+  for (const Tensor& w : {w_ih, w_hh})
+    TORCH_CHECK(w.is_cpu() && w.layout() == at::kStrided && w.is_contiguous() &&
+                    (w.scalar_type() == at::kFloat || w.scalar_type() == at::kDouble),
+                "rnnfast.freeze: expected dense weights of float32 or float64 on the CPU, got ", w.toString(),
+                " on ", w.device());
+  TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_ih.scalar_type() == w_hh.scalar_type() &&
+                  w_ih.size(0) == gates_of(mode) * w_hh.size(1) && w_hh.size(0) == w_ih.size(0),
+              "rnnfast.freeze: expected w_ih [", gates_of(mode), " H, I] and w_hh [", gates_of(mode),
+              " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
+  const auto pack = w_ih.scalar_type() == at::kDouble ? packed_weights<double> : packed_weights<float>;
+  const Tensor packed = pack(mode, w_ih, w_hh);
+  return Py_BuildValue("(NsNLNL)", wrap(packed), kernels().name, wrap(w_ih.detach()),
+                       static_cast<long long>(version_of(w_ih)), wrap(w_hh.detach()),
+                       static_cast<long long>(version_of(w_hh)));
+  END_HANDLE_TH_ERRORS
+}
+
+// try_cell(mode, parameters, input, hx, cx, frozen) -> h', or (h', c') for LSTM; hx None is zeros; frozen is
+// what `freeze` returned for these weights, or None
 PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static const Names names("");
-  TORCH_CHECK(n == 5, "try_cell: expected mode, parameters, input, hx and cx");
+  TORCH_CHECK(n == 6, "try_cell: expected mode, parameters, input, hx, cx and frozen");
   Direct d{};
   if (!begin(d, "try_cell", args)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
   d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back();
-  if (!d.read(names, args[1], args[2], args[3], args[4], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  if (!d.read(names, args[1], args[2], args[3], args[4], args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
     return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
@@ -177,12 +248,15 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_layer(mode, parameters, input, hx, cx, batch_first) -> (y, h_n, c_n or None), of one layer in one
-// direction
+// try_layer(mode, parameters, input, hx, cx, batch_first, layer, frozen) -> (y, h_n, c_n or None), of one
+// layer in one direction
 PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
-  static const Names names("_l0");
-  TORCH_CHECK(n == 6, "try_layer: expected mode, parameters, input, hx, cx and batch_first");
+  static std::deque<Names> names;  // of all layers that were asked for
+  TORCH_CHECK(n == 8, "try_layer: expected mode, parameters, input, hx, cx, batch_first, layer and frozen");
+  const size_t layer = PyLong_AsSize_t(args[6]);
+  if (PyErr_Occurred()) return nullptr;
+  while (names.size() <= layer) names.emplace_back("_l" + std::to_string(names.size()));
   Direct d{};
   if (!begin(d, "try_layer", args)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
@@ -191,7 +265,8 @@ PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   d.batch_first = batched && args[5] == Py_True;
   d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
   const int64_t leading[] = {1, d.B};
-  if (!d.read(names, args[1], args[2], args[3], args[4], {leading, batched ? 2u : 1u})) Py_RETURN_NONE;
+  if (!d.read(names[layer], args[1], args[2], args[3], args[4], args[7], {leading, batched ? 2u : 1u}))
+    Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
   y_size.back() = d.H;
   if (d.graph) {
@@ -216,6 +291,7 @@ PyMethodDef method(const char* name, F function, const char* text) {
 PyMethodDef direct_methods[] = {
     method("try_cell", try_cell, "One step of a cell, or None: then there is more to it."),
     method("try_layer", try_layer, "One layer in one direction, or None: then there is more to it."),
+    method("freeze", freeze, "A layer's weights, packed once."),
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace rnnfast

@@ -3,7 +3,7 @@
 import importlib
 
 from . import functional, reference
-from .nn import GRU, LSTM, RNN, DeepTransitionRNN, GRUCell, LSTMCell, RNNCell
+from .nn import GRU, LSTM, RNN, DeepTransitionRNN, GRUCell, LSTMCell, RNNCell, freeze, unfreeze
 
 __version__ = "0.1.0"
 
@@ -15,10 +15,12 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "freeze",
     "functional",
     "info",
     "reference",
     "testing",
+    "unfreeze",
 ]
 
 

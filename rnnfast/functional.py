@@ -256,7 +256,17 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
     return y, h, c
 
 
-def try_cell(mode, parameters, x, h, c):
+def freeze(mode, w_ih, w_hh):
+    """The weights of one layer in one direction, packed once: `frozen` of `try_cell` and `try_layer`.
+
+    mode is that of `layers`; w_ih [G·H, I] and w_hh [G·H, H], float32 or float64 on the CPU, G gates. As long
+    as torch counts no change of them (`_version`, their place in memory), calls that record no graph read the
+    packed ones; else they read the weights themselves.
+    """
+    return ops.freeze(mode, w_ih, w_hh)
+
+
+def try_cell(mode, parameters, x, h, c, frozen=None):
     """One step of a cell, without a detour through Python -> h', or (h', c') for LSTM; or None.
 
     x [B, I] and h, c [B, H], or without B; None is zeros. None comes back for whatever needs more than plain
@@ -264,14 +274,14 @@ def try_cell(mode, parameters, x, h, c):
     """
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_cell(mode, parameters, x, h, c)
+    return ops.try_cell(mode, parameters, x, h, c, frozen)
 
 
-def try_layer(mode, parameters, x, h, c, batch_first):
-    """One layer in one direction, likewise -> (y, h_n, c_n or None); or None, as `try_cell`."""
+def try_layer(mode, parameters, x, h, c, batch_first, layer=0, frozen=None):
+    """A module's layer, in one direction, likewise -> (y, h_n, c_n or None); or None, as `try_cell`."""
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_layer(mode, parameters, x, h, c, batch_first)
+    return ops.try_layer(mode, parameters, x, h, c, batch_first, layer, frozen)
 
 
 def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):

@@ -1,5 +1,7 @@
 """Straight to the kernel or the op: the same bits, and it steps aside wherever there is more in the way."""
 
+import copy
+
 import pytest
 import torch
 from helpers import CELLS, LAYERS, draw, packed, pair, same, tensors
@@ -211,15 +213,159 @@ def test_autocast_transforms_tangents_and_tracing_are_not_stepped_over(kind):
         same(compiled(x, hx), expected)
 
 
+@kinds
+@pytest.mark.parametrize("H", [1, 16, 19, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_layers_give_the_same_bits(kind, H, dtype):
+    ours, _ = pair(kind, 5, H, dtype=dtype)
+    for B, T in (1, 1), (3, 4), (40, 2), (2, 100):
+        x, hx = inputs(kind, B, dtype, H=H, T=T)
+        with torch.no_grad():
+            expected = ours(x, hx)
+            assert rnnfast.freeze(ours) is ours
+            for split in "serial", "units", "rows", "":
+                info.set_split(split)
+                same(ours(x, hx), expected, rtol=0, atol=0)
+                assert ran() == ("direct" if T == 100 and kind in LAYERS else "frozen")
+        leaf = x.clone().requires_grad_()  # with a graph, as ever
+        tensors(ours(leaf, hx))[0].sum().backward()
+        assert leaf.grad.abs().sum() > 0
+        rnnfast.unfreeze(ours)
+
+
+def test_a_frozen_layer_follows_changes_that_torch_counts():
+    ours = rnnfast.freeze(rnnfast.LSTM(5, 19))
+    x, hx = inputs("lstm", 2)
+    before = {name: t.clone() for name, t in ours.state_dict().items()}
+    with torch.no_grad():
+        first = ours(x, hx)[0]
+
+    def check(change, read_from="direct"):
+        with torch.no_grad():
+            change()
+            changed = ours(x, hx)[0]
+            assert ran() == read_from
+            assert not torch.equal(changed, first)
+            assert torch.equal(changed, rnnfast.unfreeze(copy.deepcopy(ours))(x, hx)[0])
+            ours.load_state_dict(before)
+            assert torch.equal(ours(x, hx)[0], first)
+            rnnfast.freeze(ours)
+            assert torch.equal(ours(x, hx)[0], first)
+
+    check(lambda: ours.weight_ih_l0.mul_(2))
+    check(lambda: ours.weight_hh_l0.mul_(2))
+    check(lambda: ours.load_state_dict({name: 2 * t for name, t in before.items()}))
+    check(lambda: setattr(ours, "weight_hh_l0", torch.nn.Parameter(2 * before["weight_hh_l0"])))
+    check(lambda: setattr(ours.weight_ih_l0, "data", 2 * before["weight_ih_l0"]))
+    check(lambda: ours.bias_ih_l0.mul_(2), "frozen")  # biases are read at every call
+
+    def step():
+        optimizer = torch.optim.SGD(ours.parameters(), lr=1.0)
+        with torch.enable_grad():
+            ours(x, hx)[0].sum().backward()
+        optimizer.step()
+
+    check(step)
+    # what torch does not count stays unseen, as freeze says
+    with torch.no_grad():
+        ours.weight_hh_l0.data.mul_(2)
+        assert torch.equal(ours(x, hx)[0], first)
+        assert not torch.equal(rnnfast.unfreeze(ours)(x, hx)[0], first)
+
+
+def test_frozen_weights_are_for_one_instruction_set():
+    x, hx = inputs("lstm", 2)
+    ours = rnnfast.LSTM(5, 19)
+    before = info.isa()
+    try:
+        for frozen_for in info.isas():
+            info.set_isa(frozen_for)
+            rnnfast.freeze(ours)
+            for isa in info.isas():
+                info.set_isa(isa)
+                with torch.no_grad():
+                    found = ours(x, hx)[0]
+                    assert ran() == ("frozen" if frozen_for == isa else "direct")
+                    expected = rnnfast.unfreeze(copy.deepcopy(ours))(x, hx)[0]
+                assert torch.equal(found, expected), (frozen_for, isa)
+    finally:
+        info.set_isa("")
+    assert info.isa() == before
+
+
+@layers
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"dropout": 0.5}], ids=str)
+def test_several_frozen_layers_need_no_op(kind, options):
+    ours, theirs = pair(kind, 5, 19, num_layers=3, **options)
+    x, hx = inputs(kind, 2)
+    if options.get("batch_first"):
+        x = x.transpose(0, 1).contiguous()
+    hx = tuple(t.repeat(3, 1, 1) * 0.5 for t in hx) if isinstance(hx, tuple) else hx.repeat(3, 1, 1)
+    theirs.eval(), rnnfast.freeze(ours.eval())
+    with torch.no_grad():
+        same(ours(x, hx), theirs(x, hx))
+        assert ran() == "frozen"
+        same(ours(x), theirs(x))
+        one = x[0] if options.get("batch_first") else x[:, 0].contiguous()
+        same(ours(one), theirs(one))
+        assert ran() == "frozen"
+        ours.train()(x, hx)
+        assert ran() == ("recurrent" if "dropout" in options else "frozen")
+        wrong = tuple(t[:2] for t in hx) if isinstance(hx, tuple) else hx[:2]
+        with pytest.raises(RuntimeError, match="Expected hidden"):
+            ours(x, wrong)
+    ours(x, hx)
+    assert ran() == "recurrent"
+
+
+def test_a_frozen_model_is_copied_saved_and_loaded(tmp_path):
+    x, hx = inputs("lstm", 2)
+    model = torch.nn.ModuleDict({"layer": rnnfast.LSTM(5, 19), "head": torch.nn.Linear(19, 2)})
+    names = list(model.state_dict())
+    rnnfast.freeze(model)
+    assert list(model.state_dict()) == names
+    with torch.no_grad():
+        expected = model["layer"](x, hx)
+        assert ran() == "frozen"
+        same(copy.deepcopy(model)["layer"](x, hx), expected, rtol=0, atol=0)
+        torch.save(model, tmp_path / "model.pt")
+        loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+        same(loaded["layer"](x, hx), expected, rtol=0, atol=0)
+        loaded["layer"].weight_hh_l0.mul_(2)
+        assert not torch.equal(loaded["layer"](x, hx)[0], expected[0])
+        doubled = model["layer"].double()(x.double(), tuple(t.double() for t in hx))
+        same([t.float() for t in tensors(doubled)], expected)
+
+
+def test_what_cannot_be_frozen():
+    for options in {"bidirectional": True}, {"proj_size": 3}:
+        layer = rnnfast.freeze(rnnfast.LSTM(5, 19, **options))
+        layer(torch.zeros(2, 1, 5))  # as ever
+    layer, x = rnnfast.LSTM(5, 19), torch.zeros(2, 1, 5)
+    for nonsense in (
+        1,
+        (),
+        (1, 2, 3, 4, 5, 6),
+        (*functional.freeze("lstm", *layer._weights()[0][:2])[:5], "0"),
+    ):
+        with torch.no_grad():
+            functional.try_layer("lstm", layer._parameters, x, None, None, False, 0, nonsense)
+        assert ran() == "direct"
+    with pytest.raises(RuntimeError, match=r"rnnfast.freeze: expected dense weights of float32 or float64"):
+        rnnfast.freeze(rnnfast.GRUCell(5, 19, dtype=torch.bfloat16))
+    with pytest.raises(RuntimeError, match=r"expected w_ih \[3 H, I\] and w_hh \[3 H, H\] of one dtype, got"):
+        functional.freeze("gru", torch.zeros(6, 2), torch.zeros(6, 3))
+
+
 def test_a_call_with_a_wrong_number_of_arguments_says_so():
-    with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx and cx"):
+    with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx, cx and frozen"):
         rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(
-        RuntimeError, match="try_layer: expected mode, parameters, input, hx, cx and batch_first"
+        RuntimeError, match="try_layer: expected mode, parameters, input, hx, cx, batch_first, layer and"
     ):
         rnnfast.ops.try_layer("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="try_layer: expected mode, a str, and parameters, a dict"):
-        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, False)
+        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, False, 0, None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
         functional.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

@@ -382,6 +382,11 @@ def test_what_a_cache_holds_is_counted_in_bytes(vector_bytes):
     assert planned(B=16, H=256, **machine)["split"] == "rows"
 
 
+def test_one_step_of_a_frozen_layer_is_shared_where_its_weights_are_more_than_half_of_the_second_cache():
+    splits = {H: planned(T=1, H=H, frozen=True)["split"] for H in (64, 128, 192, 256, 512)}
+    assert splits == {64: "serial", 128: "serial", 192: "serial", 256: "units", 512: "units"}
+
+
 def test_the_plan_never_has_more_parts_than_threads():
     for threads in (1, 2, 3, 8, 64):
         assert 1 <= planned(B=64, threads=threads)["parts"] <= threads

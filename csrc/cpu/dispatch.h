@@ -15,6 +15,8 @@ struct LayerKernels {
   size_t (*forward)(Mode, const ForwardParams<E>&, Plan, void* workspace, Team::Member*);
   size_t (*backward)(Mode, const BackwardParams<E>&, Plan, void* workspace, Team::Member*);
   size_t (*gradient)(const GradientParams<E>&, Plan, void* workspace, Team::Member*);
+  // Packs w_ih and w_hh for ForwardParams::frozen, for calls of any size and plan; null: only counts bytes.
+  size_t (*freeze)(int gates, const ForwardParams<E>&, void* to);
 };
 
 template <class A>

@@ -81,7 +81,7 @@ void apply_math(char function, const A* x, A* y, int64_t n) {
 template <class E>
 constexpr LayerKernels<E> kLayerOf = {run_cell<Forward, E, ForwardParams<E>>,
                                       run_cell<Backward, E, BackwardParams<E>>,
-                                      run_loop<Gradient<E>, GradientParams<E>>};
+                                      run_loop<Gradient<E>, GradientParams<E>>, freeze<E>};
 
 template <class A>
 constexpr KernelsOf<A> kKernelsOf = {kLayerOf<A>, run_loop<DeepForward<A>, DeepParams<A>>,

@@ -78,16 +78,17 @@ template <class E>
 struct ForwardParams {
   typedef typename ComputeType<E>::type A;
   Walk walk;
-  int64_t I, H, P;  // input, hidden and output width; P = H without a projection
-  const E* x;       // [N, I]
-  const E* w_ih;    // [G H, I]
-  const E* w_hh;    // [G H, P]
-  const A* b_ih;    // [G H] or null
-  const A* b_hh;    // [G H] or null
-  const E* w_hr;    // [P, H] or null
-  const A* h0;      // [B, P]
-  const A* c0;      // [B, H] or null
-  E* y;             // [N, P], leading dimension ldy
+  int64_t I, H, P;     // input, hidden and output width; P = H without a projection
+  const E* x;          // [N, I]
+  const E* w_ih;       // [G H, I]
+  const E* w_hh;       // [G H, P]
+  const A* b_ih;       // [G H] or null
+  const A* b_hh;       // [G H] or null
+  const E* w_hr;       // [P, H] or null
+  const void* frozen;  // what LayerKernels::freeze made of w_ih and w_hh, or null; not with a projection
+  const A* h0;         // [B, P]
+  const A* c0;         // [B, H] or null
+  E* y;                // [N, P], leading dimension ldy
   int64_t ldy;
   A* hn;     // [B, P]
   A* cn;     // [B, H] or null

@@ -43,11 +43,15 @@ double step_ns(const Shape& s, double rows, double vectors) {
 
 }  // namespace
 
-Plan make_plan(const Shape& s, int threads, double meeting_ns) {
+Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
+  Shape s = shape;
+  // Of one step W_ih is read like W_hh (where both have to be packed first, that counts more), and of the
+  // second cache a part went to others since the call before.
+  if (s.frozen && s.steps == 1) s.reads += s.inputs, s.inputs = 0, s.second_cache /= 2;
   const int64_t vectors = divide_up(s.units, s.lanes);
   const double rows = s.steps > 0 ? static_cast<double>(s.total) / s.steps : 0;  // the mean, when packed
   const double numbers = static_cast<double>(s.units) * s.gates * (s.inputs + s.reads);
-  const double pack = kPackNs * numbers;
+  const double pack = s.frozen ? 0 : kPackNs * numbers;
   const double serial = pack + s.steps * step_ns(s, rows, vectors);
   Plan best{Split::kSerial, 1};
   double best_ns = serial;
@@ -66,7 +70,7 @@ Plan make_plan(const Shape& s, int threads, double meeting_ns) {
   // where they are in the nearest cache
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
   const double by_rows = kEnterNs + (s.steps == 1 ? 2 : 1) * pack / row_parts +
-                         kFetchNs * numbers * (1 - 1.0 / row_parts) +
+                         (s.frozen ? 0 : kFetchNs * numbers * (1 - 1.0 / row_parts)) +
                          s.steps * step_ns(s, std::ceil(rows / row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
   return best;

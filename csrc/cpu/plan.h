@@ -16,6 +16,7 @@ struct Shape {
   int lanes;   // of one vector
   bool backward;
   bool matrix_unit = false;  // multiplies 16 rows at once, and sums go over pairs
+  bool frozen = false;       // W is packed already
   // of the machine
   int vector_bytes = 64;
   int64_t second_cache = 2 << 20;  // bytes, of one core

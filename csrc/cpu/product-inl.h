@@ -136,9 +136,14 @@ struct Packed {
   int width = 1;
   bool once = false;
   bool turned = false;
+  bool frozen = false;  // packed before this call: cuts are where panels begin, at multiples of `width`
 
   int64_t vectors() const { return divide_up(units, L); }
-  Range vectors_of(Cut cut) const { return share(vectors(), cut.pieces, cut.piece); }
+  Range vectors_of(Cut cut) const {
+    if (!frozen) return share(vectors(), cut.pieces, cut.piece);
+    const Range panels = share(divide_up(vectors(), width), cut.pieces, cut.piece);
+    return {least(panels.begin * width, vectors()), least(panels.end * width, vectors())};
+  }
 
   // rows: of a product, about. uses: how often each panel is read. Few rows have wider panels, so that
   // enough chains are in flight to hide the latency of one.
@@ -157,6 +162,19 @@ struct Packed {
     return w;
   }
 
+  // For any plan and number of rows: panels of one vector of units, or of two where there is one gate
+  static Packed freeze(Arena& arena, Source<E> source, int64_t numbers, int64_t units, int gates) {
+    Packed w;
+    w.source = source;
+    w.set_numbers(numbers);
+    w.units = units;
+    w.gates = gates;
+    w.frozen = true;
+    w.width = gates == 1 ? 2 : 1;
+    w.data = arena.take<W>(w.vectors() * w.K * gates * L);
+    return w;
+  }
+
   void set_numbers(int64_t n) {
     numbers = n;
     K = divide_up(n, kNumbers * kUnitWords) * kUnitWords;
@@ -166,8 +184,10 @@ struct Packed {
   template <class F>
   RNNFAST_INLINE void for_panels(Range vectors, Range turn, bool last_first, F f) const {
     const int64_t panels = divide_up(vectors.size(), width);
-    for (int64_t j = turn.begin; j < panels; j += turn.end)
-      f(share(vectors, panels, last_first ? panels - 1 - j : j));
+    for (int64_t i = turn.begin; i < panels; i += turn.end) {
+      const int64_t j = last_first ? panels - 1 - i : i, begin = vectors.begin + j * width;
+      f(frozen ? Range{begin, least(begin + width, vectors.end)} : share(vectors, panels, j));
+    }
   }
 
   // What the i-th of so many tiles over panel p asks for: its part of the panel after p among `all`, unless

@@ -5,6 +5,27 @@
 // gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh to its dL/dh. Compiled
 // once per instruction set, inside its namespace. No guard on purpose.
 
+// W_ih and W_hh as ForwardParams::frozen has them
+template <class E>
+struct FrozenWeights {
+  Packed<E> w_ih, w_hh;
+
+  FrozenWeights(const ForwardParams<E>& p, int gates, Arena arena)
+      : w_ih(Packed<E>::freeze(arena, {p.w_ih, whole_lines<E>(p.I), false}, p.I, p.H, gates)),
+        w_hh(Packed<E>::freeze(arena, {p.w_hh, whole_lines<E>(p.P), false}, p.P, p.H, gates)),
+        bytes(arena.used) {}
+
+  size_t bytes;
+};
+
+template <class E>
+size_t freeze(int gates, const ForwardParams<E>& p, void* to) {
+  const FrozenWeights<E> w(p, gates, {static_cast<char*>(to)});
+  if (to)
+    for (const Packed<E>* matrix : {&w.w_ih, &w.w_hh}) matrix->pack({0, matrix->vectors()}, {0, 1});
+  return w.bytes;
+}
+
 template <class Cell, class E>
 struct Forward {
   typedef typename ComputeType<E>::type A;
@@ -51,8 +72,13 @@ struct Forward {
       return Packed<E>::make(arena, {w, whole_lines<E>(numbers), false}, numbers, units, gates, n, uses,
                              plan);
     };
-    w_ih = pack(p.w_ih, p.I, p.H, G, chunk * rows, chunks);
-    w_hh = pack(p.w_hh, p.P, p.H, G, rows, steps);
+    if (p.frozen) {
+      const FrozenWeights<E> packed(p, G, {static_cast<char*>(const_cast<void*>(p.frozen))});
+      w_ih = packed.w_ih, w_hh = packed.w_hh;
+    } else {
+      w_ih = pack(p.w_ih, p.I, p.H, G, chunk * rows, chunks);
+      w_hh = pack(p.w_hh, p.P, p.H, G, rows, steps);
+    }
     if (projected) w_hr = pack(p.w_hr, p.H, p.P, 1, rows, steps);
     bias = arena.take<A>(S * Hp);
     zeros = arena.take<A>(Pp);

@@ -50,7 +50,7 @@ struct Share {
   // Who shares units packs his own, so that they lie in his cache; else all take turns.
   template <class Matrix>
   void pack(const Matrix& w, const Part& part) const {
-    if (w.once) return;
+    if (w.once || w.frozen) return;
     if (plan.split == Split::kUnits)
       w.pack(w.vectors_of(part.cut), {0, 1});
     else

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -611,6 +612,13 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   p.x = x.get(), p.w_ih = w_ih.get(), p.w_hh = w_hh.get(), p.w_hr = w_hr.get();
   p.b_ih = b_ih.get(), p.b_hh = b_hh.get();
   if (!stateless) p.h0 = h0.get(), p.c0 = c0.get();
+  std::unique_ptr<char[]> frozen;
+  if (!s.projected && rng.one_in(3)) {
+    frozen.reset(new char[k.layer(E()).freeze(s.G, p, nullptr)]);
+    k.layer(E()).freeze(s.G, p, frozen.get());
+    p.frozen = frozen.get();
+    describe(" frozen");
+  }
   const auto takes = [&](ForwardParams<E>& q, Outputs& o) {
     const unsigned char padding = fills_padding(k, s.H, sizeof(A)) ? o.fill : 0;
     q.y = o.take_side<E>("y", N, s.P, ldy, side);
