@@ -62,7 +62,9 @@ class Distance {
   }
   bool due(Clock::time_point now) const { return age(now) > kInterval; }
   void learn(uint64_t ticks, Clock::time_point now) {
-    ticks_.store(ticks, std::memory_order_relaxed);
+    // the lesser of two, for one that was interrupted is no distance
+    const uint64_t before = last_.exchange(ticks, std::memory_order_relaxed);
+    ticks_.store(std::min(before, ticks), std::memory_order_relaxed);
     learned_.store(now.time_since_epoch().count(), std::memory_order_relaxed);
   }
 
@@ -73,7 +75,7 @@ class Distance {
   Clock::duration age(Clock::time_point now) const {
     return now.time_since_epoch() - Clock::duration(learned_.load(std::memory_order_relaxed));
   }
-  std::atomic<uint64_t> ticks_{0};
+  std::atomic<uint64_t> ticks_{0}, last_{UINT64_MAX};
   std::atomic<Clock::rep> learned_{0};  // when; 0: never
   std::atomic<unsigned> doubts_{0};
 };
