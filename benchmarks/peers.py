@@ -328,7 +328,7 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
         ours = ours(case.input_size, case.hidden)
     ours.to(problem.x.dtype).load_state_dict(problem.layer.state_dict())
     if case.frozen:
-        rnnfast.freeze(ours)
+        rnnfast.freeze(ours.eval())
     x, dy = problem.pack(problem.x), problem.pack(problem.dy)
     if case.lengths:
         peers["rnnfast padded"] = padded(ours, problem, training)

@@ -69,6 +69,9 @@ Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
 // kernel has them as arguments.
 ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
+  uint32_t* const failed = failure_word();
+  TORCH_CHECK(!failed || !std::exchange(*failed, 0),
+              "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
   if (s.packed && capturing(current_stream(x.device()))) return kOneLaunchAStep;
   return choose_plan(shape_of(s, x, backward));
 }
@@ -81,11 +84,8 @@ Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const T
   links.cluster = plan.team == Team::kCluster;
   if (plan.team != Team::kGrid) return links;
   links.patience = current_device().patience;
-  uint32_t* const word = failure_word();
-  TORCH_CHECK(word, "rnnfast: no memory that the host and the GPU share");
-  TORCH_CHECK(!std::exchange(*word, 0),
-              "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
-  links.failed = word;
+  links.failed = failure_word();
+  TORCH_CHECK(links.failed, "rnnfast: no memory that the host and the GPU share");
   const int64_t team = kBatch * plan.batches, rows = (batch + team - 1) / team * team;
   places = at::zeros({rows * numbers}, like.options().dtype(at::kLong));
   links.places = static_cast<uint64_t*>(places.mutable_data_ptr());

@@ -56,26 +56,34 @@ struct Names {
         b_hh(PyUnicode_InternFromString(("bias_hh" + suffix).c_str())) {}
 };
 
-// What torch counts of the changes of a tensor's numbers; none of one that was made in inference mode
-int64_t version_of(const Tensor& t) { return t.is_inference() ? 0 : static_cast<int64_t>(t._version()); }
+// W_ih and W_hh packed once: the tuple that `freeze` returns. Of each matrix it keeps the tensor, the storage
+// that it had (so that no other can stand at that address) and the version.
+enum FrozenMatrix { kTensor, kStorage, kVersion, kMatrixItems };
+enum Frozen { kPacked, kIsa, kInput, kHidden = kInput + kMatrixItems, kItems = kHidden + kMatrixItems };
 
-// W_ih and W_hh packed once: the tuple that `freeze` returns. It keeps the storages that it packed, so that
-// an address means the same numbers as long as their version does.
-enum FrozenItem { kPacked, kIsa, kInputWeights, kInputVersion, kHiddenWeights, kHiddenVersion, kItems };
+const Tensor* tensor_of(PyObject* tuple, int item) {
+  PyObject* const object = PyTuple_GET_ITEM(tuple, item);
+  return THPVariable_Check(object) ? &THPVariable_Unpack(object) : nullptr;
+}
+
+// whether w is the tensor that was packed, and torch counts no change of its numbers since
+bool is_unchanged(const Tensor& w, PyObject* frozen, int first) {
+  const Tensor *tensor = tensor_of(frozen, first + kTensor), *storage = tensor_of(frozen, first + kStorage);
+  PyObject* const version = PyTuple_GET_ITEM(frozen, first + kVersion);
+  return tensor && storage && PyLong_Check(version) && tensor->is_same(w) && !w.is_inference() &&
+         storage->const_data_ptr() == w.const_data_ptr() && storage->sizes() == w.sizes() &&
+         storage->scalar_type() == w.scalar_type() &&
+         PyLong_AsLongLong(version) == static_cast<int64_t>(w._version());
+}
 
 // Its memory, if the weights and the instruction set are still those that it was made of and for; else null.
 const void* frozen_of(PyObject* frozen, const Kernels& k, const Tensor& w_ih, const Tensor& w_hh) {
   if (!PyTuple_Check(frozen) || PyTuple_GET_SIZE(frozen) != kItems) return nullptr;
-  const auto item = [&](FrozenItem i) { return PyTuple_GET_ITEM(frozen, i); };
-  const auto same = [&](const Tensor& w, FrozenItem weights, FrozenItem version) {
-    return THPVariable_Check(item(weights)) && PyLong_Check(item(version)) &&
-           THPVariable_Unpack(item(weights)).const_data_ptr() == w.const_data_ptr() &&
-           PyLong_AsLongLong(item(version)) == version_of(w);
-  };
-  const bool current = THPVariable_Check(item(kPacked)) && PyUnicode_Check(item(kIsa)) &&
-                       PyUnicode_CompareWithASCIIString(item(kIsa), k.name) == 0 &&
-                       same(w_ih, kInputWeights, kInputVersion) && same(w_hh, kHiddenWeights, kHiddenVersion);
-  return current ? THPVariable_Unpack(item(kPacked)).const_data_ptr() : nullptr;
+  const Tensor* const packed = tensor_of(frozen, kPacked);
+  PyObject* const isa = PyTuple_GET_ITEM(frozen, kIsa);
+  const bool current = packed && PyUnicode_Check(isa) && PyUnicode_CompareWithASCIIString(isa, k.name) == 0 &&
+                       is_unchanged(w_ih, frozen, kInput) && is_unchanged(w_hh, frozen, kHidden);
+  return current ? packed->const_data_ptr() : nullptr;
 }
 
 template <class A>
@@ -208,20 +216,25 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
               "freeze: expected mode, w_ih and w_hh");
   const Mode mode = parse_mode("freeze", PyUnicode_AsUTF8(args[0]));
   const Tensor &w_ih = THPVariable_Unpack(args[1]), &w_hh = THPVariable_Unpack(args[2]);
-  for (const Tensor& w : {w_ih, w_hh})
-    TORCH_CHECK(w.is_cpu() && w.layout() == at::kStrided && w.is_contiguous() &&
-                    (w.scalar_type() == at::kFloat || w.scalar_type() == at::kDouble),
-                "rnnfast.freeze: expected dense weights of float32 or float64 on the CPU, got ", w.toString(),
+  for (const Tensor& w : {w_ih, w_hh}) {
+    TORCH_CHECK(w.is_cpu() && (w.scalar_type() == at::kFloat || w.scalar_type() == at::kDouble),
+                "rnnfast.freeze: expected weights of float32 or float64 on the CPU, got ", w.scalar_type(),
                 " on ", w.device());
+    TORCH_CHECK(w.layout() == at::kStrided && w.is_contiguous(),
+                "rnnfast.freeze: expected weights that are contiguous, got one that is not");
+    TORCH_CHECK(!w.is_inference(),
+                "rnnfast.freeze: expected weights made outside of inference mode, in which torch counts no "
+                "changes of them");
+  }
   TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_ih.scalar_type() == w_hh.scalar_type() &&
                   w_ih.size(0) == gates_of(mode) * w_hh.size(1) && w_hh.size(0) == w_ih.size(0),
               "rnnfast.freeze: expected w_ih [", gates_of(mode), " H, I] and w_hh [", gates_of(mode),
               " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
   const auto pack = w_ih.scalar_type() == at::kDouble ? packed_weights<double> : packed_weights<float>;
   const Tensor packed = pack(mode, w_ih, w_hh);
-  return Py_BuildValue("(NsNLNL)", wrap(packed), kernels().name, wrap(w_ih.detach()),
-                       static_cast<long long>(version_of(w_ih)), wrap(w_hh.detach()),
-                       static_cast<long long>(version_of(w_hh)));
+  const auto version = [](const Tensor& w) { return static_cast<long long>(w._version()); };
+  return Py_BuildValue("(NsNNLNNL)", wrap(packed), kernels().name, wrap(w_ih), wrap(w_ih.detach()),
+                       version(w_ih), wrap(w_hh), wrap(w_hh.detach()), version(w_hh));
   END_HANDLE_TH_ERRORS
 }
 

@@ -260,8 +260,8 @@ def freeze(mode, w_ih, w_hh):
     """The weights of one layer in one direction, packed once: `frozen` of `try_cell` and `try_layer`.
 
     mode is that of `layers`; w_ih [G·H, I] and w_hh [G·H, H], float32 or float64 on the CPU, G gates. As long
-    as torch counts no change of them (`_version`, their place in memory), calls that record no graph read the
-    packed ones; else they read the weights themselves.
+    as these are the tensors of a call that records no graph, and torch counts no change of them (`_version`,
+    their place in memory), it reads the packed ones; else the weights themselves.
     """
     return ops.freeze(mode, w_ih, w_hh)
 

@@ -44,10 +44,26 @@ _MODES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn
 _CELL_MODES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 
 
-class _Layers(RNNBase):
-    """What RNN, LSTM and GRU share: reading weights, checking, and the three kinds of input."""
+class _Freezable(Module):
+    """What `freeze` needs of a layer or cell; the packed weights are neither copied nor saved with it."""
 
-    _frozen = None  # see freeze
+    _frozen = None
+
+    def train(self, mode=True):
+        if mode:
+            self._frozen = None
+        return super().train(mode)
+
+    def _frozen_or_not(self):
+        return "" if self._frozen is None else " Its weights are frozen: see rnnfast.freeze."
+
+    def __getstate__(self):
+        state = super().__getstate__() if hasattr(super(), "__getstate__") else self.__dict__
+        return {name: value for name, value in state.items() if name != "_frozen"}
+
+
+class _Layers(_Freezable, RNNBase):
+    """What RNN, LSTM and GRU share: reading weights, checking, and the three kinds of input."""
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read each weight where it lies."""
@@ -107,10 +123,11 @@ class _Layers(RNNBase):
         frozen, L = self._frozen, self.num_layers
         if L == 1:
             return functional.try_layer(mode, parameters, input, h, c, first, 0, frozen and frozen[0])
-        if frozen is None or torch.is_grad_enabled() or (self.dropout and self.training):
+        if frozen is None or (self.dropout and self.training):
             return None
-        if any(state is not None and state.size(0) != L for state in (h, c)):
-            return None
+        for state in (h, c):
+            if state is not None and not (isinstance(state, Tensor) and state.dim() and state.size(0) == L):
+                return None
         states = []
         for k in range(L):
             h_k, c_k = (None if state is None else state[k : k + 1] for state in (h, c))
@@ -122,9 +139,10 @@ class _Layers(RNNBase):
         hn, cn = zip(*states, strict=True)
         return input, torch.cat(hn), cn[0] if cn[0] is None else torch.cat(cn)
 
-    def _freeze(self):
-        if not self.bidirectional and not self.proj_size:
-            self._frozen = [functional.freeze(_MODES[self.mode], *w[:2]) for w in self._weights()]
+    def _packed(self):
+        if self.bidirectional or self.proj_size:
+            return None
+        return [functional.freeze(_MODES[self.mode], *w[:2]) for w in self._weights()]
 
     def _raise_input_dim(self, x):
         name, tail = ("RNN", " tensor") if self.mode.startswith("RNN") else (self.mode, "")
@@ -159,7 +177,7 @@ class _Layers(RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         weights = [w for direction in self._weights() for w in direction]
-        return functional.explain(type(self).__name__, x, states, weights)
+        return functional.explain(type(self).__name__, x, states, weights) + self._frozen_or_not()
 
 
 class RNN(_Layers):
@@ -273,10 +291,8 @@ class GRU(_Layers):
         return y, h
 
 
-class _Cell(RNNCellBase):
+class _Cell(_Freezable, RNNCellBase):
     """What the three cells share; `_name` is what torch's errors call them."""
-
-    _frozen = None  # see freeze
 
     def _weights(self):
         p = self._parameters
@@ -315,8 +331,8 @@ class _Cell(RNNCellBase):
             return h, c
         return h.squeeze(0), c.squeeze(0) if mode == "lstm" else c
 
-    def _freeze(self):
-        self._frozen = functional.freeze(self._mode, *self._weights()[:2])
+    def _packed(self):
+        return functional.freeze(self._mode, *self._weights()[:2])
 
     @staticmethod
     def _raise_state_size(k, s, B, H):
@@ -328,7 +344,7 @@ class _Cell(RNNCellBase):
     def explain(self, input, hx=None) -> str:
         """One sentence: which path this input takes, and why."""
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
-        return functional.explain(self._name, input, states, self._weights())
+        return functional.explain(self._name, input, states, self._weights()) + self._frozen_or_not()
 
 
 class RNNCell(_Cell):
@@ -438,29 +454,43 @@ def freeze(model: Module) -> Module:
     takes most of its time. A frozen layer has them packed, so a stream of steps is up to twice as fast. That
     is for calls of up to a dozen steps that record no graph (`torch.no_grad`, `torch.inference_mode`), of
     RNN, LSTM, GRU (in one direction, without projections) and their cells, in float32 and float64 on the CPU;
-    others run as ever. The copies take as much memory as the weights.
+    other calls and layers run as ever. The packed copies take as much memory as the weights.
 
-    Changes of weights that torch counts (an optimizer's, `load_state_dict`, `w.mul_()`, another place in
-    memory) make a layer read the weights themselves, until it is frozen again. Those through `w.data` or
-    numpy are not counted: call `freeze` again after them, or `unfreeze`.
+    Weights are expected to stay as they are: `model.train()` takes the packed copies away, and so does
+    `unfreeze`; a copy of the model, or one that was saved and loaded, has none. Changes of a weight that
+    torch counts in its `_version` (`load_state_dict`, `w.mul_()`, most optimizers) or that put another tensor
+    in its place make a layer read the weights themselves. Nobody counts those through `w.data`, numpy, a
+    tensor or a process that shares the memory, and of an optimizer with fused=True: call `freeze` again.
 
-    Raises RuntimeError for a layer whose weights are of another dtype, not on the CPU, or not dense.
+    Raises RuntimeError for a model in training mode, and for weights of another dtype, not on the CPU, not
+    contiguous, or made in inference mode. Then nothing is frozen that was not.
 
     >>> import torch, rnnfast
-    >>> model = rnnfast.freeze(rnnfast.LSTM(10, 20))
+    >>> model = rnnfast.freeze(rnnfast.LSTM(10, 20).eval())
     >>> with torch.inference_mode():
     ...     y, state = model(torch.randn(1, 1, 10))
     """
-    for module in model.modules():
-        if isinstance(module, (_Layers, _Cell)):
-            module._freeze()
+    packed = []
+    for name, module in model.named_modules():
+        if isinstance(module, _Freezable):
+            if module.training:
+                raise RuntimeError(
+                    f"rnnfast.freeze: expected a model in eval mode, got {name or type(module).__name__} in "
+                    "training mode: call model.eval() first"
+                )
+            try:
+                packed.append((module, module._packed()))
+            except RuntimeError as error:
+                raise RuntimeError(f"{error} (in {name or type(module).__name__})") from None
+    for module, weights in packed:
+        module._frozen = weights
     return model
 
 
 def unfreeze(model: Module) -> Module:
     """Takes back `freeze`: every layer reads its weights at every call -> the same model."""
     for module in model.modules():
-        if isinstance(module, (_Layers, _Cell)):
+        if isinstance(module, _Freezable):
             module._frozen = None
     return model
 

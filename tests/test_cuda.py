@@ -477,7 +477,7 @@ def assert_plan_holds(arguments, found):
     else:
         assert warps <= 12
     if team == "cluster":
-        assert blocks <= min(16, multiprocessors)
+        assert 2 <= blocks <= min(16, multiprocessors)
     if team == "grid":  # all blocks run at once, and all rows have a team
         assert teams * blocks <= multiprocessors
 
@@ -492,7 +492,10 @@ def assert_plan_holds(arguments, found):
         (dict(mode="rnn_relu", bytes=2, H=64), ("block", 1, 4, 1, 0, 1)),
         (dict(mode="rnn_relu", bytes=2, H=64, backward=True), ("block", 1, 8, 2, 0, 1)),
         (dict(mode="lstm", bytes=4, H=64, tf32=True), ("block", 1, 8, 1, 0, 1)),
-        # 129 units in two blocks, as many sums as 11 instructions take
+        # what one block would hold; 129 units in two blocks, as many sums as 11 instructions take
+        (dict(mode="lstm", bytes=4, H=65, tf32=True), ("cluster", 2, 5, 1, 0, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=129), ("cluster", 2, 5, 1, 0, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=129, capability=80), ("grid", 1, 9, 1, 0, 1)),
         (dict(mode="lstm", bytes=2, H=129), ("cluster", 2, 9, 1, 0, 1)),
         (dict(mode="lstm", bytes=2, H=129, capability=80), ("grid", 2, 9, 1, 0, 1)),
         (dict(mode="gru", bytes=2, H=256), ("cluster", 6, 12, 2, 0, 1)),

@@ -218,6 +218,7 @@ def test_autocast_transforms_tangents_and_tracing_are_not_stepped_over(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frozen_layers_give_the_same_bits(kind, H, dtype):
     ours, _ = pair(kind, 5, H, dtype=dtype)
+    ours.eval()
     for B, T in (1, 1), (3, 4), (40, 2), (2, 100):
         x, hx = inputs(kind, B, dtype, H=H, T=T)
         with torch.no_grad():
@@ -234,7 +235,7 @@ def test_frozen_layers_give_the_same_bits(kind, H, dtype):
 
 
 def test_a_frozen_layer_follows_changes_that_torch_counts():
-    ours = rnnfast.freeze(rnnfast.LSTM(5, 19))
+    ours = rnnfast.freeze(rnnfast.LSTM(5, 19).eval())
     x, hx = inputs("lstm", 2)
     before = {name: t.clone() for name, t in ours.state_dict().items()}
     with torch.no_grad():
@@ -246,7 +247,7 @@ def test_a_frozen_layer_follows_changes_that_torch_counts():
             changed = ours(x, hx)[0]
             assert ran() == read_from
             assert not torch.equal(changed, first)
-            assert torch.equal(changed, rnnfast.unfreeze(copy.deepcopy(ours))(x, hx)[0])
+            assert torch.equal(changed, copy.deepcopy(ours)(x, hx)[0])
             ours.load_state_dict(before)
             assert torch.equal(ours(x, hx)[0], first)
             rnnfast.freeze(ours)
@@ -257,6 +258,9 @@ def test_a_frozen_layer_follows_changes_that_torch_counts():
     check(lambda: ours.load_state_dict({name: 2 * t for name, t in before.items()}))
     check(lambda: setattr(ours, "weight_hh_l0", torch.nn.Parameter(2 * before["weight_hh_l0"])))
     check(lambda: setattr(ours.weight_ih_l0, "data", 2 * before["weight_ih_l0"]))
+    # another tensor of as many changes, at the same place
+    again = torch.nn.Parameter(ours.weight_hh_l0.data)
+    check(lambda: (setattr(ours, "weight_hh_l0", again), again.mul_(2)))
     check(lambda: ours.bias_ih_l0.mul_(2), "frozen")  # biases are read at every call
 
     def step():
@@ -266,16 +270,43 @@ def test_a_frozen_layer_follows_changes_that_torch_counts():
         optimizer.step()
 
     check(step)
-    # what torch does not count stays unseen, as freeze says
+    # what torch does not count stays unseen, as freeze says, until train() or unfreeze()
     with torch.no_grad():
         ours.weight_hh_l0.data.mul_(2)
         assert torch.equal(ours(x, hx)[0], first)
-        assert not torch.equal(rnnfast.unfreeze(ours)(x, hx)[0], first)
+        changed = rnnfast.unfreeze(ours)(x, hx)[0]
+        assert not torch.equal(changed, first)
+        rnnfast.freeze(ours).weight_hh_l0.data.div_(2)
+        assert torch.equal(ours(x, hx)[0], changed)
+        assert torch.equal(ours.train()(x, hx)[0], first)
+        assert ran() == "direct"
+        assert torch.equal(ours.eval()(x, hx)[0], first)
+        assert ran() == "direct"
+
+
+def test_a_weight_of_another_size_at_the_same_place_is_not_the_frozen_one():
+    weights = torch.randn(64, 10), torch.randn(64, 64)
+    module, x = rnnfast.RNN(10, 4, bias=False).eval(), torch.randn(1, 1, 10)
+
+    def take(H):
+        module.weight_ih_l0 = torch.nn.Parameter(weights[0][:H])
+        module.weight_hh_l0 = torch.nn.Parameter(weights[1].flatten()[: H * H].view(H, H))
+        module.hidden_size = H
+
+    take(4)
+    rnnfast.freeze(module)
+    with torch.no_grad():
+        for H in 4, 64, 2:
+            take(H)
+            assert torch.equal(module(x)[0], copy.deepcopy(module)(x)[0])
+        module.weight_ih_l0.data, module.weight_hh_l0.data = weights[0][:8], weights[1][:8, :8].contiguous()
+        module.hidden_size = 8
+        assert module(x)[0].shape == (1, 1, 8)
 
 
 def test_frozen_weights_are_for_one_instruction_set():
     x, hx = inputs("lstm", 2)
-    ours = rnnfast.LSTM(5, 19)
+    ours = rnnfast.LSTM(5, 19).eval()
     before = info.isa()
     try:
         for frozen_for in info.isas():
@@ -286,7 +317,7 @@ def test_frozen_weights_are_for_one_instruction_set():
                 with torch.no_grad():
                     found = ours(x, hx)[0]
                     assert ran() == ("frozen" if frozen_for == isa else "direct")
-                    expected = rnnfast.unfreeze(copy.deepcopy(ours))(x, hx)[0]
+                    expected = copy.deepcopy(ours)(x, hx)[0]
                 assert torch.equal(found, expected), (frozen_for, isa)
     finally:
         info.set_isa("")
@@ -309,50 +340,76 @@ def test_several_frozen_layers_need_no_op(kind, options):
         one = x[0] if options.get("batch_first") else x[:, 0].contiguous()
         same(ours(one), theirs(one))
         assert ran() == "frozen"
+        for bad in (lambda t: t[:2]), (lambda t: t.sum()):
+            errors = []
+            for module in ours, theirs:
+                with pytest.raises(RuntimeError) as error:
+                    module(x, tuple(bad(t) for t in hx) if isinstance(hx, tuple) else bad(hx))
+                errors.append(str(error.value))
+            assert errors[0] == errors[1]
+    same(ours(x, hx), theirs(x, hx))  # with a graph
+    assert ran() == "recurrent"
+    with torch.no_grad():
         ours.train()(x, hx)
-        assert ran() == ("recurrent" if "dropout" in options else "frozen")
-        wrong = tuple(t[:2] for t in hx) if isinstance(hx, tuple) else hx[:2]
-        with pytest.raises(RuntimeError, match="Expected hidden"):
-            ours(x, wrong)
-    ours(x, hx)
     assert ran() == "recurrent"
 
 
-def test_a_frozen_model_is_copied_saved_and_loaded(tmp_path):
+def test_a_frozen_model_is_copied_saved_and_loaded_thawed(tmp_path):
     x, hx = inputs("lstm", 2)
-    model = torch.nn.ModuleDict({"layer": rnnfast.LSTM(5, 19), "head": torch.nn.Linear(19, 2)})
-    names = list(model.state_dict())
+    layers = {"layer": rnnfast.LSTM(5, 19), "cell": rnnfast.GRUCell(19, 2)}
+    model = torch.nn.ModuleDict(layers).eval()
+    names, explained = list(model.state_dict()), model["layer"].explain(x)
     rnnfast.freeze(model)
     assert list(model.state_dict()) == names
+    assert model["layer"].explain(x) == explained + " Its weights are frozen: see rnnfast.freeze."
     with torch.no_grad():
         expected = model["layer"](x, hx)
         assert ran() == "frozen"
-        same(copy.deepcopy(model)["layer"](x, hx), expected, rtol=0, atol=0)
         torch.save(model, tmp_path / "model.pt")
         loaded = torch.load(tmp_path / "model.pt", weights_only=False)
-        same(loaded["layer"](x, hx), expected, rtol=0, atol=0)
-        loaded["layer"].weight_hh_l0.mul_(2)
-        assert not torch.equal(loaded["layer"](x, hx)[0], expected[0])
+        for other in copy.copy(model["layer"]), copy.deepcopy(model)["layer"], loaded["layer"]:
+            same(other(x, hx), expected, rtol=0, atol=0)
+            assert ran() == "direct"
+        same(copy.deepcopy(model)["cell"](expected[0][0]), model["cell"](expected[0][0]))
+        assert ran() == "frozen"
         doubled = model["layer"].double()(x.double(), tuple(t.double() for t in hx))
         same([t.float() for t in tensors(doubled)], expected)
 
 
 def test_what_cannot_be_frozen():
     for options in {"bidirectional": True}, {"proj_size": 3}:
-        layer = rnnfast.freeze(rnnfast.LSTM(5, 19, **options))
+        layer = rnnfast.freeze(rnnfast.LSTM(5, 19, **options).eval())
         layer(torch.zeros(2, 1, 5))  # as ever
-    layer, x = rnnfast.LSTM(5, 19), torch.zeros(2, 1, 5)
+    layer, x = rnnfast.LSTM(5, 19).eval(), torch.zeros(2, 1, 5)
+    frozen = functional.freeze("lstm", *layer._weights()[0][:2])
     for nonsense in (
         1,
         (),
-        (1, 2, 3, 4, 5, 6),
-        (*functional.freeze("lstm", *layer._weights()[0][:2])[:5], "0"),
+        tuple(range(8)),
+        (*frozen[:-1], "0"),
+        (None, *frozen[1:]),
+        (*frozen[:3], 1, *frozen[4:]),
     ):
         with torch.no_grad():
             functional.try_layer("lstm", layer._parameters, x, None, None, False, 0, nonsense)
         assert ran() == "direct"
-    with pytest.raises(RuntimeError, match=r"rnnfast.freeze: expected dense weights of float32 or float64"):
-        rnnfast.freeze(rnnfast.GRUCell(5, 19, dtype=torch.bfloat16))
+
+    def refused(model, match):
+        model = torch.nn.Sequential(rnnfast.GRU(4, 5).eval(), model)
+        with pytest.raises(RuntimeError, match=match):
+            rnnfast.freeze(model)
+        assert model[0]._frozen is None
+
+    refused(
+        rnnfast.GRUCell(5, 19, dtype=torch.bfloat16).eval(), r"float32 or float64 .* got BFloat16 .*\(in 1\)"
+    )
+    refused(rnnfast.GRU(5, 19, device="meta").eval(), "on the CPU, got Float on meta")
+    refused(rnnfast.GRU(5, 19), "expected a model in eval mode, got 1 in training mode: call model.eval")
+    turned = rnnfast.RNN(5, 19).eval()
+    turned.weight_ih_l0 = torch.nn.Parameter(torch.zeros(5, 19).t())
+    refused(turned, "contiguous, got one that is not")
+    with torch.inference_mode():
+        refused(rnnfast.GRU(5, 19).eval(), "made outside of inference mode")
     with pytest.raises(RuntimeError, match=r"expected w_ih \[3 H, I\] and w_hh \[3 H, H\] of one dtype, got"):
         functional.freeze("gru", torch.zeros(6, 2), torch.zeros(6, 3))
 

@@ -81,7 +81,10 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
   const int64_t tiles = divide_up(divide_up(sums.numbers, sums.tile), split);
   p.held = static_cast<int>(tiles > own ? tiles - own : 0);
   if (s.backward) p.held += p.held % 2;  // two at a time
-  p.blocks = static_cast<int>(divide_up(s.H, kMostWarps / split * sums.units));
+  // of one block alone st.async is undefined
+  const int64_t fewest = team == Team::kCluster ? 2 : 1,
+                blocks = divide_up(s.H, kMostWarps / split * sums.units);
+  p.blocks = static_cast<int>(blocks < fewest ? fewest : blocks);
   p.warps = static_cast<int>(divide_up(divide_up(s.H, p.blocks), sums.units) * split);
   const bool cluster = team == Team::kCluster;
   const int64_t at_once = !cluster                 ? s.device.multiprocessors / p.blocks
@@ -103,9 +106,9 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
 
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
-// of 128 units, with 64 registers. Wider layers take the registers of several blocks, 128 each: of a cluster
-// if there is one that holds W, else of a part of the grid. What the registers do not hold of W goes to
-// shared memory.
+// of 128 units, with 64 registers. Wider layers take several blocks of twelve warps with 88 registers for W:
+// a cluster if there is one that holds it, else a part of the grid. What the registers do not hold of W goes
+// to shared memory.
 ResidentPlan make_plan(const Shape& s) {
   const bool can = s.bytes == 2 || (s.bytes == 4 && s.tf32);
   if (!can || s.projected || s.device.capability < 80) return kOneLaunchAStep;

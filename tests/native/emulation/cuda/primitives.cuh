@@ -289,6 +289,10 @@ inline void mbarrier_wait(const uint64_t* barrier, int parity) {
   }
 }
 inline void store_async(void* place, uint32_t word, uint64_t* barrier, int rank) {
+  if (Cluster::current()->blocks() < 2) {
+    std::fprintf(stderr, "emulation: store_async without a cluster\n");
+    std::abort();
+  }
   uint32_t* const to = peer(static_cast<uint32_t*>(place), rank);
   Mbarrier* const counter = reinterpret_cast<Mbarrier*>(peer(barrier, rank));
   Cluster::current()->store_late(to, [=] {
