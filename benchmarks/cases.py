@@ -112,7 +112,17 @@ CASES = [
     *(Case(f"gru-stream-h{hidden}", STREAM, "GRU", 1, hidden, 1, modes=INFERENCE) for hidden in (32, 256)),
     Case("rnn-stream-h128", STREAM, "RNN", 1, 128, 1, modes=INFERENCE),
     *(
-        Case(f"{name}-frozen", FROZEN, cell, batch, hidden, steps, modes=INFERENCE, frozen=True)
+        Case(
+            f"{name}-frozen",
+            FROZEN,
+            cell,
+            batch,
+            hidden,
+            steps,
+            modes=INFERENCE,
+            frozen=True,
+            quick=hidden == 64,
+        )  # fmt: skip
         for name, cell, batch, hidden, steps in (
             ("lstm-stream-h64", "LSTM", 1, 64, 1),
             ("lstm-stream-h128", "LSTM", 1, 128, 1),

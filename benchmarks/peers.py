@@ -322,11 +322,12 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
             timed_call(OnnxSession(problem.layer, problem.state, threads), None, problem.x, problem.dy, False)
         )
     ours = getattr(rnnfast, case.cell)
-    if isinstance(problem.layer, nn.RNNBase):
-        ours = ours(case.input_size, case.hidden, case.layers, bidirectional=case.directions == 2)
-    else:
-        ours = ours(case.input_size, case.hidden)
-    ours.to(problem.x.dtype).load_state_dict(problem.layer.state_dict())
+    with torch.inference_mode(False):  # in which freeze takes no weights
+        if isinstance(problem.layer, nn.RNNBase):
+            ours = ours(case.input_size, case.hidden, case.layers, bidirectional=case.directions == 2)
+        else:
+            ours = ours(case.input_size, case.hidden)
+        ours.to(problem.x.dtype).load_state_dict(problem.layer.state_dict())
     if case.frozen:
         rnnfast.freeze(ours.eval())
     x, dy = problem.pack(problem.x), problem.pack(problem.dy)
