@@ -7,9 +7,7 @@
 // Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
 // it, and rounding errors of one chain do not grow with the length of the whole.
 constexpr int64_t kBlock = 1024;
-// A panel that the first cache does not hold is asked for some k ahead, beyond what the processor does by
-// itself.
-constexpr int64_t kFirstCache = 32 * 1024, kAhead = 4, kLine = 64;
+constexpr int64_t kLine = 64;
 #ifdef RNNFAST_MATRIX_UNIT
 constexpr bool kMatrixUnit = true;
 constexpr int64_t kUnitWords = 16;  // of k, that the unit multiplies at once
@@ -27,6 +25,9 @@ constexpr int tile_rows(int vectors) {
   constexpr int narrow[] = {0, 8, 6, 4, 3, 2, 2, 1, 1};
   return kVectorBytes == 64 ? wide[vectors] : narrow[vectors];
 }
+
+// Steps of k between two looks at its end: 16 registers have no room for what is read ahead.
+constexpr int kUnroll = kVectorBytes == 64 ? 4 : 1;
 
 template <class W>
 struct Tile {
@@ -56,28 +57,20 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
   }
   const int64_t K = tile.K, lines = tile.lines;
   const char* const next = tile.next;
-  const auto walk = [&](auto far) __attribute__((always_inline)) {
-    const W* b = tile.b;
-    for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
-      Operand row[kVectors];
-      if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
-      if (far)
+  const W* b = tile.b;
+#pragma GCC unroll kUnroll
+  for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
+    Operand row[kVectors];
+    if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + (kAhead * kVectors + v) * L);
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
+    for (int m = 0; m < kRows; ++m) {
+      const Operand x = a[m][k] - Operand{};
 #pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) {
-        const Operand x = a[m][k] - Operand{};
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
-      }
+      for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
     }
-  };
-  if (K * kVectors * kVectorBytes > kFirstCache)
-    walk(std::true_type{});
-  else
-    walk(std::false_type{});
+  }
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
