@@ -107,11 +107,8 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   if (dy) t.dy = dy->to(type).contiguous();
   if (dhn) t.dhn = dhn->to(type).contiguous();
   t.dh0 = at::empty({s.B, s.H}, options);
-  int64_t numbers = N * s.H;
-  for (int l = 0; l < s.depth; ++l) numbers += N * s.width[l];
-  Scratch scratch(numbers, options);
-  t.h_previous = scratch.take(N, s.H);
-  for (int l = 0; l < s.depth; ++l) t.da.push_back(scratch.take(N, s.width[l]));
+  t.h_previous = kept_empty({N, s.H}, options);
+  for (int l = 0; l < s.depth; ++l) t.da.push_back(kept_empty({N, s.width[l]}, options));
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, true);
 
   DeepGradients r;

@@ -152,8 +152,10 @@ struct Direct {
     static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
     const pybind11::gil_scoped_release without_gil;
     const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
+    // a view is recorded too, even one of the same size
+    const auto view = [](const Tensor& t, at::IntArrayRef size) { return t.sizes() == size ? t : t.view(size); };
     const auto state = [&](const Tensor* t) {
-      return t ? t->view({1, B, H}) : at::zeros({1, B, H}, x->options());
+      return t ? view(*t, {1, B, H}) : at::zeros({1, B, H}, x->options());
     };
     const bool has_cell = mode == Mode::kLstm;
     const OptTensor none;
@@ -161,7 +163,7 @@ struct Direct {
         op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
                 has_cell ? OptTensor(state(c)) : none, *w_ih, *w_hh, given(b_ih), given(b_hh), none, none,
                 none, none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
-    return {y, hn.view(state_size), has_cell ? cn.view(state_size) : Tensor()};
+    return {y, view(hn, state_size), has_cell ? view(cn, state_size) : Tensor()};
   }
 
   Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }

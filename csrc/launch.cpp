@@ -154,14 +154,6 @@ at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
 
 int64_t empty_cache() { return attic().empty(); }
 
-Scratch::Scratch(int64_t numbers, const at::TensorOptions& options) : free_(kept_empty({numbers}, options)) {}
-
-at::Tensor Scratch::take(int64_t rows, int64_t columns) {
-  const at::Tensor piece = free_.narrow(0, 0, rows * columns).view({rows, columns});
-  free_ = free_.narrow(0, rows * columns, free_.numel() - rows * columns);
-  return piece;
-}
-
 namespace {
 
 // Below this many multiply-adds a second thread costs more than it takes over.

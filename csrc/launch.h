@@ -51,15 +51,10 @@ at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 // gives them back to the allocator: how many bytes
 int64_t empty_cache();
 
-// Room for the temporaries of one backward, handed out in pieces
-class Scratch {
- public:
-  Scratch(int64_t numbers, const at::TensorOptions& options);
-  at::Tensor take(int64_t rows, int64_t columns);
-
- private:
-  at::Tensor free_;
-};
+// t.to(type), which asks the dispatcher even where there is nothing to do: half a microsecond of a small call
+inline at::Tensor cast(const at::Tensor& t, at::ScalarType type) {
+  return t.scalar_type() == type ? t : t.to(type);
+}
 
 // C = A B (or C += A B) for one or two B, for gradients: a [M, K], or turned [K, M], and b [K, N] may have
 // padded rows; c is of gradient_buffer's making. a and b are of one dtype, c float where that is bfloat16.

@@ -1,7 +1,6 @@
 // The recurrent layer's ops on the CPU: forward and backward of LSTM, GRU and RNN over one layer, one or both
 // directions. The recurrence is a kernel of csrc/cpu, and so are the big products that make the gradients.
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "launch.h"
@@ -107,9 +106,10 @@ struct Directions {
 
 // da and the like, whose rows products read: whole lines
 template <class E>
-Tensor gradient_rows(Scratch& scratch, int64_t rows, int64_t columns) {
-  const Tensor whole = scratch.take(rows, whole_lines<E>(columns));
-  if (whole.size(1) > columns) whole.narrow(1, columns, whole.size(1) - columns).zero_();
+Tensor gradient_rows(int64_t rows, int64_t columns, const at::TensorOptions& options) {
+  const Tensor whole = kept_empty({rows, whole_lines<E>(columns)}, options);
+  if (whole.size(1) == columns) return whole;
+  whole.narrow(1, columns, whole.size(1) - columns).zero_();
   return whole.narrow(1, 0, columns);
 }
 
@@ -117,17 +117,17 @@ template <class E>
 Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
                               const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
                               const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
-                              const Tensor& dh0, const Tensor& dc0, Scratch& scratch, bool need_w_hh,
-                              bool need_w_hr) {
+                              const Tensor& dh0, const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
   typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H), GH = s.gates * s.H;
   Directions r;
-  r.da = gradient_rows<E>(scratch, s.N, GH);
-  r.dx = s.slots > s.gates ? gradient_rows<E>(scratch, s.N, GH) : r.da;
-  if (w.w_hr.defined()) r.dprojected = gradient_rows<E>(scratch, s.N, s.P);
-  if (need_w_hh) r.h_previous = scratch.take(s.N, s.P);
-  if (w.w_hr.defined() && need_w_hr) r.hidden = scratch.take(s.N, s.H);
+  const at::TensorOptions options = y.options();
+  r.da = gradient_rows<E>(s.N, GH, options);
+  r.dx = s.slots > s.gates ? gradient_rows<E>(s.N, GH, options) : r.da;
+  if (w.w_hr.defined()) r.dprojected = gradient_rows<E>(s.N, s.P, options);
+  if (need_w_hh) r.h_previous = kept_empty({s.N, s.P}, options);
+  if (w.w_hr.defined() && need_w_hr) r.hidden = kept_empty({s.N, s.H}, options);
   BackwardParams<E> p{};
   p.walk = walk;
   p.walk.reverse = d == 1;
@@ -175,13 +175,12 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const Kernels& k = kernels();
   const at::ScalarType element = element_type(x, type);
   const Tensor y = kept_empty(output_shape(s), options.dtype(element));
-  const Tensor hn = at::empty({s.D, s.B, s.P}, options);
-  const Tensor cn =
-      at::empty(s.has_cell ? std::vector<int64_t>{s.D, s.B, s.H} : std::vector<int64_t>{0}, options);
-  const Tensor gates =
-      save ? padded_empty(s, k, {s.D, s.N, s.slots, padded(s.H)}, options) : at::empty({0}, options);
+  const auto nothing = [&] { return kept_empty({0}, options); };
+  const Tensor hn = kept_empty({s.D, s.B, s.P}, options);
+  const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : nothing();
+  const Tensor gates = save ? padded_empty(s, k, {s.D, s.N, s.slots, padded(s.H)}, options) : nothing();
   const Tensor cells =
-      save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : at::empty({0}, options);
+      save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : nothing();
   if (s.N > 0) {
     const auto weights = all_weights([&](const auto& w) { return operand(w, element); },
                                      [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
@@ -193,7 +192,8 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
     run(s, storage.walk, operand(x, element), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates,
         cells);
   }
-  return {y.to(x.scalar_type()), hn.to(x.scalar_type()), cn.to(x.scalar_type()), gates, cells};
+  const at::ScalarType back = x.scalar_type();
+  return {cast(y, back), cast(hn, back), cast(cn, back), gates, cells};
 }
 
 RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn, const OptTensor& dcn,
@@ -221,8 +221,8 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   const Tensor dy_dense = dense(dy, element), dhn_dense = dense(dhn, type);
   const Tensor dcn_dense = s.has_cell ? dense(dcn, type) : Tensor();
   const Tensor gates_dense = gates.contiguous(), cells_dense = cells.contiguous();
-  const Tensor dh0 = at::zeros({s.D, s.B, s.P}, options);
-  const Tensor dc0 = s.has_cell ? at::zeros({s.D, s.B, s.H}, options) : Tensor();
+  const Tensor dh0 = kept_empty({s.D, s.B, s.P}, options);
+  const Tensor dc0 = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : Tensor();
   const WalkStorage storage = walk_of(s, batch_sizes);
   const auto wanted = wanted_gradients(needs, s, b_ih, b_hh);
 
@@ -231,17 +231,16 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   grads[2] = dc0;
   for (int64_t d = 0; d < s.D; ++d) {
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
-    const auto row = [&](int64_t n) { return element == at::kBFloat16 ? whole_lines<Bfloat16>(n) : n; };
-    const int64_t gate_buffers = s.slots > s.gates ? 2 : 1, projection = w_hr ? row(s.P) + s.H : 0;
-    Scratch scratch(s.N * (gate_buffers * row(s.gates * s.H) + s.P + projection), options.dtype(element));
     Directions r;
     if (s.N > 0) {
       const auto run = element == at::kDouble     ? backward_direction<double>
                        : element == at::kBFloat16 ? backward_direction<Bfloat16>
                                                   : backward_direction<float>;
       r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
-              gates_dense, cells_dense, dh0, dc0, scratch, wanted[first + 1], wanted[first + 4]);
+              gates_dense, cells_dense, dh0, dc0, wanted[first + 1], wanted[first + 4]);
     } else {
+      dh0.zero_();
+      if (s.has_cell) dc0.zero_();
       r.da = r.dx = at::zeros({0, s.gates * s.H}, options);
       r.h_previous = r.dprojected = at::zeros({0, s.P}, options);
       r.hidden = at::zeros({0, s.H}, options);
@@ -268,7 +267,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   }
   if (wanted[0]) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());
   for (int i = 0; i < kGradients; ++i)
-    grads[i] = wanted[i] ? grads[i].to(x.scalar_type()) : at::empty({0}, x.options());
+    grads[i] = wanted[i] ? cast(grads[i], x.scalar_type()) : kept_empty({0}, x.options());
   return std::tuple_cat(grads);
 }
 

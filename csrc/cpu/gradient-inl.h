@@ -9,7 +9,10 @@ struct Gradient {
   typedef typename WordOf<E>::type W;
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes, kNumbers = WordOf<E>::kNumbers;
-  static constexpr int64_t kRows = 48;  // of a block of A, kBlock deep
+  static constexpr int64_t kRows = 48;  // of a block of A
+  // Words of k of a block: the second cache holds two B of 256 columns. A matrix unit is done sooner with a
+  // block than its C is read and written, so it takes longer ones.
+  static constexpr int64_t kDepth = kMatrixUnit ? kBlock : kBlock / 2;
 
   const GradientParams<E>& p;
   const Plan plan;
@@ -19,7 +22,7 @@ struct Gradient {
   Packed<E> packed[2];  // a block of each B
 
   Gradient(const GradientParams<E>& params, Plan how, Arena& arena)
-      : p(params), plan(how), depth(least(kBlock, divide_up(params.K, L * kNumbers) * L)) {
+      : p(params), plan(how), depth(least(kDepth, divide_up(params.K, L * kNumbers) * L)) {
     zeros = arena.take<A>(widest());
     turned = arena.take<W>(p.turned ? plan.parts * kRows * depth : 0);
     for (int i = 0; i < p.rights; ++i)
