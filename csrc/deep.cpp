@@ -112,24 +112,29 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, true);
 
   DeepGradients r;
-  std::get<0>(r) = need_dx
-                       ? multiplied(t.da[0], false, {t.w[0].narrow(1, 0, s.I)})[0].view(x.sizes()).to(back)
-                       : at::empty({0}, x.options());
-  std::get<1>(r) = need_dh0 ? t.dh0.to(back) : at::empty({0}, x.options());
+  Tensor& dx = std::get<0>(r) = kept_empty({0}, x.options());
+  if (need_dx) {
+    const Tensor buffer = gradient_buffer(N, s.I, options);
+    multiply(buffer, t.da[0], t.w[0].narrow(1, 0, s.I), /*accumulate=*/false);
+    dx = cast(gradient_of(buffer, s.I).view(x.sizes()), back);
+  }
+  std::get<1>(r) = need_dh0 ? cast(t.dh0, back) : kept_empty({0}, x.options());
   int64_t offset = 0;
   for (int l = 0; l < s.depth; ++l) {
     // what layer l read: [x, h], or the activations of the layer under it
     Tensor dw, db, *const sums = biases.empty() ? nullptr : &db;
     if (l == 0) {
-      dw = at::cat(multiplied(t.da[l], true, {t.x.view({N, s.I}), t.h_previous}, sums), 1);
+      Tensor dw_h;
+      weight_gradients({{t.da[l], t.x.view({N, s.I}), &dw, sums}, {t.da[l], t.h_previous, &dw_h, nullptr}});
+      dw = at::cat({dw, dw_h}, 1);
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);
       const Tensor below = t.acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width);
-      dw = multiplied(t.da[l], true, {below}, sums)[0];
+      weight_gradients({{t.da[l], below, &dw, sums}});
       offset += numbers;
     }
-    std::get<2>(r).push_back(dw.to(back));
-    if (!biases.empty()) std::get<3>(r).push_back(db.to(back));
+    std::get<2>(r).push_back(cast(dw, back));
+    if (!biases.empty()) std::get<3>(r).push_back(cast(db, back));
   }
   return r;
 }

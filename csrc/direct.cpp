@@ -153,7 +153,9 @@ struct Direct {
     const pybind11::gil_scoped_release without_gil;
     const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
     // a view is recorded too, even one of the same size
-    const auto view = [](const Tensor& t, at::IntArrayRef size) { return t.sizes() == size ? t : t.view(size); };
+    const auto view = [](const Tensor& t, at::IntArrayRef size) {
+      return t.sizes() == size ? t : t.view(size);
+    };
     const auto state = [&](const Tensor* t) {
       return t ? view(*t, {1, B, H}) : at::zeros({1, B, H}, x->options());
     };

@@ -56,18 +56,18 @@ inline at::Tensor cast(const at::Tensor& t, at::ScalarType type) {
   return t.scalar_type() == type ? t : t.to(type);
 }
 
-// C = A B (or C += A B) for one or two B, for gradients: a [M, K], or turned [K, M], and b [K, N] may have
-// padded rows; c is of gradient_buffer's making. a and b are of one dtype, c float where that is bfloat16.
-// sums [M], if defined, becomes the sums over k of a turned a.
-struct Product {
-  at::Tensor c, b;
-};
-void multiply(const at::Tensor& a, bool turned, at::ArrayRef<Product> products, bool accumulate = false,
-              const at::Tensor& sums = {});
+// C = A B (or C += A B), for gradients: a [M, K] and b [K, N] may have padded rows; c is of gradient_buffer's
+// making. a and b are of one dtype, c float where that is bfloat16.
+void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool accumulate);
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options);  // [M, padded(N)]
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                         // [M, N]
-// all three in one, for each b
-std::vector<at::Tensor> multiplied(const at::Tensor& a, bool turned, at::TensorList b,
-                                   at::Tensor* sums = nullptr);
+
+// dW = A^T B and db, the sums of A's columns, unless it is null: for each of a few, with a [K, M] and b [K,
+// N]
+struct WeightGradient {
+  at::Tensor a, b;
+  at::Tensor *dw, *db;
+};
+void weight_gradients(at::ArrayRef<WeightGradient> gradients);
 
 }  // namespace rnnfast

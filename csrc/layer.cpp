@@ -179,8 +179,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const Tensor hn = kept_empty({s.D, s.B, s.P}, options);
   const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : nothing();
   const Tensor gates = save ? padded_empty(s, k, {s.D, s.N, s.slots, padded(s.H)}, options) : nothing();
-  const Tensor cells =
-      save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : nothing();
+  const Tensor cells = save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : nothing();
   if (s.N > 0) {
     const auto weights = all_weights([&](const auto& w) { return operand(w, element); },
                                      [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
@@ -247,23 +246,18 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
     }
     if (wanted[0]) {
       if (d == 0) grads[0] = gradient_buffer(s.N, s.I, options);
-      multiply(r.dx, false, {{grads[0], weights[d].w_ih}}, /*accumulate=*/d > 0);
+      multiply(grads[0], r.dx, weights[d].w_ih, /*accumulate=*/d > 0);
     }
     // db comes along with dW, or alone
     Tensor &db_x = grads[first + 2], &db_h = grads[first + 3];
-    if (wanted[first] && wanted[first + 1] && r.dx.is_same(r.da)) {
-      auto both = multiplied(r.da, true, {x_rows, r.h_previous}, wanted[first + 2] ? &db_x : nullptr);
-      grads[first] = both[0], grads[first + 1] = both[1];
-      if (wanted[first + 3] && db_x.defined()) db_h = db_x.clone();
-    } else {
-      if (wanted[first])
-        grads[first] = multiplied(r.dx, true, {x_rows}, wanted[first + 2] ? &db_x : nullptr)[0];
-      if (wanted[first + 1])
-        grads[first + 1] = multiplied(r.da, true, {r.h_previous}, wanted[first + 3] ? &db_h : nullptr)[0];
-    }
+    std::vector<WeightGradient> pair;
+    if (wanted[first]) pair.push_back({r.dx, x_rows, &grads[first], wanted[first + 2] ? &db_x : nullptr});
+    if (wanted[first + 1])
+      pair.push_back({r.da, r.h_previous, &grads[first + 1], wanted[first + 3] ? &db_h : nullptr});
+    weight_gradients(pair);
     if (wanted[first + 2] && !db_x.defined()) db_x = r.dx.sum(0, false, type);
     if (wanted[first + 3] && !db_h.defined()) db_h = r.da.sum(0, false, type);
-    if (wanted[first + 4]) grads[first + 4] = multiplied(r.dprojected, true, {r.hidden})[0];
+    if (wanted[first + 4]) weight_gradients({{r.dprojected, r.hidden, &grads[first + 4], nullptr}});
   }
   if (wanted[0]) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());
   for (int i = 0; i < kGradients; ++i)

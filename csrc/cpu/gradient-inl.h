@@ -25,14 +25,14 @@ struct Gradient {
       : p(params), plan(how), depth(least(kDepth, divide_up(params.K, L * kNumbers) * L)) {
     zeros = arena.take<A>(widest());
     turned = arena.take<W>(p.turned ? plan.parts * kRows * depth : 0);
-    for (int i = 0; i < p.rights; ++i)
-      packed[i] = Packed<E>::make(arena, {p.right[i].b, p.right[i].ldb, true}, depth * kNumbers, p.right[i].N,
-                                  1, kRows, 1, {Split::kRows, 1});
+    for (int i = 0; i < p.products; ++i)
+      packed[i] = Packed<E>::make(arena, {p.product[i].b, p.product[i].ldb, true}, depth * kNumbers,
+                                  p.product[i].N, 1, kRows, 1, {Split::kRows, 1});
   }
 
   int64_t widest() const {
     int64_t n = 0;
-    for (int i = 0; i < p.rights; ++i) n = most(n, padded(p.right[i].N));
+    for (int i = 0; i < p.products; ++i) n = most(n, padded(p.product[i].N));
     return n;
   }
 
@@ -43,13 +43,13 @@ struct Gradient {
     });
     for (int64_t k = 0; k < p.K; k += depth * kNumbers) {
       Packed<E> b[2];
-      for (int i = 0; i < p.rights; ++i) {
+      for (int i = 0; i < p.products; ++i) {
         b[i] = packed[i];
-        b[i].source.weights += k * p.right[i].ldb;
+        b[i].source.weights += k * p.product[i].ldb;
         b[i].set_numbers(least(depth * kNumbers, p.K - k));
       }
       share.phase([&](const Part& part) {
-        for (int i = 0; i < p.rights; ++i) share.pack(b[i], part);
+        for (int i = 0; i < p.products; ++i) share.pack(b[i], part);
       });
       share.phase([&](const Part& part) { multiply(part, b, k); });
     }
@@ -63,15 +63,19 @@ struct Gradient {
     for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
       const int64_t n = least(kRows, part.rows.end - m);
       if (p.turned) turn(block, p.a + k * p.lda + m, b->numbers, n);
-      if (p.sums) add_sums(block, b->K, p.sums + m, n, k == 0);
-      part.watch.lap(Work::kPack);
-      for (int i = 0; i < p.rights; ++i) {
-        const auto& right = p.right[i];
+      for (int i = 0; i < p.products; ++i) {
+        const auto& to = p.product[i];
+        const A* known = i > 0 ? p.product[0].sums : nullptr;
+        if (to.sums && known)
+          for (int64_t j = m; j < m + n; ++j) to.sums[j] = known[j];
+        else if (to.sums)
+          add_sums(block, b->K, to.sums + m, n, k == 0);
+        part.watch.lap(Work::kPack);
         product(
             b[i], part, n, &slot, false,
             [&](int64_t j, const W*& a, const A*& in, A*& out) {
               a = p.turned ? block + j * depth : words(p.a + (m + j) * p.lda + k);
-              out = right.c + (m + j) * right.ldc;
+              out = to.c + (m + j) * to.ldc;
               in = first ? zeros : out;
             },
             [](Range, Range) {});

@@ -128,21 +128,21 @@ struct BackwardParams {
 template <class E>
 struct GradientParams {
   typedef typename ComputeType<E>::type A;
-  struct Right {
+  struct Product {
     int64_t N;
     const E* b;  // [K, N], leading dimension ldb
     int64_t ldb;
     A* c;  // [M, padded(N)], leading dimension ldc
     int64_t ldc;
+    A* sums;  // [M] or null: becomes the sums over k of A, which is turned
   };
   int64_t M, K;
   const E* a;  // [M, K], or turned [K, M]; leading dimension lda
   int64_t lda;
   bool turned;
-  int rights;
-  Right right[2];
+  int products;
+  Product product[2];
   bool accumulate;
-  A* sums;  // [M] or null: the sums over k of A, which is turned
 };
 
 constexpr int kMaxDepth = 64;

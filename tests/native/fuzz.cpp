@@ -397,41 +397,44 @@ std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K
   typedef typename ComputeType<E>::type A;
   if (M * N == 0) return {};
   const bool summed = turned && rng.one_in(2);
-  const typename GradientParams<E>::Right right{N, b, ldb, nullptr, padded(N)};
-  typename GradientParams<E>::Right other = right;  // fewer columns of the same
+  const typename GradientParams<E>::Product first{N, b, ldb, nullptr, padded(N), nullptr};
+  typename GradientParams<E>::Product other = first;  // fewer columns of the same
   if (rng.one_in(2)) other.N = rng.in(1, N), other.ldc = padded(other.N);
-  GradientParams<E> p{M, K, a, lda, turned, static_cast<int>(rng.in(1, 2)), {right, other}, false, nullptr};
+  GradientParams<E> p{M, K, a, lda, turned, static_cast<int>(rng.in(1, 2)), {first, other}, false};
   const auto takes = [&](GradientParams<E>& q, Outputs& o) {
-    q.right[0].c = o.take_padded<A>("product", M, N, o.fill);
-    if (q.rights > 1) q.right[1].c = o.take_padded<A>("second product", M, other.N, o.fill);
-    if (summed) q.sums = o.take<A>("sums", M, 1);
+    q.product[0].c = o.take_padded<A>("product", M, N, o.fill);
+    if (q.products > 1) q.product[1].c = o.take_padded<A>("second product", M, other.N, o.fill);
+    if (summed) q.product[0].sums = o.take<A>("sums", M, 1);
+    if (summed && q.products > 1) q.product[1].sums = o.take<A>("second sums", M, 1);
   };
   const auto call = [&](const GradientParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
     return k.layer(E()).gradient(q, plan, workspace, member);
   };
   const Outputs once = run_both("gradient", p, false, sizeof(A) == 4, takes, call);
-  const std::vector<double> product = doubles(p.right[0].c, M, N, right.ldc);
-  if (p.rights > 1) {
-    const std::vector<double> second = doubles(p.right[1].c, M, other.N, other.ldc);
+  const std::vector<double> product = doubles(p.product[0].c, M, N, first.ldc);
+  if (p.products > 1) {
+    const std::vector<double> second = doubles(p.product[1].c, M, other.N, other.ldc);
     for (int64_t m = 0; m < M; ++m)
       for (int64_t n = 0; n < other.N; ++n)
         if (second[m * other.N + n] != product[m * N + n]) fail("the second product differs from the first");
   }
+  if (summed && p.products > 1 && doubles(p.product[0].sums, M, 1, 1) != doubles(p.product[1].sums, M, 1, 1))
+    fail("the second sums differ from the first");
   if (summed)
-    check_near("sums", doubles(p.sums, M, 1, 1), column_sums(doubles(a, K, M, lda), M),
+    check_near("sums", doubles(p.product[0].sums, M, 1, 1), column_sums(doubles(a, K, M, lda), M),
                sizeof(A) == 4 ? 1e-4 : 1e-12);
   if (rng.one_in(4)) {
     constexpr unsigned char kByte = 0x3f;
     A before;
     std::memset(&before, kByte, sizeof before);
     p.accumulate = true;
-    p.sums = nullptr;
-    p.rights = 1;
+    p.product[0].sums = nullptr;
+    p.products = 1;
     const auto keeps = [&](GradientParams<E>& q, Outputs& o) {
-      q.right[0].c = o.take_padded<A>("sum", M, N, kByte);
+      q.product[0].c = o.take_padded<A>("sum", M, N, kByte);
     };
     const Outputs again = run_both("gradient, accumulated", p, false, sizeof(A) == 4, keeps, call);
-    std::vector<double> sum = doubles(p.right[0].c, M, N, right.ldc);
+    std::vector<double> sum = doubles(p.product[0].c, M, N, first.ldc);
     for (double& v : sum) v -= before;
     check_near("sum", sum, product, sizeof(A) == 4 ? 1e-4 : 1e-12);
   }
