@@ -62,8 +62,7 @@ void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, boo
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options);  // [M, padded(N)]
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                         // [M, N]
 
-// dW = A^T B and db, the sums of A's columns, unless it is null: for each of a few, with a [K, M] and b [K,
-// N]
+// dW [M, N] = A^T B of a [K, M] and b [K, N], and db [M], the sums of A's columns, unless it is null
 struct WeightGradient {
   at::Tensor a, b;
   at::Tensor *dw, *db;
