@@ -13,7 +13,7 @@ namespace {
 
 // Everything in the accumulation dtype and dense, and the arrays that DeepParams points to
 struct DeepTensors {
-  Tensor x, h0, y, hn, acts, dy, dhn, dh0, h_previous;
+  Tensor x, h0, y, hn, acts, dy, dhn, dh0;
   std::vector<Tensor> w, b, da;
   WalkStorage walk;
 };
@@ -57,7 +57,7 @@ void run_deep(const DeepSizes& s, const DeepTensors& t, double slope, bool backw
   p.I = s.I, p.H = s.H, p.depth = s.depth;
   p.slope = static_cast<A>(slope);
   p.x = data<A>(t.x), p.h0 = data<A>(t.h0), p.y = data<A>(t.y), p.hn = data<A>(t.hn);
-  p.dy = data<A>(t.dy), p.dhn = data<A>(t.dhn), p.dh0 = data<A>(t.dh0), p.h_previous = data<A>(t.h_previous);
+  p.dy = data<A>(t.dy), p.dhn = data<A>(t.dhn), p.dh0 = data<A>(t.dh0);
   A* acts = data<A>(t.acts);
   for (int l = 0; l < s.depth; ++l) {
     p.width[l] = s.width[l];
@@ -107,7 +107,6 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   if (dy) t.dy = dy->to(type).contiguous();
   if (dhn) t.dhn = dhn->to(type).contiguous();
   t.dh0 = at::empty({s.B, s.H}, options);
-  t.h_previous = kept_empty({N, s.H}, options);
   for (int l = 0; l < s.depth; ++l) t.da.push_back(kept_empty({N, s.width[l]}, options));
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, true);
 
@@ -125,7 +124,9 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
     Tensor dw, db, *const sums = biases.empty() ? nullptr : &db;
     if (l == 0) {
       Tensor dw_h;
-      weight_gradients({{t.da[l], t.x.view({N, s.I}), &dw, sums}, {t.da[l], t.h_previous, &dw_h, nullptr}});
+      const auto previous = previous_states(t.walk.walk, t.h0, 0, t.y, 0);
+      weight_gradients(
+          {{t.da[l], t.x.view({N, s.I}), &dw, sums}, {t.da[l], t.h0, &dw_h, nullptr, previous.data()}});
       dw = at::cat({dw, dw_h}, 1);
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);

@@ -62,10 +62,12 @@ void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, boo
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options);  // [M, padded(N)]
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                         // [M, N]
 
-// dW [M, N] = A^T B of a [K, M] and b [K, N], and db [M], the sums of A's columns, unless it is null
+// dW [M, N] = A^T B of a [K, M] and b [K, N], and db [M], the sums of A's columns, unless it is null. With
+// `rows` row k of B is rows[k], as long as one of b.
 struct WeightGradient {
   at::Tensor a, b;
   at::Tensor *dw, *db;
+  const void* const* rows = nullptr;
 };
 void weight_gradients(at::ArrayRef<WeightGradient> gradients);
 

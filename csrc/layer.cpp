@@ -101,7 +101,7 @@ void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, 
 }
 
 struct Directions {
-  Tensor da, dx, h_previous, dprojected, hidden;  // of one direction; see BackwardParams
+  Tensor da, dx, dprojected, hidden;  // of one direction; see BackwardParams
 };
 
 // da and the like, whose rows products read: whole lines
@@ -117,7 +117,7 @@ template <class E>
 Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
                               const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
                               const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
-                              const Tensor& dh0, const Tensor& dc0, bool need_w_hh, bool need_w_hr) {
+                              const Tensor& dh0, const Tensor& dc0, bool need_w_hr) {
   typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
   const int64_t Hp = padded(s.H), GH = s.gates * s.H;
@@ -126,7 +126,6 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   r.da = gradient_rows<E>(s.N, GH, options);
   r.dx = s.slots > s.gates ? gradient_rows<E>(s.N, GH, options) : r.da;
   if (w.w_hr.defined()) r.dprojected = gradient_rows<E>(s.N, s.P, options);
-  if (need_w_hh) r.h_previous = kept_empty({s.N, s.P}, options);
   if (w.w_hr.defined() && need_w_hr) r.hidden = kept_empty({s.N, s.H}, options);
   BackwardParams<E> p{};
   p.walk = walk;
@@ -144,7 +143,6 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   p.cells = s.has_cell ? in<A>(cells, d * s.N * Hp) : nullptr;
   p.da = out<E>(r.da);
   p.dx = r.dx.is_same(r.da) ? nullptr : out<E>(r.dx);
-  p.h_previous = out<E>(r.h_previous);
   p.dprojected = out<E>(r.dprojected);
   p.hidden = out<E>(r.hidden);
   p.dh0 = out<A>(dh0, d * s.B * s.P);
@@ -217,6 +215,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
                                    w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
   const Tensor x_rows = dense(x, element).view({s.N, s.I}), y_dense = dense(y, element);
   const Tensor h0_dense = dense(h0, type), c0_dense = dense(c0, type);
+  const Tensor h0_rows = cast(h0_dense, element);  // for dW_hh, beside those of y
   const Tensor dy_dense = dense(dy, element), dhn_dense = dense(dhn, type);
   const Tensor dcn_dense = s.has_cell ? dense(dcn, type) : Tensor();
   const Tensor gates_dense = gates.contiguous(), cells_dense = cells.contiguous();
@@ -236,12 +235,12 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
                        : element == at::kBFloat16 ? backward_direction<Bfloat16>
                                                   : backward_direction<float>;
       r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
-              gates_dense, cells_dense, dh0, dc0, wanted[first + 1], wanted[first + 4]);
+              gates_dense, cells_dense, dh0, dc0, wanted[first + 4]);
     } else {
       dh0.zero_();
       if (s.has_cell) dc0.zero_();
       r.da = r.dx = at::zeros({0, s.gates * s.H}, options);
-      r.h_previous = r.dprojected = at::zeros({0, s.P}, options);
+      r.dprojected = at::zeros({0, s.P}, options);
       r.hidden = at::zeros({0, s.H}, options);
     }
     if (wanted[0]) {
@@ -251,9 +250,13 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
     // db comes along with dW, or alone
     Tensor &db_x = grads[first + 2], &db_h = grads[first + 3];
     std::vector<WeightGradient> pair;
+    std::vector<const void*> previous;
     if (wanted[first]) pair.push_back({r.dx, x_rows, &grads[first], wanted[first + 2] ? &db_x : nullptr});
-    if (wanted[first + 1])
-      pair.push_back({r.da, r.h_previous, &grads[first + 1], wanted[first + 3] ? &db_h : nullptr});
+    if (wanted[first + 1]) {
+      previous = previous_states(storage.reversed(d == 1), h0_rows, d * s.B * s.P, y_dense, d * s.P);
+      pair.push_back(
+          {r.da, h0_rows, &grads[first + 1], wanted[first + 3] ? &db_h : nullptr, previous.data()});
+    }
     weight_gradients(pair);
     if (wanted[first + 2] && !db_x.defined()) db_x = r.dx.sum(0, false, type);
     if (wanted[first + 3] && !db_h.defined()) db_h = r.da.sum(0, false, type);

@@ -41,4 +41,15 @@ struct WalkStorage {
   }
 };
 
+// params.h's previous_states of one direction: h0 begins at that direction's rows, y at its columns
+inline std::vector<const void*> previous_states(const Walk& walk, const at::Tensor& h0, int64_t h0_offset,
+                                                const at::Tensor& y, int64_t y_offset) {
+  const int64_t number = y.dtype().itemsize(), P = h0.size(-1);
+  std::vector<const void*> rows(walk.total);
+  previous_states(walk, static_cast<const char*>(h0.const_data_ptr()) + h0_offset * number, P * number,
+                  static_cast<const char*>(y.const_data_ptr()) + y_offset * number, y.size(-1) * number,
+                  rows.data());
+  return rows;
+}
+
 }  // namespace rnnfast

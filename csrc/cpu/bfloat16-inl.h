@@ -51,12 +51,12 @@ RNNFAST_INLINE pairs paired(halves low, halves high) {
   return __builtin_convertvector(low, pairs) | __builtin_convertvector(high, pairs) << 16;
 }
 
-RNNFAST_INLINE pairs load_column_words(const Bfloat16* p, int64_t ld) {
-  return paired(load_halves(p), load_halves(p + ld));
+RNNFAST_INLINE pairs load_column_words(const Bfloat16* p, const Bfloat16* q) {
+  return paired(load_halves(p), load_halves(q));
 }
 
-RNNFAST_INLINE pairs load_column_words_part(const Bfloat16* p, int64_t ld, int64_t rows, int64_t n) {
-  return paired(load_halves(p, rows > 0 ? n : 0), load_halves(p + ld, rows > 1 ? n : 0));
+RNNFAST_INLINE pairs load_column_words_part(const Bfloat16* p, const Bfloat16* q, int64_t rows, int64_t n) {
+  return paired(load_halves(p, rows > 0 ? n : 0), load_halves(q, rows > 1 ? n : 0));
 }
 
 RNNFAST_INLINE f32v add_words(pairs words, f32v sums) {

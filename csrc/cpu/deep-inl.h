@@ -161,18 +161,16 @@ struct DeepBackward {
       for (int64_t i = 0; i < widest; ++i) zeros[i] = 0;
   }
 
-  // dL/dh of step t, which is dL/d(pre-activation) of the last layer; and the state the step started from
+  // dL/dh of step t, which is dL/d(pre-activation) of the last layer
   void collect(const Part& part, int64_t t) const {
     const Range vectors = w[0].vectors_of(part.cut);
     for (int64_t b = part.rows.begin; b < part.rows.end; ++b) {
       const int64_t row = p.walk.row(t, b) * p.H;
-      const A* before = t ? p.y + p.walk.row(t - 1, b) * p.H : p.h0 + b * p.H;
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
         const int64_t left = p.H - v * L;
         V total = load(dh + b * Hp + v * L);
         if (p.dy) total = total + load_part(p.dy + row + v * L, left);
         store_part(p.da[last] + row + v * L, total, left);
-        store_part(p.h_previous + row + v * L, load_part(before + v * L, left), left);
       }
     }
     part.watch.lap(Work::kCell);

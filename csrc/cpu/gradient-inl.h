@@ -1,7 +1,8 @@
 // The products behind a recurrence: dx = da W and dW = da^T x, each over all rows of all time steps at once,
 // by the recurrence's own tiles. The sum over k is cut into blocks, so that a block of A and a panel of B
-// stay in the second cache; members pack a block of B together, then share the rows of C. Compiled once per
-// instruction set, inside its namespace. No guard on purpose.
+// stay in the second cache. C is cut into rows and columns, a piece for each part, and parts never meet: each
+// packs what it reads into its own cache, for a line that one member writes and another reads costs both more
+// than packing it twice. Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 template <class E>
 struct Gradient {
@@ -14,71 +15,113 @@ struct Gradient {
   // block than its C is read and written, so it takes longer ones.
   static constexpr int64_t kDepth = kMatrixUnit ? kBlock : kBlock / 2;
 
+  // what one part keeps
+  struct Place {
+    A* zeros;             // [widest columns]
+    W* turned;            // [kRows, depth]: a block of A with k contiguous
+    Packed<E> packed[2];  // a block of each B
+  };
+
   const GradientParams<E>& p;
   const Plan plan;
   const int64_t depth;  // in words
-  A* zeros;             // [padded(N)] of the wider C
-  W* turned;            // [parts, kRows, depth]: a block of A with k contiguous
-  Packed<E> packed[2];  // a block of each B
+  const int64_t row_pieces, column_pieces;
+  Arena workspace;
+  size_t bytes;  // of a place
 
   Gradient(const GradientParams<E>& params, Plan how, Arena& arena)
-      : p(params), plan(how), depth(least(kDepth, divide_up(params.K, L * kNumbers) * L)) {
-    zeros = arena.take<A>(widest());
-    turned = arena.take<W>(p.turned ? plan.parts * kRows * depth : 0);
-    for (int i = 0; i < p.products; ++i)
-      packed[i] = Packed<E>::make(arena, {p.product[i].b, p.product[i].ldb, true}, depth * kNumbers,
-                                  p.product[i].N, 1, kRows, 1, {Split::kRows, 1});
+      : p(params),
+        plan(how),
+        depth(least(kDepth, divide_up(params.K, L * kNumbers) * L)),
+        row_pieces(cut_rows()),
+        column_pieces(plan.parts / row_pieces),
+        workspace(arena) {
+    Arena one{nullptr};
+    place(one);
+    bytes = one.used;
+    arena.take<char>(plan.parts * bytes);
   }
 
-  int64_t widest() const {
-    int64_t n = 0;
-    for (int i = 0; i < p.products; ++i) n = most(n, padded(p.product[i].N));
-    return n;
+  // Cut so that a part packs the least: its rows of A and its columns of B
+  int64_t cut_rows() const {
+    int64_t columns = 0, best = 1;
+    for (int i = 0; i < p.products; ++i) columns += p.product[i].N;
+    const auto packs = [&](int64_t n) { return p.M / n + columns * n / plan.parts; };
+    for (int64_t n = 2; n <= plan.parts; ++n)
+      if (plan.parts % n == 0 && packs(n) < packs(best)) best = n;
+    return best;
+  }
+
+  // vectors of columns
+  int64_t vectors(int i) const { return divide_up(p.product[i].N, L); }
+
+  Place place(Arena& arena) const {
+    Place to;
+    int64_t most_columns = 0;
+    to.turned = arena.take<W>(p.turned ? kRows * depth : 0);
+    for (int i = 0; i < p.products; ++i) {
+      const int64_t columns = divide_up(vectors(i), column_pieces) * L;
+      to.packed[i] = Packed<E>::make(arena, {nullptr, p.product[i].ldb, true}, depth * kNumbers, columns, 1,
+                                     kRows, 2, plan);
+      most_columns = most(most_columns, columns);
+    }
+    to.zeros = arena.take<A>(most_columns);
+    for (int64_t i = 0; arena.base && i < most_columns; ++i) to.zeros[i] = 0;
+    return to;
   }
 
   void run(Team::Member& member) const {
-    const Share share{plan, p.M, nullptr, member};
-    share.phase([&](const Part& part) {
-      for (int64_t i = part.index; i < widest(); i += part.parts) zeros[i] = 0;
+    Share{plan, p.M, nullptr, member}.phase([&](const Part& whole) {
+      Arena arena{workspace.base, workspace.used + whole.index * bytes};
+      const int64_t column = whole.index % column_pieces;
+      const Part part{whole.index, whole.parts, share(p.M, row_pieces, whole.index / column_pieces),
+                      {1, 0},      whole.watch, whole.tiles};
+      multiply(part, place(arena), column);
     });
-    for (int64_t k = 0; k < p.K; k += depth * kNumbers) {
-      Packed<E> b[2];
-      for (int i = 0; i < p.products; ++i) {
-        b[i] = packed[i];
-        b[i].source.weights += k * p.product[i].ldb;
-        b[i].set_numbers(least(depth * kNumbers, p.K - k));
-      }
-      share.phase([&](const Part& part) {
-        for (int i = 0; i < p.products; ++i) share.pack(b[i], part);
-      });
-      share.phase([&](const Part& part) { multiply(part, b, k); });
-    }
   }
 
-  // the rows of C of one part, for one block of k
-  void multiply(const Part& part, const Packed<E>* b, int64_t k) const {
+  // a part's piece of C
+  void multiply(const Part& part, Place to, int64_t column) const {
     const int64_t slot = 0;
-    W* block = turned + part.index * kRows * depth;
-    const bool first = k == 0 && !p.accumulate;
-    for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
-      const int64_t n = least(kRows, part.rows.end - m);
-      if (p.turned) turn(block, p.a + k * p.lda + m, b->numbers, n);
+    Range columns[2];
+    for (int i = 0; i < p.products; ++i) {
+      const Range v = share(vectors(i), column_pieces, column);
+      columns[i] = {v.begin * L, least(v.end * L, p.product[i].N)};
+      to.packed[i].units = columns[i].size();
+    }
+    for (int64_t k = 0; k < p.K; k += depth * kNumbers) {
       for (int i = 0; i < p.products; ++i) {
-        const auto& to = p.product[i];
-        const A* known = i > 0 ? p.product[0].sums : nullptr;
-        if (to.sums && known)
-          for (int64_t j = m; j < m + n; ++j) to.sums[j] = known[j];
-        else if (to.sums)
-          add_sums(block, b->K, to.sums + m, n, k == 0);
-        part.watch.lap(Work::kPack);
-        product(
-            b[i], part, n, &slot, false,
-            [&](int64_t j, const W*& a, const A*& in, A*& out) {
-              a = p.turned ? block + j * depth : words(p.a + (m + j) * p.lda + k);
-              out = to.c + (m + j) * to.ldc;
-              in = first ? zeros : out;
-            },
-            [](Range, Range) {});
+        Packed<E>& b = to.packed[i];
+        const auto& from = p.product[i];
+        if (from.rows)
+          b.source.rows = from.rows + k, b.source.column = columns[i].begin;
+        else
+          b.source.weights = from.b + k * from.ldb + columns[i].begin;
+        b.set_numbers(least(depth * kNumbers, p.K - k));
+        b.pack({0, b.vectors()}, {0, 1});
+      }
+      const bool first = k == 0 && !p.accumulate;
+      for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
+        const int64_t n = least(kRows, part.rows.end - m);
+        if (p.turned) turn(to.turned, p.a + k * p.lda + m, to.packed[0].numbers, n);
+        for (int i = 0; i < p.products; ++i) {
+          const Packed<E>& b = to.packed[i];
+          const auto& c = p.product[i];
+          const A* known = i > 0 ? p.product[0].sums : nullptr;
+          if (column == 0 && c.sums && known)
+            for (int64_t j = m; j < m + n; ++j) c.sums[j] = known[j];
+          else if (column == 0 && c.sums)
+            add_sums(to.turned, b.K, c.sums + m, n, k == 0);
+          part.watch.lap(Work::kPack);
+          product(
+              b, part, n, &slot, false,
+              [&](int64_t j, const W*& a, const A*& in, A*& out) {
+                a = p.turned ? to.turned + j * depth : words(p.a + (m + j) * p.lda + k);
+                out = c.c + (m + j) * c.ldc + columns[i].begin;
+                in = first ? to.zeros : out;
+              },
+              [](Range, Range) {});
+        }
       }
     }
   }

@@ -107,14 +107,14 @@ RNNFAST_INLINE const typename WordOf<E>::type* words(const E* p) {
   return reinterpret_cast<const typename WordOf<E>::type*>(p);
 }
 
-// A row of words from numbers that stand in rows: word j is number j of each of kNumbers rows, ld apart, from
-// p on. `part`: only the first n of them, and no more rows than are left; what is missing is zero.
+// A row of words from numbers that stand in rows: word j is number j of each of kNumbers rows, of which there
+// are at most two. `part`: only the first n of them, and no more rows than are left; what is missing is zero.
 template <class A>
-RNNFAST_INLINE typename Vec<A>::type load_column_words(const A* p, int64_t) {
+RNNFAST_INLINE typename Vec<A>::type load_column_words(const A* p, const A*) {
   return load(p);
 }
 template <class A>
-RNNFAST_INLINE typename Vec<A>::type load_column_words_part(const A* p, int64_t, int64_t rows, int64_t n) {
+RNNFAST_INLINE typename Vec<A>::type load_column_words_part(const A* p, const A*, int64_t rows, int64_t n) {
   return rows > 0 ? load_part(p, n) : typename Vec<A>::type{};
 }
 

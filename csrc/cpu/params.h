@@ -52,6 +52,17 @@ struct Walk {
   RNNFAST_INLINE int64_t previous(int64_t t, int64_t b) const { return row(reverse ? t + 1 : t - 1, b); }
 };
 
+// rows[n] = the state that row n of x began from, a row of y or of h0: what dW_hh is made of. Rows of h0 and
+// of y are so many bytes apart.
+inline void previous_states(const Walk& walk, const char* h0, int64_t h0_bytes, const char* y,
+                            int64_t y_bytes, const void** rows) {
+  for (int64_t t = 0; t < walk.steps; ++t) {
+    const int64_t begins = walk.begins(t);
+    for (int64_t b = 0; b < walk.sizes[t]; ++b)
+      rows[walk.row(t, b)] = b < begins ? y + walk.previous(t, b) * y_bytes : h0 + b * h0_bytes;
+  }
+}
+
 // How one call is shared out: `parts` slices of hidden units or of rows; a team smaller than that takes
 // several each.
 struct Plan {
@@ -116,7 +127,6 @@ struct BackwardParams {
   const A* cells;  // [N, Hp] or null
   E* da;           // [N, G H]: dL/d(W_hh h + b_hh)
   E* dx;           // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
-  E* h_previous;   // [N, P] or null: the state each row started from
   E* dprojected;   // [N, P] or null: dL/dh before the projection
   E* hidden;       // [N, H] or null: o tanh(c), what the projection multiplies
   A* dh0;          // [B, P]
@@ -130,9 +140,10 @@ struct GradientParams {
   typedef typename ComputeType<E>::type A;
   struct Product {
     int64_t N;
-    const E* b;  // [K, N], leading dimension ldb
+    const E* b;  // [K, N], leading dimension ldb; or null, and
     int64_t ldb;
-    A* c;  // [M, padded(N)], leading dimension ldc
+    const void* const* rows;  // [K]: where each of its rows stands
+    A* c;                     // [M, padded(N)], leading dimension ldc
     int64_t ldc;
     A* sums;  // [M] or null: becomes the sums over k of A, which is turned
   };
@@ -166,7 +177,6 @@ struct DeepParams {
   const A* dy;       // [N, H] or null
   const A* dhn;      // [B, H] or null
   A* da[kMaxDepth];  // [N, width[l]]: dL/d(pre-activation) of each layer
-  A* h_previous;     // [N, H]
   A* dh0;            // [B, H]
 };
 

@@ -104,11 +104,16 @@ inline constexpr TileTable<W> kTiles;
 
 // Where a weight matrix comes from: weights[g units + unit, k] of torch (forward), or, straight,
 // weights[k, unit] (backward). Its rows are ld numbers apart; those that are not straight hold whole words.
+// Or row k of a straight one is rows[k], from `column` on.
 template <class E>
 struct Source {
   const E* weights;
   int64_t ld;
   bool straight;
+  const void* const* rows = nullptr;
+  int64_t column = 0;
+
+  const E* row(int64_t k) const { return rows ? static_cast<const E*>(rows[k]) + column : weights + k * ld; }
 };
 
 // A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
@@ -211,10 +216,12 @@ struct Packed {
 
   void pack_panel(Range p, W* to) const {
     if (source.straight) {
-      for (int64_t k = 0; k < K; ++k)
+      for (int64_t k = 0; k < K; ++k) {
+        const int64_t first = least(k * kNumbers, numbers - 1), second = least(first + 1, numbers - 1);
+        const E *low = source.row(first), *high = source.row(second);
         for (int64_t v = p.begin; v < p.end; ++v, to += L)
-          store(to, load_column_words_part(source.weights + k * kNumbers * source.ld + v * L, source.ld,
-                                           numbers - k * kNumbers, units - v * L));
+          store(to, load_column_words_part(low + v * L, high + v * L, numbers - k * kNumbers, units - v * L));
+      }
       return;
     }
     const int64_t stride = gates * p.size() * L;

@@ -319,13 +319,11 @@ struct Backward {
       for (int64_t i = 0; i < Hp; ++i) zeros[i] = 0;
   }
 
-  // The state that row (t, b) started from, lanes v; and kept for dW_hh
+  // The state that row (t, b) started from, lanes v
   V previous_state(int64_t t, int64_t b, int64_t v, bool begins) const {
     const int64_t left = p.P - v * L;
-    const V h = begins ? load_part(p.h0 + b * p.P + v * L, left)
-                       : load_part(p.y + p.walk.previous(t, b) * p.ldy + v * L, left);
-    if (p.h_previous) store_part(p.h_previous + p.walk.row(t, b) * p.P + v * L, h, left);
-    return h;
+    return begins ? load_part(p.h0 + b * p.P + v * L, left)
+                  : load_part(p.y + p.walk.previous(t, b) * p.ldy + v * L, left);
   }
 
   V output_gradient(int64_t t, int64_t b, int64_t v) const {
@@ -335,13 +333,11 @@ struct Backward {
 
   // With a projection: dL/dh of step t as rows that the product can read
   void collect(const Part& part, int64_t t) const {
-    const int64_t begins = p.walk.begins(t);
     const Range rows = part.active(p.walk, t), vectors = w_hh.vectors_of(part.cut);
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
         store_part(p.dprojected + p.walk.row(t, b) * ldp + v * L, output_gradient(t, b, v), p.P - v * L);
         store(dh + b * Pp + v * L, V{});
-        previous_state(t, b, v, b >= begins);
       }
   }
 
@@ -379,7 +375,7 @@ struct Backward {
           if (p.hidden) store_part(p.hidden + row * p.H + v * L, Cell::output(state, c), left);
         } else {
           dvalue = output_gradient(t, b, v);
-          before = previous_state(t, b, v, b >= begins);
+          if constexpr (Cell::kBlends) before = previous_state(t, b, v, b >= begins);
         }
         const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
         if constexpr (Cell::kHasCell) store(dc + b * Hp + v * L, dcell);

@@ -71,7 +71,8 @@ template <class E>
 RNNFAST_INLINE void load_turned(typename Vec<typename WordOf<E>::type>::type* r, const E* from, int64_t ld) {
   typedef typename WordOf<E>::type W;
 #pragma GCC unroll 16
-  for (int i = 0; i < Vec<W>::kLanes; ++i) r[i] = load_column_words(from + i * WordOf<E>::kNumbers * ld, ld);
+  for (int i = 0; i < Vec<W>::kLanes; ++i, from += WordOf<E>::kNumbers * ld)
+    r[i] = load_column_words(from, from + ld);
   transpose<W>(r);
 }
 
@@ -81,8 +82,8 @@ __attribute__((noinline)) void load_turned_part(typename Vec<typename WordOf<E>:
                                                 const E* from, int64_t ld, int64_t rows, int64_t columns) {
   typedef typename WordOf<E>::type W;
   constexpr int kNumbers = WordOf<E>::kNumbers;
-  for (int i = 0; i < Vec<W>::kLanes; ++i)
-    r[i] = load_column_words_part(from + i * kNumbers * ld, ld, rows - i * kNumbers, columns);
+  for (int i = 0; i < Vec<W>::kLanes; ++i, from += kNumbers * ld)
+    r[i] = load_column_words_part(from, from + ld, rows - i * kNumbers, columns);
   transpose<W>(r);
 }
 
