@@ -159,11 +159,34 @@ struct Forward {
         [](Range, Range) {});
   }
 
-  void emit(int64_t s, int64_t t, int64_t b, int64_t v, V value, bool ends) const {
-    store(h[(s + 1) & 1] + b * ldh + v * L, value);
-    if (kRounds) store(exact + b * Pp + v * L, value);
-    store_part(p.y + p.walk.row(t, b) * p.ldy + v * L, value, p.P - v * L);
-    if (ends) store_part(p.hn + b * p.P + v * L, value, p.P - v * L);
+  // Where row b of step t stands in all that its cells read and write; null: nowhere. Worked out once a row,
+  // for all that `p` and `this` point to may be what a stored vector overwrote.
+  struct Place {
+    A *gates, *c, *cells, *cn, *exact, *hn;
+    E *m, *h, *y;
+    const E* before;
+  };
+
+  Place place(int64_t s, int64_t t, int64_t b, int64_t local, bool ends) const {
+    const int64_t row = p.walk.row(t, b);
+    return {gates(t, b, local),
+            c + b * Hp,
+            p.cells ? p.cells + row * Hp : nullptr,
+            ends && Cell::kHasCell ? p.cn + b * p.H : nullptr,
+            exact + b * Pp,
+            ends ? p.hn + b * p.P : nullptr,
+            m + b * ldm,
+            h[(s + 1) & 1] + b * ldh,
+            p.y + row * p.ldy,
+            h[s & 1] + b * ldh};
+  }
+
+  // h of the lanes from i on, of which `left` count
+  RNNFAST_INLINE static void emit(const Place& to, int64_t i, V value, int64_t left) {
+    store(to.h + i, value);
+    if (kRounds) store(to.exact + i, value);
+    store_part(to.y + i, value, left);
+    if (to.hn) store_part(to.hn + i, value, left);
   }
 
   // h lies in the caches of those who wrote its parts: its lines are asked for all at once, not one by one as
@@ -191,42 +214,43 @@ struct Forward {
           in = out = gates(t, rows.begin + i, local);
         },
         [&](Range tile, Range vectors) {
-          for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-            int64_t i = tile.begin;
-            for (; i + 2 <= tile.end; i += 2) cells<2>(s, t, rows.begin + i, v, local, ends);
-            if (i < tile.end) cells<1>(s, t, rows.begin + i, v, local, ends);
-          }
+          int64_t i = tile.begin;
+          for (; i + 2 <= tile.end; i += 2) cells<2>(s, t, rows.begin + i, vectors, local, ends);
+          if (i < tile.end) cells<1>(s, t, rows.begin + i, vectors, local, ends);
         });
   }
 
-  // The cells of n rows of step t from row b on, lanes v. One row is a chain of dependent instructions; two
-  // at once keep the processor busy.
+  // The cells of n rows of step t from row b on. One row is a chain of dependent instructions; two at once
+  // keep the processor busy.
   template <int n>
-  RNNFAST_INLINE void cells(int64_t s, int64_t t, int64_t b, int64_t v, int64_t local, int64_t ends) const {
-    A* saved[n];
-    V state[n][S], cell[n]{}, blended[n]{}, value[n];
-    for (int i = 0; i < n; ++i) {
-      saved[i] = gates(t, b + i, local);
-      for (int j = 0; j < S; ++j) state[i][j] = load(saved[i] + j * Hp + v * L);
-      if constexpr (Cell::kHasCell) cell[i] = load(c + (b + i) * Hp + v * L);
-      if constexpr (Cell::kBlends) {
-        const int64_t at = (b + i) * Pp + v * L;
-        blended[i] = kRounds ? load(exact + at) : load(h[s & 1] + at);
+  RNNFAST_INLINE void cells(int64_t s, int64_t t, int64_t b, Range vectors, int64_t local,
+                            int64_t ends) const {
+    Place row[n];
+    for (int i = 0; i < n; ++i) row[i] = place(s, t, b + i, local, b + i >= ends);
+    const int64_t slot = Hp, H = p.H, P = p.P;
+    const bool saves = p.gates, projects = projected;
+    for (int64_t at = vectors.begin * L; at < vectors.end * L; at += L) {
+      V state[n][S], cell[n]{}, blended[n]{}, value[n];
+      for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < S; ++j) state[i][j] = load(row[i].gates + j * slot + at);
+        if constexpr (Cell::kHasCell) cell[i] = load(row[i].c + at);
+        if constexpr (Cell::kBlends)
+          blended[i] = kRounds ? load(row[i].exact + at) : load(row[i].before + at);
       }
-    }
-    for (int i = 0; i < n; ++i) value[i] = Cell::forward(state[i], cell[i], blended[i]);
-    for (int i = 0; i < n; ++i, ++b) {
-      if (p.gates)
-        for (int j = 0; j < S; ++j) store(saved[i] + j * Hp + v * L, state[i][j]);
-      if constexpr (Cell::kHasCell) {
-        store(c + b * Hp + v * L, cell[i]);
-        if (p.cells) store(p.cells + p.walk.row(t, b) * Hp + v * L, cell[i]);
-        if (b >= ends) store_part(p.cn + b * p.H + v * L, cell[i], p.H - v * L);
+      for (int i = 0; i < n; ++i) value[i] = Cell::forward(state[i], cell[i], blended[i]);
+      for (int i = 0; i < n; ++i) {
+        if (saves)
+          for (int j = 0; j < S; ++j) store(row[i].gates + j * slot + at, state[i][j]);
+        if constexpr (Cell::kHasCell) {
+          store(row[i].c + at, cell[i]);
+          if (row[i].cells) store(row[i].cells + at, cell[i]);
+          if (row[i].cn) store_part(row[i].cn + at, cell[i], H - at);
+        }
+        if (projects)
+          store(row[i].m + at, value[i]);
+        else
+          emit(row[i], at, value[i], P - at);
       }
-      if (projected)
-        store(m + b * ldm + v * L, value[i]);
-      else
-        emit(s, t, b, v, value[i], b >= ends);
     }
   }
 
@@ -243,8 +267,8 @@ struct Forward {
         },
         [&](Range tile, Range vectors) {
           for (int64_t b = rows.begin + tile.begin; b < rows.begin + tile.end; ++b)
-            for (int64_t v = vectors.begin; v < vectors.end; ++v)
-              emit(s, t, b, v, load(r + b * Pp + v * L), b >= ends);
+            for (int64_t i = vectors.begin * L; i < vectors.end * L; i += L)
+              emit(place(s, t, b, 0, b >= ends), i, load(r + b * Pp + i), p.P - i);
         });
   }
 };
