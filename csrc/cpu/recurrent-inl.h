@@ -159,34 +159,35 @@ struct Forward {
         [](Range, Range) {});
   }
 
-  // Where row b of step t stands in all that its cells read and write; null: nowhere. Worked out once a row,
-  // for all that `p` and `this` point to may be what a stored vector overwrote.
+  // Where row b of step t stands in what its cells read and write. Worked out once a row, for all that `p`
+  // and `this` point to may be what a stored vector overwrote.
   struct Place {
-    A *gates, *c, *cells, *cn, *exact, *hn;
-    E *m, *h, *y;
+    int64_t b;
+    bool ends;
+    A *gates, *c, *cells, *exact;  // cells: or null
+    E *h, *y;
     const E* before;
   };
 
-  Place place(int64_t s, int64_t t, int64_t b, int64_t local, bool ends) const {
+  RNNFAST_INLINE Place place(int64_t s, int64_t t, int64_t b, int64_t local, bool ends) const {
     const int64_t row = p.walk.row(t, b);
-    return {gates(t, b, local),
+    return {b,
+            ends,
+            p.gates ? p.gates + row * S * Hp : buffer + (local * B + b) * ldg,
             c + b * Hp,
             p.cells ? p.cells + row * Hp : nullptr,
-            ends && Cell::kHasCell ? p.cn + b * p.H : nullptr,
             exact + b * Pp,
-            ends ? p.hn + b * p.P : nullptr,
-            m + b * ldm,
             h[(s + 1) & 1] + b * ldh,
             p.y + row * p.ldy,
             h[s & 1] + b * ldh};
   }
 
   // h of the lanes from i on, of which `left` count
-  RNNFAST_INLINE static void emit(const Place& to, int64_t i, V value, int64_t left) {
+  RNNFAST_INLINE void emit(const Place& to, int64_t i, V value, int64_t left) const {
     store(to.h + i, value);
     if (kRounds) store(to.exact + i, value);
     store_part(to.y + i, value, left);
-    if (to.hn) store_part(to.hn + i, value, left);
+    if (to.ends) store_part(p.hn + to.b * p.P + i, value, left);
   }
 
   // h lies in the caches of those who wrote its parts: its lines are asked for all at once, not one by one as
@@ -244,10 +245,10 @@ struct Forward {
         if constexpr (Cell::kHasCell) {
           store(row[i].c + at, cell[i]);
           if (row[i].cells) store(row[i].cells + at, cell[i]);
-          if (row[i].cn) store_part(row[i].cn + at, cell[i], H - at);
+          if (row[i].ends) store_part(p.cn + row[i].b * H + at, cell[i], H - at);
         }
         if (projects)
-          store(row[i].m + at, value[i]);
+          store(m + row[i].b * ldm + at, value[i]);
         else
           emit(row[i], at, value[i], P - at);
       }
