@@ -15,8 +15,8 @@ struct Gradient {
   // block than its C is read and written, so it takes longer ones.
   static constexpr int64_t kDepth = kMatrixUnit ? kBlock : kBlock / 2;
 
-  // what one part keeps
-  struct Place {
+  // What one part has for itself
+  struct Own {
     A* zeros;             // [widest columns]
     W* turned;            // [kRows, depth]: a block of A with k contiguous
     Packed<E> packed[2];  // a block of each B
@@ -27,7 +27,7 @@ struct Gradient {
   const int64_t depth;  // in words
   const int64_t row_pieces, column_pieces;
   Arena workspace;
-  size_t bytes;  // of a place
+  size_t bytes;  // of one part
 
   Gradient(const GradientParams<E>& params, Plan how, Arena& arena)
       : p(params),
@@ -37,7 +37,7 @@ struct Gradient {
         column_pieces(plan.parts / row_pieces),
         workspace(arena) {
     Arena one{nullptr};
-    place(one);
+    own(one);
     bytes = one.used;
     arena.take<char>(plan.parts * bytes);
   }
@@ -55,12 +55,13 @@ struct Gradient {
   // vectors of columns
   int64_t vectors(int i) const { return divide_up(p.product[i].N, L); }
 
-  Place place(Arena& arena) const {
-    Place to;
+  Own own(Arena& arena) const {
+    Own to;
     int64_t most_columns = 0;
     to.turned = arena.take<W>(p.turned ? kRows * depth : 0);
     for (int i = 0; i < p.products; ++i) {
       const int64_t columns = divide_up(vectors(i), column_pieces) * L;
+      // 2: more than once, for a block is packed whole
       to.packed[i] = Packed<E>::make(arena, {nullptr, p.product[i].ldb, true}, depth * kNumbers, columns, 1,
                                      kRows, 2, plan);
       most_columns = most(most_columns, columns);
@@ -76,12 +77,12 @@ struct Gradient {
       const int64_t column = whole.index % column_pieces;
       const Part part{whole.index, whole.parts, share(p.M, row_pieces, whole.index / column_pieces),
                       {1, 0},      whole.watch, whole.tiles};
-      multiply(part, place(arena), column);
+      multiply(part, own(arena), column);
     });
   }
 
   // a part's piece of C
-  void multiply(const Part& part, Place to, int64_t column) const {
+  void multiply(const Part& part, Own to, int64_t column) const {
     const int64_t slot = 0;
     Range columns[2];
     for (int i = 0; i < p.products; ++i) {

@@ -140,9 +140,9 @@ struct GradientParams {
   typedef typename ComputeType<E>::type A;
   struct Product {
     int64_t N;
-    const E* b;  // [K, N], leading dimension ldb; or null, and
+    const E* b;  // [K, N], leading dimension ldb
     int64_t ldb;
-    const void* const* rows;  // [K]: where each of its rows stands
+    const void* const* rows;  // [K] or null: where each row of b stands, which then is not read from b
     A* c;                     // [M, padded(N)], leading dimension ldc
     int64_t ldc;
     A* sums;  // [M] or null: becomes the sums over k of A, which is turned

@@ -544,7 +544,7 @@ void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, con
   if (rng.one_in(8)) p.dy = nullptr, d[0].clear();
   if (rng.one_in(8)) p.dhn = nullptr, d[1].clear();
   if (rng.one_in(8)) p.dcn = nullptr, d[2].clear();
-  const bool needs_hh = !rng.one_in(8), needs_hr = s.projected && !rng.one_in(8);
+  const bool needs_hr = s.projected && !rng.one_in(8);
   const auto takes = [&](BackwardParams<E>& q, Outputs& o) {
     q.da = o.take_lines<E>("da", N, GH);
     q.dx = s.S > s.G ? o.take_lines<E>("dx", N, GH) : nullptr;
@@ -565,12 +565,10 @@ void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, con
   g[kH0] = doubles(p.dh0, B, s.P, s.P);
   if (p.dc0) g[kC0] = doubles(p.dc0, B, s.H, s.H);
   g[kWIh] = multiplied(k, GH, s.I, N, dx, lda, true, x, ldx);
-  if (needs_hh) {
-    std::vector<double> initial = in[kH0];
-    const Input<E> h0(initial);
-    const auto previous = states_before<E>(walk, h0.get(), s.P, p.y, ldy);
-    g[kWHh] = multiplied<E>(k, GH, s.P, N, p.da, lda, true, nullptr, 0, previous.data());
-  }
+  std::vector<double> initial = in[kH0];
+  const Input<E> h0(initial);
+  const auto previous = states_before<E>(walk, h0.get(), s.P, p.y, ldy);
+  g[kWHh] = multiplied<E>(k, GH, s.P, N, p.da, lda, true, nullptr, 0, previous.data());
   if (!in[kBIh].empty()) g[kBIh] = column_sums(doubles(dx, N, GH, lda), GH);
   if (!in[kBHh].empty()) g[kBHh] = column_sums(doubles(p.da, N, GH, lda), GH);
   if (needs_hr) g[kWHr] = multiplied<E>(k, s.P, s.H, N, p.dprojected, ldp, true, p.hidden, s.H);
