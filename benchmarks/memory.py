@@ -115,7 +115,7 @@ def table(result: dict) -> record.Table:
 def markdown(result: dict) -> str:
     note = (
         "Bytes for each step and row of the batch, beside the input and the parameters; in brackets: float32 "
-        "numbers for each output. Backward needs 6 of them for an LSTM, 5 for a GRU and 2 for an RNN, the "
+        "numbers for each output. Backward needs 6 of them for an LSTM, 5 for a GRU and 1 for an RNN, the "
         "output among them. Measured is by how much the resident set of a new process grows, gradients and "
         f"packed weights included. {record.machine(result)}"
     )

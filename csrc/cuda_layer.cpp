@@ -340,7 +340,8 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   constexpr const char* op = "rnnfast::recurrent_backward";
   const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
                                    b_hh_r, w_hr_r, batch_sizes, batch_first);
-  check_layer_backward(op, s, dy, dhn, dcn, x, y, gates, cells);
+  check_layer_backward(op, s, dy, dhn, dcn, x, y, gates, {s.D, s.N, s.slots, padded(s.H)}, cells,
+                       {s.D, s.N, padded(s.H)});
   const c10::OptionalDeviceGuard guard(x.device());
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions element = x.options().memory_format(at::MemoryFormat::Contiguous);

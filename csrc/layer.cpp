@@ -58,6 +58,13 @@ Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide, bool backward) 
           backward};
 }
 
+// What forward saves of each direction, see layout_of: of an RNN nothing, if y is what it would be
+int64_t gate_numbers(const LayerSizes& s, const Tensor& x) {
+  const bool in_y = s.slots == 1 && x.scalar_type() == accumulation_type(x);
+  return in_y ? 0 : gate_rows(s.N) * s.slots * padded(s.H);
+}
+int64_t cell_numbers(const LayerSizes& s) { return s.N * padded(s.H); }
+
 // Vectors narrower than the padding leave some of it unwritten.
 Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
   const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
@@ -71,7 +78,6 @@ void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, 
                         const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
-  const int64_t Hp = padded(s.H);
   Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
   if (sizeof(E) < sizeof(A)) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
@@ -92,8 +98,8 @@ void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, 
     p.ldy = s.D * s.P;
     p.hn = out<A>(hn, d * s.B * s.P);
     p.cn = out<A>(cn, d * s.B * s.H);
-    p.gates = out<A>(gates, d * s.N * s.slots * Hp);
-    p.cells = out<A>(cells, d * s.N * Hp);
+    p.gates = out<A>(gates, d * gates.numel() / s.D);
+    p.cells = out<A>(cells, d * cells.numel() / s.D);
     launch("recurrent", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
       return k.layer(E()).forward(s.mode, p, plan, workspace, member);
     });
@@ -120,7 +126,7 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
                               const Tensor& dh0, const Tensor& dc0, bool need_w_hr) {
   typedef typename ComputeType<E>::type A;
   const Kernels& k = kernels();
-  const int64_t Hp = padded(s.H), GH = s.gates * s.H;
+  const int64_t GH = s.gates * s.H;
   Directions r;
   const at::TensorOptions options = y.options();
   r.da = gradient_rows<E>(s.N, GH, options);
@@ -139,8 +145,8 @@ Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, 
   p.ldy = s.D * s.P;
   p.dhn = in<A>(dhn, d * s.B * s.P);
   p.dcn = in<A>(dcn, d * s.B * s.H);
-  p.gates = in<A>(gates, d * s.N * s.slots * Hp);
-  p.cells = s.has_cell ? in<A>(cells, d * s.N * Hp) : nullptr;
+  p.gates = gates.numel() ? in<A>(gates, d * gates.numel() / s.D) : nullptr;
+  p.cells = s.has_cell ? in<A>(cells, d * cells.numel() / s.D) : nullptr;
   p.da = out<E>(r.da);
   p.dx = r.dx.is_same(r.da) ? nullptr : out<E>(r.dx);
   p.dprojected = out<E>(r.dprojected);
@@ -176,8 +182,8 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const auto nothing = [&] { return kept_empty({0}, options); };
   const Tensor hn = kept_empty({s.D, s.B, s.P}, options);
   const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : nothing();
-  const Tensor gates = save ? padded_empty(s, k, {s.D, s.N, s.slots, padded(s.H)}, options) : nothing();
-  const Tensor cells = save && s.has_cell ? padded_empty(s, k, {s.D, s.N, padded(s.H)}, options) : nothing();
+  const Tensor gates = save ? padded_empty(s, k, {s.D * gate_numbers(s, x)}, options) : nothing();
+  const Tensor cells = save && s.has_cell ? padded_empty(s, k, {s.D * cell_numbers(s)}, options) : nothing();
   if (s.N > 0) {
     const auto weights = all_weights([&](const auto& w) { return operand(w, element); },
                                      [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
@@ -188,6 +194,8 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
                                                 : forward_directions<float>;
     run(s, storage.walk, operand(x, element), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates,
         cells);
+  } else {
+    gates.zero_();  // the biases' row
   }
   const at::ScalarType back = x.scalar_type();
   return {cast(y, back), cast(hn, back), cast(cn, back), gates, cells};
@@ -205,7 +213,8 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   constexpr const char* op = "rnnfast::recurrent_backward";
   const LayerSizes s = check_layer(op, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r,
                                    b_hh_r, w_hr_r, batch_sizes, batch_first);
-  check_layer_backward(op, s, dy, dhn, dcn, x, y, gates, cells);
+  check_layer_backward(op, s, dy, dhn, dcn, x, y, gates, {s.D * gate_numbers(s, x)}, cells,
+                       {s.D * cell_numbers(s)});
 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);

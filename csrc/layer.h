@@ -46,15 +46,16 @@ inline void refuse_reserved(const char* op, const OptTensor& lengths, const OptT
 
 inline void check_layer_backward(const char* op, const LayerSizes& s, const OptTensor& dy,
                                  const OptTensor& dhn, const OptTensor& dcn, const Tensor& x, const Tensor& y,
-                                 const Tensor& gates, const Tensor& cells) {
+                                 const Tensor& gates, at::IntArrayRef gates_shape, const Tensor& cells,
+                                 at::IntArrayRef cells_shape) {
   check_shape(op, "y", y, x, output_shape(s));
   check_gradient(op, "dy", dy, x, output_shape(s));
   check_gradient(op, "dhn", dhn, x, {s.D, s.B, s.P});
   TORCH_CHECK(!dcn || s.has_cell, op, ": dcn has shape ", dcn->sizes(),
               ", expected None for a cell without c");
   check_gradient(op, "dcn", dcn, x, {s.D, s.B, s.H});
-  check_saved(op, "gates", gates, x, {s.D, s.N, s.slots, padded(s.H)});
-  if (s.has_cell) check_saved(op, "cells", cells, x, {s.D, s.N, padded(s.H)});
+  check_saved(op, "gates", gates, x, gates_shape);
+  if (s.has_cell) check_saved(op, "cells", cells, x, cells_shape);
 }
 
 // Which gradients to make: those that are needed, of tensors that were given

@@ -34,6 +34,17 @@ def _padded(n):
     return (n + LANES - 1) // LANES * LANES
 
 
+def _saved(mode, x, D, N, H):
+    """Shapes of the gates and cells that a layer saves for backward."""
+    values = SLOTS[mode]
+    if x.device.type != "cpu":
+        return (D, N, values, _padded(H)), (D, N, _padded(H))
+    # a row of the biases more; and an RNN's only value is y, where that is not rounded
+    if values == 1 and reference.compute_dtype(x.dtype) == x.dtype:
+        values = 0
+    return D * (N + 1) * values * _padded(H), D * N * _padded(H)
+
+
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 INPUTS = ("x", "h0", "c0", *WEIGHTS, *(f"{name}_r" for name in WEIGHTS))
 REQUIRED = ("x", "h0", "w_ih", "w_hh", "y", "gates", "cells", "acts")
@@ -73,8 +84,9 @@ def _(
     y = x.new_empty((*x.shape[:-1], D * P))
     hn = x.new_empty((D, B, P))
     cn = x.new_empty((D, B, H) if mode == "lstm" else 0)
-    gates = saved.new_empty((D, N, SLOTS[mode], _padded(H)) if save else 0)
-    cells = saved.new_empty((D, N, _padded(H)) if save and mode == "lstm" else 0)
+    gates, cells = _saved(mode, x, D, N, H)
+    gates = saved.new_empty(gates if save else 0)
+    cells = saved.new_empty(cells if save and mode == "lstm" else 0)
     return y, hn, cn, gates, cells
 
 

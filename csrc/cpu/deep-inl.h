@@ -15,8 +15,9 @@ struct DeepForward {
   Packed<A> w_x, w[kMaxDepth];  // layer 0 is cut in its x and its h columns: w_x and w[0]
   A* bias[kMaxDepth];           // [padded(width)]
   A* h[2];                      // [B, Hp]: read one, write the other
-  A* buffer;                    // [chunk, B, padded(width[0])], when the activations are not saved
-  A* inner[kMaxDepth];          // [B, padded(width)], when they are not saved
+  A* inner[kMaxDepth];          // [B, padded(width)] of the layers under the last, when they are not saved
+  A* buffer;        // the x part of layer 0, [chunk, B, padded(width[0])]: one for each part of the
+  int64_t of_part;  // units, so far apart
 
   DeepForward(const DeepParams<A>& params, Plan how, Arena& arena)
       : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1) {
@@ -31,11 +32,11 @@ struct DeepForward {
           l ? Source<A>{p.w[l], p.width[l - 1], false} : Source<A>{p.w[0] + p.I, ld, false};
       w[l] = Packed<A>::make(arena, source, l ? p.width[l - 1] : p.H, p.width[l], 1, rows, steps, plan);
       bias[l] = arena.take<A>(padded(p.width[l]));
-      inner[l] = l && l < last && !p.acts[l] ? arena.take<A>(B * padded(p.width[l])) : nullptr;
     }
-    h[0] = arena.take<A>(B * Hp);
-    h[1] = arena.take<A>(B * Hp);
-    buffer = arena.take<A>(p.acts[0] ? 0 : chunk * B * W0);
+    for (int l = 0; l < last; ++l) inner[l] = take_apart<A>(arena, p.acts[l] ? 0 : B * padded(p.width[l]));
+    for (A*& state : h) state = take_apart<A>(arena, B * Hp);
+    of_part = chunk * B * W0 + kApart / int64_t(sizeof(A));
+    buffer = arena.take<A>(plan.split == Split::kUnits ? plan.parts * of_part : of_part);
   }
 
   void run(Team::Member& member) const {
@@ -58,48 +59,64 @@ struct DeepForward {
   }
 
   // what layer l leaves for (t, b), [padded(width[l])]
-  A* output(int l, int64_t t, int64_t b, int64_t local) const {
+  A* output(int l, int64_t t, int64_t b) const {
+    if (l == last) return h[(t + 1) & 1] + b * Hp;
     const int64_t W = padded(p.width[l]);
-    if (p.acts[l]) return p.acts[l] + p.walk.row(t, b) * W;
-    if (l == 0) return buffer + (local * B + b) * W;
-    return l == last ? h[(t + 1) & 1] + b * Hp : inner[l] + b * W;
+    return p.acts[l] ? p.acts[l] + p.walk.row(t, b) * W : inner[l] + b * W;
+  }
+
+  A* x_part(const Part& part, int64_t b, int64_t local) const {
+    return buffer + part.cut.piece * of_part + (local * B + b) * padded(p.width[0]);
   }
 
   // the x part of layer 0 for the steps of a chunk
   void input_product(const Part& part, int64_t begin, int64_t end) const {
-    const int64_t slot = 0, rows = part.rows.size();
+    const int64_t rows = part.rows.size();
     product(
-        w_x, part, rows * (end - begin), &slot, false,
+        w_x, part, rows * (end - begin), kDense, false,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t local = i / rows, b = part.rows.begin + i % rows;
           a = p.x + p.walk.row(begin + local, b) * p.I;
           in = bias[0];
-          out = output(0, begin + local, b, local);
+          out = x_part(part, b, local);
         },
         [](Range, Range) {});
   }
 
+  // what layer l reads
+  const A* below(int l, int64_t t, int64_t b) const { return l ? output(l - 1, t, b) : h[t & 1] + b * Hp; }
+
+  // as in Forward: rows of y that several parts make
+  bool copies_y(int64_t t) const { return plan.split == Split::kUnits && t + 1 < p.walk.steps; }
+
   void layer(const Part& part, int l, int64_t t, int64_t local) const {
-    const int64_t slot = 0, first = part.rows.begin;
+    const int64_t first = part.rows.begin;
+    if (plan.split == Split::kUnits) {
+      for (int64_t b = 0; b < B; ++b) fetch(below(l, t, b), {0, l ? p.width[l - 1] : p.H});
+      if (l == 0 && t > 0)
+        for (int64_t b = 0; b < B; ++b) {
+          A* const y = p.y + p.walk.row(t - 1, b) * p.H;
+          if (copies(part, y)) copy_row(y, h[t & 1] + b * Hp, p.H);
+        }
+    }
     product(
-        w[l], part, part.rows.size(), &slot, t & 1,
+        w[l], part, part.rows.size(), kDense, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           const int64_t b = first + i;
-          a = l ? output(l - 1, t, b, local) : h[t & 1] + b * Hp;
-          out = output(l, t, b, local);
-          in = l ? bias[l] : out;
+          a = below(l, t, b);
+          out = output(l, t, b);
+          in = l ? bias[l] : x_part(part, b, local);
         },
         [&](Range tile, Range vectors) {
           for (int64_t b = first + tile.begin; b < first + tile.end; ++b) {
-            A* value = output(l, t, b, local);
+            A* const value = output(l, t, b);
             for (int64_t v = vectors.begin; v < vectors.end; ++v) {
               const V sum = load(value + v * L);
               if (l < last) {
                 store(value + v * L, leaky_relu(sum, p.slope));
                 continue;
               }
-              store(h[(t + 1) & 1] + b * Hp + v * L, sum);
-              store_part(p.y + p.walk.row(t, b) * p.H + v * L, sum, p.H - v * L);
+              if (!copies_y(t)) store_part(p.y + p.walk.row(t, b) * p.H + v * L, sum, p.H - v * L);
               if (t + 1 == p.walk.steps) store_part(p.hn + b * p.H + v * L, sum, p.H - v * L);
             }
           }
@@ -119,8 +136,8 @@ struct DeepBackward {
   int64_t widest;          // row of C, padded
   Packed<A> w[kMaxDepth];  // what layer l's gradient passes on its way to layer l - 1, or to h
   A* zeros;                // [widest]
-  A* dh;                   // [B, Hp]
-  A* scratch;              // [B, widest], whatever the layer: parts of rows are not at the same layer
+  Owned<A> dh;
+  Owned<A> scratch;  // of the widest layer: parts of rows are not at the same one
 
   DeepBackward(const DeepParams<A>& params, Plan how, Arena& arena)
       : p(params), plan(how), Hp(padded(params.H)), B(params.walk.batch), last(params.depth - 1), widest(Hp) {
@@ -133,8 +150,8 @@ struct DeepBackward {
           Packed<A>::make(arena, source, p.width[l], l ? p.width[l - 1] : p.H, 1, rows, p.walk.steps, plan);
     }
     zeros = arena.take<A>(widest);
-    dh = arena.take<A>(B * Hp);
-    scratch = arena.take<A>(B * widest);
+    dh = Owned<A>::take(arena, plan, B, p.H);
+    scratch = Owned<A>::take(arena, plan, B, widest);
   }
 
   void run(Team::Member& member) const {
@@ -147,16 +164,12 @@ struct DeepBackward {
       if (k > 0) layer(part, 0, t + 1);
       if (t >= 0) collect(part, t);
     });
-    share.phase([&](const Part& part) {
-      const Range rows = share.rows_of(part);
-      for (int64_t b = rows.begin; b < rows.end; ++b)
-        for (int64_t i = 0; i < p.H; i += L) store_part(p.dh0 + b * p.H + i, load(dh + b * Hp + i), p.H - i);
-    });
+    share.phase([&](const Part& part) { dh.write(part, p.dh0, p.H, w[0].vectors_of(part.cut)); });
   }
 
   void prepare(const Share& share, const Part& part) const {
     for (int l = 0; l <= last; ++l) share.pack(w[l], part);
-    copy_padded(dh, Hp, p.dhn, p.H, share.rows_of(part));
+    dh.read(part, p.dhn, p.H, w[0].vectors_of(part.cut));
     if (part.index == 0)
       for (int64_t i = 0; i < widest; ++i) zeros[i] = 0;
   }
@@ -168,7 +181,7 @@ struct DeepBackward {
       const int64_t row = p.walk.row(t, b) * p.H;
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
         const int64_t left = p.H - v * L;
-        V total = load(dh + b * Hp + v * L);
+        V total = load(dh.row(part, b) + v * L);
         if (p.dy) total = total + load_part(p.dy + row + v * L, left);
         store_part(p.da[last] + row + v * L, total, left);
       }
@@ -178,15 +191,16 @@ struct DeepBackward {
 
   // da of layer l passes w[l]: to dL/dh under layer 0, else through LeakyReLU to da of layer l - 1
   void layer(const Part& part, int l, int64_t t) const {
-    const int64_t slot = 0, first = part.rows.begin;
-    const int64_t W = l ? widest : Hp;
-    A* result = l ? scratch : dh;
+    const int64_t first = part.rows.begin;
+    const Owned<A>& result = l ? scratch : dh;
+    if (plan.split == Split::kUnits)
+      for (int64_t b = 0; b < B; ++b) fetch(p.da[l] + p.walk.row(t, b) * p.width[l], {0, p.width[l]});
     product(
-        w[l], part, part.rows.size(), &slot, t & 1,
+        w[l], part, part.rows.size(), kDense, t & 1,
         [&](int64_t i, const A*& a, const A*& in, A*& out) {
           a = p.da[l] + p.walk.row(t, first + i) * p.width[l];
           in = zeros;
-          out = result + (first + i) * W;
+          out = result.row(part, first + i);
         },
         [&](Range tile, Range vectors) {
           if (l == 0) return;
@@ -195,7 +209,7 @@ struct DeepBackward {
             const int64_t row = p.walk.row(t, b);
             for (int64_t v = vectors.begin; v < vectors.end; ++v) {
               const V act = load(p.acts[l - 1] + row * padded(n) + v * L);
-              const V da = load(result + b * W + v * L);
+              const V da = load(result.row(part, b) + v * L);
               store_part(p.da[l - 1] + row * n + v * L, leaky_relu_backward(act, da, p.slope), n - v * L);
             }
           }

@@ -83,7 +83,6 @@ struct Gradient {
 
   // a part's piece of C
   void multiply(const Part& part, Own to, int64_t column) const {
-    const int64_t slot = 0;
     Range columns[2];
     for (int i = 0; i < p.products; ++i) {
       const Range v = share(vectors(i), column_pieces, column);
@@ -115,7 +114,7 @@ struct Gradient {
             add_sums(to.turned, b.K, c.sums + m, n, k == 0);
           part.watch.lap(Work::kPack);
           product(
-              b, part, n, &slot, false,
+              b, part, n, kDense, false,
               [&](int64_t j, const W*& a, const A*& in, A*& out) {
                 a = p.turned ? to.turned + j * depth : words(p.a + (m + j) * p.lda + k);
                 out = c.c + (m + j) * c.ldc + columns[i].begin;

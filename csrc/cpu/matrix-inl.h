@@ -210,7 +210,7 @@ struct Bands {
 };
 
 template <class E, class Rows, class Then>
-RNNFAST_INLINE void product_by_bands(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
+RNNFAST_INLINE void product_by_bands(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
                                      bool last_first, Rows rows, Then then) {
   typedef typename WordOf<E>::type W;
   typedef typename ComputeType<E>::type A;
@@ -219,9 +219,7 @@ RNNFAST_INLINE void product_by_bands(const Packed<E>& w, const Part& part, int64
     bands.cut<W, A>(begin, least(n, begin + Bands::kRows), rows);
     w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
       int64_t offset[kMaxVectors];
-      for (int64_t g = 0; g < w.gates; ++g)
-        for (int64_t v = p.begin; v < p.end; ++v)
-          offset[g * p.size() + v - p.begin] = slot[g] + v * Vec<W>::kLanes;
+      columns.of<Vec<W>::kLanes>(p, w.gates, offset);
       const W* const panel = w.panel(p, part.cut);
       if (w.once) part.watch.lap(Work::kPack);
       for (int i = 0; i < bands.count; ++i) {

@@ -74,6 +74,22 @@ struct Plan {
 constexpr int64_t kPad = 16;
 RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
+// Where some values of each unit and row stand: value s of unit u of row n at
+// n row + s value + u / kPad block + u % kPad.
+struct Layout {
+  int64_t row, value, block;
+};
+
+// [rows, values, padded(units)]; of a batch of one [units / kPad, rows, values, kPad], because it is the
+// units that its threads share, and those that write side by side disturb each other.
+RNNFAST_INLINE constexpr Layout layout_of(int64_t batch, int64_t rows, int64_t values, int64_t units) {
+  return batch == 1 ? Layout{values * kPad, kPad, rows * values * kPad}
+                    : Layout{values * padded(units), padded(units), kPad};
+}
+
+// After the gates of N rows comes a row of the biases, from which the others begin.
+RNNFAST_INLINE constexpr int64_t gate_rows(int64_t N) { return N + 1; }
+
 // how long a row is that a product reads: of bfloat16 whole lines of 64 bytes, which is what a matrix unit
 // reads
 template <class E>
@@ -103,8 +119,8 @@ struct ForwardParams {
   int64_t ldy;
   A* hn;     // [B, P]
   A* cn;     // [B, H] or null
-  A* gates;  // [N, S, Hp] or null: inference saves nothing
-  A* cells;  // [N, Hp] or null
+  A* gates;  // S values of gate_rows(N) in the order of layout_of, or null: inference saves nothing
+  A* cells;  // 1 value of N rows, or null
 };
 
 // One direction of one layer, backward through time. The caller makes the weight gradients from what this
@@ -123,8 +139,8 @@ struct BackwardParams {
   int64_t ldy;
   const A* dhn;    // [B, P] or null
   const A* dcn;    // [B, H] or null
-  const A* gates;  // [N, S, Hp]
-  const A* cells;  // [N, Hp] or null
+  const A* gates;  // as forward saved them, or null: y is the only one, and not rounded
+  const A* cells;  // as forward saved them, or null
   E* da;           // [N, G H]: dL/d(W_hh h + b_hh)
   E* dx;           // [N, G H]: dL/d(W_ih x + b_ih); null where it equals da
   E* dprojected;   // [N, P] or null: dL/dh before the projection

@@ -8,12 +8,12 @@
 namespace rnnfast {
 namespace {
 
-// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond; a step waits for
-// the other's flag and then for its part of h; entering the pool takes 2 us when its threads still spin, 20
-// to 50 us when they sleep: 15 is between. Only their ratios matter here.
+// Measured on Zen 5 with two threads, 512-bit: six multiply-adds of a vector a nanosecond; entering the pool
+// takes 2 us when its threads still spin, 20 to 50 us when they sleep: 15 is between. Only their ratios
+// matter here.
 constexpr double kVectorFmaPerNs = 6.0;
-constexpr double kMeetings = 2;  // the flag, and the lines of h of one row;
-constexpr double kLines = 48;    // more of them come so many in the time of a meeting
+constexpr double kMeetings = 1.2;  // the flag, and the lines of h of one row;
+constexpr double kLines = 48;      // more of them come so many in the time of a meeting
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call

@@ -102,6 +102,30 @@ struct TileTable {
 template <class W>
 inline constexpr TileTable<W> kTiles;
 
+// Where vector v of L units stands in a row of a Layout with such blocks
+template <int64_t L>
+RNNFAST_INLINE int64_t vector_at(int64_t v, int64_t block) {
+  if constexpr (L == kPad) return v * block;
+  const uint64_t unit = v * L;
+  return unit / kPad * block + unit % kPad;
+}
+
+// Where a row of C has the gates of a unit: gate g of the first one at slot[g], of the others as a Layout has
+// them.
+struct Columns {
+  const int64_t* slot;
+  int64_t block = kPad;
+
+  // those of a panel's vectors, gate by gate
+  template <int64_t L>
+  RNNFAST_INLINE void of(Range panel, int64_t gates, int64_t* places) const {
+    for (int64_t g = 0; g < gates; ++g)
+      for (int64_t v = panel.begin; v < panel.end; ++v) *places++ = slot[g] + vector_at<L>(v, block);
+  }
+};
+constexpr int64_t kFirst = 0;
+constexpr Columns kDense{&kFirst};  // units side by side
+
 // Where a weight matrix comes from: weights[g units + unit, k] of torch (forward), or, straight,
 // weights[k, unit] (backward). Its rows are ld numbers apart; those that are not straight hold whole words.
 // Or row k of a straight one is rows[k], from `column` on.
@@ -280,14 +304,13 @@ inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, c
                                                     multiply_turned<E, 3>};
 
 template <class E, class Rows, class Then>
-RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
+RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
                                      bool last_first, Rows rows, Then then) {
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
   w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) __attribute__((always_inline)) {
     Tile<W> tile;
-    for (int64_t g = 0; g < w.gates; ++g)
-      for (int64_t v = p.begin; v < p.end; ++v) tile.offset[g * p.size() + v - p.begin] = slot[g] + v * L;
+    columns.of<L>(p, w.gates, tile.offset);
     const int64_t width = w.gates * p.size();
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
     const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
@@ -319,15 +342,15 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
 }
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m, m = 0, 1,
-// 2 and so on; the gates of a unit stand at slot[g] from the unit's place in a row of C; then(rows, vectors)
+// 2 and so on; then(rows, vectors)
 // is called when a tile is done. Every other step reads the panels last first: what it begins with is still
 // in the nearer cache.
 template <class E, class Rows, class Then>
-RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, const int64_t* slot,
-                            bool last_first, Rows rows, Then then) {
+RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, Columns columns, bool last_first,
+                            Rows rows, Then then) {
   if (n <= 0) return;
   if constexpr (kMatrixUnit)
-    product_by_bands(w, part, n, slot, last_first, rows, then);  // matrix-inl.h
+    product_by_bands(w, part, n, columns, last_first, rows, then);  // matrix-inl.h
   else
-    product_by_tiles(w, part, n, slot, last_first, rows, then);
+    product_by_tiles(w, part, n, columns, last_first, rows, then);
 }

@@ -41,18 +41,18 @@ struct Forward {
   const bool projected;
   const int64_t Hp, Pp, B;
   const int64_t ldh, ldm;  // of h and m: whole lines
-  // of the buffer: a vector more than [S, Hp], for rows 4 KiB apart share few places of a cache
-  const int64_t ldg;
   int64_t chunk;
   Packed<E> w_ih, w_hh, w_hr;
-  A* bias;    // [S, Hp]
-  A* zeros;   // [Pp]
-  E* h[2];    // [B, ldh]: read one, write the other
-  A* exact;   // [B, Pp]: h before rounding
-  A* c;       // [B, Hp]
-  E* m;       // [B, ldm]: what the projection multiplies, and
-  A* r;       // [B, Pp]: what it gives
-  A* buffer;  // [chunk, B, ldg], when the gates are not saved
+  A* zeros;        // [Pp]
+  E* h[2];         // [B, ldh]: read one, write the other
+  Owned<A> exact;  // h before rounding
+  Owned<A> c;
+  E* m;           // [B, ldm]: what the projection multiplies, and
+  A* r;           // [B, Pp]: what it gives
+  A* gates;       // of all rows, when they are saved, or of a chunk of steps; then the biases
+  Layout layout;  // of gates, and
+  Layout of_cells;
+  A* biases;  // a row of them
   int64_t slot_x[G], slot_h[G];
 
   Forward(const ForwardParams<E>& params, Plan how, Arena& arena)
@@ -63,8 +63,7 @@ struct Forward {
         Pp(padded(params.P)),
         B(params.walk.batch),
         ldh(whole_lines<E>(Pp)),
-        ldm(whole_lines<E>(Hp)),
-        ldg(S * Hp + L) {
+        ldm(whole_lines<E>(Hp)) {
     chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
@@ -80,16 +79,19 @@ struct Forward {
       w_hh = pack(p.w_hh, p.P, p.H, G, rows, steps);
     }
     if (projected) w_hr = pack(p.w_hr, p.H, p.P, 1, rows, steps);
-    bias = arena.take<A>(S * Hp);
     zeros = arena.take<A>(Pp);
-    h[0] = arena.take<E>(B * ldh);
-    h[1] = arena.take<E>(B * ldh);
-    exact = arena.take<A>(kRounds ? B * Pp : 0);
-    c = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
+    for (E*& state : h) state = take_apart<E>(arena, B * ldh);
+    exact = Owned<A>::take(arena, plan, B, kRounds ? p.P : 0);
+    c = Owned<A>::take(arena, plan, B, Cell::kHasCell ? p.H : 0);
     m = arena.take<E>(projected ? B * ldm : 0);
     r = arena.take<A>(projected ? B * Pp : 0);
-    buffer = arena.take<A>(p.gates ? 0 : chunk * B * ldg);
-    for (int g = 0; g < G; ++g) slot_x[g] = g * Hp, slot_h[g] = Cell::kHiddenSlot[g] * Hp;
+    const int64_t rows_kept = p.gates ? p.walk.total : chunk * B;
+    layout = layout_of(B, gate_rows(rows_kept), S, p.H);
+    of_cells = layout_of(B, p.walk.total, 1, p.H);
+    if (!p.gates && B > 1) layout.row += L;  // rows 4 KiB apart share few places of a cache
+    gates = p.gates ? p.gates : arena.take<A>(gate_rows(rows_kept) * (S * Hp + L));
+    biases = gates + rows_kept * layout.row;
+    for (int g = 0; g < G; ++g) slot_x[g] = g * layout.value, slot_h[g] = Cell::kHiddenSlot[g] * layout.value;
   }
 
   void run(Team::Member& member) const {
@@ -111,24 +113,29 @@ struct Forward {
     const Range rows = share.rows_of(part);
     for (E* state : {h[0], h[1]}) copy_padded(state, ldh, p.h0, p.P, rows);
     if (projected) copy_padded<E, A>(m, ldm, nullptr, 0, rows);
-    if (kRounds) copy_padded(exact, Pp, p.h0, p.P, rows);
-    if (Cell::kHasCell) copy_padded(c, Hp, p.c0, p.H, rows);
+    const Range vectors = w_hh.vectors_of(part.cut);
+    if (kRounds) exact.read(part, p.h0, p.P, vectors);
+    if (Cell::kHasCell) c.read(part, p.c0, p.H, vectors);
     if (part.index != 0) return;
-    for (int64_t i = 0; i < S * Hp; ++i) bias[i] = 0;
     for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
-    for (int64_t g = 0; g < G; ++g) {
-      if (p.b_ih) add(bias + slot_x[g], p.b_ih + g * p.H, p.H);
-      if (p.b_hh) add(bias + slot_h[g], p.b_hh + g * p.H, p.H);
+    for (int64_t v = 0; v < w_hh.vectors(); ++v) {
+      A* const at = biases + vector_at<L>(v, layout.block);
+      for (int64_t j = 0; j < S; ++j) store(at + j * layout.value, V{});
+      for (int64_t g = 0; g < G; ++g) {
+        add(at + slot_x[g], p.b_ih, g, v);
+        add(at + slot_h[g], p.b_hh, g, v);
+      }
     }
   }
 
-  static void add(A* sum, const A* term, int64_t n) {
-    for (int64_t i = 0; i < n; i += L) store(sum + i, load(sum + i) + load_part(term + i, n - i));
+  // sum += vector v of gate g of a bias, or of none
+  void add(A* sum, const A* bias, int64_t g, int64_t v) const {
+    if (bias) store(sum, load(sum) + load_part(bias + g * p.H + v * L, p.H - v * L));
   }
 
-  // the gates of (t, b), [S, Hp]; `local` counts the steps of this chunk
-  A* gates(int64_t t, int64_t b, int64_t local) const {
-    return (p.gates ? p.gates + p.walk.row(t, b) * S * Hp : buffer + (local * B + b) * ldg);
+  // the gates of (t, b); `local` counts the steps of this chunk
+  A* gates_of(int64_t t, int64_t b, int64_t local) const {
+    return gates + (p.gates ? p.walk.row(t, b) : local * B + b) * layout.row;
   }
 
   // gates = b + W_ih x for the steps of a chunk
@@ -143,17 +150,18 @@ struct Forward {
       if constexpr (S > G)  // a slot that only the hidden product adds to
         for (int64_t b = rows.begin; b < rows.end; ++b)
           for (int64_t v = vectors.begin; v < vectors.end; ++v)
-            store(gates(t, b, s - begin) + slot_h[G - 1] + v * L, load(bias + slot_h[G - 1] + v * L));
+            store(gates_of(t, b, s - begin) + slot_h[G - 1] + vector_at<L>(v, layout.block),
+                  load(biases + slot_h[G - 1] + vector_at<L>(v, layout.block)));
     }
     int64_t s = 0, b = 0, t = 0;
     product(
-        w_ih, part, n, slot_x, false,
+        w_ih, part, n, Columns{slot_x, layout.block}, false,
         [&](int64_t row, const W*& a, const A*& in, A*& out) {
           if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
           while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
           a = words(p.x + p.walk.row(t, b) * ldx);
-          in = bias;
-          out = gates(t, b, s - begin);
+          in = biases;
+          out = gates_of(t, b, s - begin);
           ++b;
         },
         [](Range, Range) {});
@@ -165,41 +173,42 @@ struct Forward {
     int64_t b;
     bool ends;
     A *gates, *c, *cells, *exact;  // cells: or null
-    E *h, *y;
+    E *h, *y;                      // y: or null
     const E* before;
   };
 
-  RNNFAST_INLINE Place place(int64_t s, int64_t t, int64_t b, int64_t local, bool ends) const {
+  RNNFAST_INLINE Place place(const Part& part, int64_t s, int64_t t, int64_t b, int64_t local,
+                             bool ends) const {
     const int64_t row = p.walk.row(t, b);
     return {b,
             ends,
-            p.gates ? p.gates + row * S * Hp : buffer + (local * B + b) * ldg,
-            c + b * Hp,
-            p.cells ? p.cells + row * Hp : nullptr,
-            exact + b * Pp,
+            gates_of(t, b, local),
+            c.row(part, b),
+            p.cells ? p.cells + row * of_cells.row : nullptr,
+            exact.row(part, b),
             h[(s + 1) & 1] + b * ldh,
-            p.y + row * p.ldy,
+            copies_y(s) ? nullptr : p.y + row * p.ldy,
             h[s & 1] + b * ldh};
+  }
+
+  // whether a row of y is copied from h a step later, see copies()
+  bool copies_y(int64_t s) const { return plan.split == Split::kUnits && s + 1 < p.walk.steps; }
+
+  void copy_y(const Part& part, int64_t s) const {
+    const int64_t t = p.walk.time(s);
+    const Range rows = part.active(p.walk, t);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      E* const y = p.y + p.walk.row(t, b) * p.ldy;
+      if (copies(part, y)) copy_row(y, h[(s + 1) & 1] + b * ldh, p.P);
+    }
   }
 
   // h of the lanes from i on, of which `left` count
   RNNFAST_INLINE void emit(const Place& to, int64_t i, V value, int64_t left) const {
     store(to.h + i, value);
     if (kRounds) store(to.exact + i, value);
-    store_part(to.y + i, value, left);
+    if (to.y) store_part(to.y + i, value, left);
     if (to.ends) store_part(p.hn + to.b * p.P + i, value, left);
-  }
-
-  // h lies in the caches of those who wrote its parts: its lines are asked for all at once, not one by one as
-  // the product meets them, and so are those that this part will write, which the others have read.
-  void fetch_state(const Part& part, Range rows, int64_t s) const {
-    constexpr int64_t kLine = 64 / sizeof(E);
-    const Range vectors = w_hh.vectors_of(part.cut);
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-      for (int64_t i = 0; i < p.P; i += kLine) __builtin_prefetch(h[s & 1] + b * ldh + i);
-      for (int64_t i = vectors.begin * L; i < vectors.end * L; i += kLine)
-        __builtin_prefetch(h[(s + 1) & 1] + b * ldh + i, 1);
-    }
   }
 
   // gates += W_hh h, then the cell
@@ -207,33 +216,44 @@ struct Forward {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t);
     const Range rows = part.active(p.walk, t);
     const E* before = h[s & 1];
-    if (plan.split == Split::kUnits) fetch_state(part, rows, s);
+    if (plan.split == Split::kUnits) {
+      const Range vectors = w_hh.vectors_of(part.cut);
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        fetch(before + b * ldh, {0, p.P});
+        fetch_to_write(h[(s + 1) & 1] + b * ldh, {vectors.begin * L, vectors.end * L});
+      }
+      if (s > 0) copy_y(part, s - 1);
+    }
     product(
-        w_hh, part, rows.size(), slot_h, s & 1,
+        w_hh, part, rows.size(), Columns{slot_h, layout.block}, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(before + (rows.begin + i) * ldh);
-          in = out = gates(t, rows.begin + i, local);
+          in = out = gates_of(t, rows.begin + i, local);
         },
         [&](Range tile, Range vectors) {
           int64_t i = tile.begin;
-          for (; i + 2 <= tile.end; i += 2) cells<2>(s, t, rows.begin + i, vectors, local, ends);
-          if (i < tile.end) cells<1>(s, t, rows.begin + i, vectors, local, ends);
+          for (; i + 2 <= tile.end; i += 2) cells<2>(part, s, t, rows.begin + i, vectors, local, ends);
+          if (i < tile.end) cells<1>(part, s, t, rows.begin + i, vectors, local, ends);
         });
   }
 
   // The cells of n rows of step t from row b on. One row is a chain of dependent instructions; two at once
   // keep the processor busy.
   template <int n>
-  RNNFAST_INLINE void cells(int64_t s, int64_t t, int64_t b, Range vectors, int64_t local,
+  RNNFAST_INLINE void cells(const Part& part, int64_t s, int64_t t, int64_t b, Range vectors, int64_t local,
                             int64_t ends) const {
     Place row[n];
-    for (int i = 0; i < n; ++i) row[i] = place(s, t, b + i, local, b + i >= ends);
-    const int64_t slot = Hp, H = p.H, P = p.P;
+    for (int i = 0; i < n; ++i) row[i] = place(part, s, t, b + i, local, b + i >= ends);
+    const int64_t H = p.H, P = p.P;
+    const int64_t slot = layout.value, gate_block = layout.block, cell_block = of_cells.block;
     const bool saves = p.gates, projects = projected;
-    for (int64_t at = vectors.begin * L; at < vectors.end * L; at += L) {
+    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+      const int64_t at = v * L;
+      // two rows are of a batch, where units stand side by side
+      const int64_t gate_at = n > 1 ? at : vector_at<L>(v, gate_block);
       V state[n][S], cell[n]{}, blended[n]{}, value[n];
       for (int i = 0; i < n; ++i) {
-        for (int j = 0; j < S; ++j) state[i][j] = load(row[i].gates + j * slot + at);
+        for (int j = 0; j < S; ++j) state[i][j] = load(row[i].gates + gate_at + j * slot);
         if constexpr (Cell::kHasCell) cell[i] = load(row[i].c + at);
         if constexpr (Cell::kBlends)
           blended[i] = kRounds ? load(row[i].exact + at) : load(row[i].before + at);
@@ -241,10 +261,10 @@ struct Forward {
       for (int i = 0; i < n; ++i) value[i] = Cell::forward(state[i], cell[i], blended[i]);
       for (int i = 0; i < n; ++i) {
         if (saves)
-          for (int j = 0; j < S; ++j) store(row[i].gates + j * slot + at, state[i][j]);
+          for (int j = 0; j < S; ++j) store(row[i].gates + gate_at + j * slot, state[i][j]);
         if constexpr (Cell::kHasCell) {
           store(row[i].c + at, cell[i]);
-          if (row[i].cells) store(row[i].cells + at, cell[i]);
+          if (row[i].cells) store(row[i].cells + (n > 1 ? at : vector_at<L>(v, cell_block)), cell[i]);
           if (row[i].ends) store_part(p.cn + row[i].b * H + at, cell[i], H - at);
         }
         if (projects)
@@ -257,10 +277,10 @@ struct Forward {
 
   // h' = W_hr (o tanh(c'))
   void project(const Part& part, int64_t s) const {
-    const int64_t t = p.walk.time(s), ends = p.walk.ends(t), slot = 0;
+    const int64_t t = p.walk.time(s), ends = p.walk.ends(t);
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part, rows.size(), &slot, s & 1,
+        w_hr, part, rows.size(), kDense, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(m + (rows.begin + i) * ldm);
           in = zeros;
@@ -269,7 +289,7 @@ struct Forward {
         [&](Range tile, Range vectors) {
           for (int64_t b = rows.begin + tile.begin; b < rows.begin + tile.end; ++b)
             for (int64_t i = vectors.begin * L; i < vectors.end * L; i += L)
-              emit(place(s, t, b, 0, b >= ends), i, load(r + b * Pp + i), p.P - i);
+              emit(place(part, s, t, b, 0, b >= ends), i, load(r + b * Pp + i), p.P - i);
         });
   }
 };
@@ -287,10 +307,10 @@ struct Backward {
   const int64_t Hp, Pp, B;
   const int64_t lda, ldp;  // of da and dx, and of dprojected: whole lines
   Packed<E> w_hh, w_hr;
-  A* zeros;  // [Hp]
-  A* dh;     // [B, Pp]: dL/dh that comes from the step after
-  A* dc;     // [B, Hp]
-  A* dm;     // [B, Hp]: dL/d(o tanh(c)), with a projection
+  A* zeros;     // [Hp]
+  Owned<A> dh;  // dL/dh that comes from the step after
+  Owned<A> dc;
+  Owned<A> dm;  // dL/d(o tanh(c)), with a projection
 
   Backward(const BackwardParams<E>& params, Plan how, Arena& arena)
       : p(params),
@@ -306,10 +326,14 @@ struct Backward {
     w_hh = Packed<E>::make(arena, {p.w_hh, p.P, true}, G * p.H, p.P, 1, rows, steps, plan);
     if (projected) w_hr = Packed<E>::make(arena, {p.w_hr, p.H, true}, p.P, p.H, 1, rows, steps, plan);
     zeros = arena.take<A>(Hp);
-    dh = arena.take<A>(B * Pp);
-    dc = arena.take<A>(Cell::kHasCell ? B * Hp : 0);
-    dm = arena.take<A>(projected ? B * Hp : 0);
+    dh = Owned<A>::take(arena, plan, B, p.P);
+    dc = Owned<A>::take(arena, plan, B, Cell::kHasCell ? p.H : 0);
+    dm = Owned<A>::take(arena, plan, B, projected ? p.H : 0);
   }
+
+  // the vectors of h, and those of c and the gates, that a part of the units owns
+  Range vectors_of_h(const Part& part) const { return w_hh.vectors_of(part.cut); }
+  Range vectors_of_c(const Part& part) const { return (projected ? w_hr : w_hh).vectors_of(part.cut); }
 
   void run(Team::Member& member) const {
     const Share share{plan, B, &p.walk, member};
@@ -324,22 +348,16 @@ struct Backward {
       cell(part, t);
     });
     share.phase([&](const Part& part) {
-      const Range rows = share.rows_of(part);
-      for (int64_t b = rows.begin; b < rows.end; ++b) {
-        for (int64_t i = 0; i < p.P; i += L) store_part(p.dh0 + b * p.P + i, load(dh + b * Pp + i), p.P - i);
-        if constexpr (Cell::kHasCell)
-          for (int64_t i = 0; i < p.H; i += L)
-            store_part(p.dc0 + b * p.H + i, load(dc + b * Hp + i), p.H - i);
-      }
+      dh.write(part, p.dh0, p.P, vectors_of_h(part));
+      if (Cell::kHasCell) dc.write(part, p.dc0, p.H, vectors_of_c(part));
     });
   }
 
   void prepare(const Share& share, const Part& part) const {
     share.pack(w_hh, part);
     if (projected) share.pack(w_hr, part);
-    const Range rows = share.rows_of(part);
-    copy_padded(dh, Pp, p.dhn, p.P, rows);
-    if (Cell::kHasCell) copy_padded(dc, Hp, p.dcn, p.H, rows);
+    dh.read(part, p.dhn, p.P, vectors_of_h(part));
+    if (Cell::kHasCell) dc.read(part, p.dcn, p.H, vectors_of_c(part));
     if (part.index == 0)
       for (int64_t i = 0; i < Hp; ++i) zeros[i] = 0;
   }
@@ -351,63 +369,72 @@ struct Backward {
                   : load_part(p.y + p.walk.previous(t, b) * p.ldy + v * L, left);
   }
 
-  V output_gradient(int64_t t, int64_t b, int64_t v) const {
-    const V carried = load(dh + b * Pp + v * L);
+  V output_gradient(const Part& part, int64_t t, int64_t b, int64_t v) const {
+    const V carried = load(dh.row(part, b) + v * L);
     return p.dy ? carried + load_part(p.dy + p.walk.row(t, b) * p.ldy + v * L, p.P - v * L) : carried;
   }
 
   // With a projection: dL/dh of step t as rows that the product can read
   void collect(const Part& part, int64_t t) const {
-    const Range rows = part.active(p.walk, t), vectors = w_hh.vectors_of(part.cut);
+    const Range rows = part.active(p.walk, t), vectors = vectors_of_h(part);
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        store_part(p.dprojected + p.walk.row(t, b) * ldp + v * L, output_gradient(t, b, v), p.P - v * L);
-        store(dh + b * Pp + v * L, V{});
+        store_part(p.dprojected + p.walk.row(t, b) * ldp + v * L, output_gradient(part, t, b, v),
+                   p.P - v * L);
+        store(dh.row(part, b) + v * L, V{});
       }
   }
 
   // dL/d(o tanh(c)) = dh W_hr
   void unproject(const Part& part, int64_t t) const {
-    const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
     product(
-        w_hr, part, rows.size(), &slot, t & 1,
+        w_hr, part, rows.size(), kDense, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(p.dprojected + p.walk.row(t, rows.begin + i) * ldp);
           in = zeros;
-          out = dm + (rows.begin + i) * Hp;
+          out = dm.row(part, rows.begin + i);
         },
         [](Range, Range) {});
   }
 
   void cell(const Part& part, int64_t t) const {
-    const int64_t begins = p.walk.begins(t);
-    const Range rows = part.active(p.walk, t), vectors = (projected ? w_hr : w_hh).vectors_of(part.cut);
+    const int64_t begins = p.walk.begins(t), N = p.walk.total, H = p.H;
+    const Range rows = part.active(p.walk, t), vectors = vectors_of_c(part);
+    const Layout of_gates = layout_of(B, gate_rows(N), S, H), of_cells = layout_of(B, N, 1, H);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t row = p.walk.row(t, b);
+      const A* const gates = p.gates + row * of_gates.row;
+      A *const dh_row = dh.row(part, b), *const dc_row = dc.row(part, b);
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        const int64_t left = p.H - v * L;
+        const int64_t left = H - v * L, at = v * L;
         V state[S], da[G], dx[G], c{}, c_before{}, dcell{}, before{}, dvalue;
-        for (int j = 0; j < S; ++j) state[j] = load(p.gates + (row * S + j) * Hp + v * L);
+        if (S == 1 && !p.gates)
+          state[0] = load_part(p.y + row * p.ldy + at, left);
+        else
+          for (int j = 0; j < S; ++j)
+            state[j] = load(gates + vector_at<L>(v, of_gates.block) + j * of_gates.value);
         if constexpr (Cell::kHasCell) {
-          c = load(p.cells + row * Hp + v * L);
-          c_before = b >= begins ? load_part(p.c0 + b * p.H + v * L, left)
-                                 : load(p.cells + p.walk.previous(t, b) * Hp + v * L);
-          dcell = load(dc + b * Hp + v * L);
+          const A* const cells = p.cells + vector_at<L>(v, of_cells.block);
+          c = load(cells + row * of_cells.row);
+          c_before = b >= begins ? load_part(p.c0 + b * H + v * L, left)
+                                 : load(cells + p.walk.previous(t, b) * of_cells.row);
+          dcell = load(dc_row + at);
         }
         if (projected) {
-          dvalue = load(dm + b * Hp + v * L);
-          if (p.hidden) store_part(p.hidden + row * p.H + v * L, Cell::output(state, c), left);
+          dvalue = load(dm.row(part, b) + at);
+          if (p.hidden) store_part(p.hidden + row * H + v * L, Cell::output(state, c), left);
         } else {
-          dvalue = output_gradient(t, b, v);
+          dvalue = load(dh_row + at);
+          if (p.dy) dvalue = dvalue + load_part(p.dy + row * p.ldy + v * L, left);
           if constexpr (Cell::kBlends) before = previous_state(t, b, v, b >= begins);
         }
         const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
-        if constexpr (Cell::kHasCell) store(dc + b * Hp + v * L, dcell);
-        if (!projected) store(dh + b * Pp + v * L, direct);
-        for (int g = 0; g < G; ++g) store_part(p.da + row * lda + g * p.H + v * L, da[g], left);
+        if constexpr (Cell::kHasCell) store(dc_row + at, dcell);
+        if (!projected) store(dh_row + at, direct);
+        for (int g = 0; g < G; ++g) store_part(p.da + row * lda + g * H + v * L, da[g], left);
         if constexpr (S > G)
-          for (int g = 0; g < G; ++g) store_part(p.dx + row * lda + g * p.H + v * L, dx[g], left);
+          for (int g = 0; g < G; ++g) store_part(p.dx + row * lda + g * H + v * L, dx[g], left);
       }
     }
     part.watch.lap(Work::kCell);
@@ -415,13 +442,14 @@ struct Backward {
 
   // dL/dh of the step before += da W_hh
   void carry(const Part& part, int64_t t) const {
-    const int64_t slot = 0;
     const Range rows = part.active(p.walk, t);
+    if (plan.split == Split::kUnits)
+      for (int64_t b = rows.begin; b < rows.end; ++b) fetch(p.da + p.walk.row(t, b) * lda, {0, G * p.H});
     product(
-        w_hh, part, rows.size(), &slot, t & 1,
+        w_hh, part, rows.size(), kDense, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           a = words(p.da + p.walk.row(t, rows.begin + i) * lda);
-          in = out = dh + (rows.begin + i) * Pp;
+          in = out = dh.row(part, rows.begin + i);
         },
         [](Range, Range) {});
   }

@@ -78,6 +78,69 @@ void copy_padded(E* to, int64_t np, const A* from, int64_t n, Range rows) {
       store(to + b * np + i, from ? load_part(from + b * n + i, n - i) : typename Vec<A>::type{});
 }
 
+// Prefetchers fetch lines beside those that are read or written, within a page: where another member writes
+// those, each waits for the other. So what is written at the same time stands so many bytes apart.
+constexpr int64_t kApart = 4096;
+
+template <class A>
+A* take_apart(Arena& arena, int64_t n) {
+  A* const data = arena.take<A>(n);
+  arena.take<char>(kApart);
+  return data;
+}
+
+// A value of each unit and row of the batch, [B, padded(units)], that nobody but who has the unit reads or
+// writes. The units of a lone row stand apart.
+template <class A>
+struct Owned {
+  A* data = nullptr;
+  int64_t ld = 0, gap = 0;  // between the pieces
+
+  static constexpr int L = Vec<A>::kLanes;
+
+  static Owned take(Arena& arena, Plan plan, int64_t batch, int64_t units) {
+    const int64_t gap = batch == 1 && units && plan.split == Split::kUnits ? kApart / sizeof(A) : 0;
+    return {arena.take<A>(batch * padded(units) + plan.parts * gap), padded(units), gap};
+  }
+  RNNFAST_INLINE A* row(const Part& part, int64_t b) const { return data + part.cut.piece * gap + b * ld; }
+
+  // some vectors of a part's rows from [B, n], the rest zero; a null source counts as zero
+  void read(const Part& part, const A* from, int64_t n, Range vectors) const {
+    for (int64_t b = part.rows.begin; b < part.rows.end; ++b)
+      for (int64_t v = vectors.begin; v < vectors.end; ++v)
+        store(row(part, b) + v * L,
+              from ? load_part(from + b * n + v * L, n - v * L) : typename Vec<A>::type{});
+  }
+  void write(const Part& part, A* to, int64_t n, Range vectors) const {
+    for (int64_t b = part.rows.begin; b < part.rows.end; ++b)
+      for (int64_t v = vectors.begin; v < vectors.end; ++v)
+        store_part(to + b * n + v * L, load(row(part, b) + v * L), n - v * L);
+  }
+};
+
+// Members that share a row of y would each write a part of it, beside those of another. So a row is copied by
+// one of them when it is whole, and neighbouring rows by the same one.
+template <class E>
+RNNFAST_INLINE bool copies(const Part& part, const E* y) {
+  return int64_t(reinterpret_cast<uintptr_t>(y) / kApart % part.parts) == part.index;
+}
+template <class E>
+RNNFAST_INLINE void copy_row(E* to, const E* from, int64_t n) {
+  constexpr int64_t L = Vec<typename ComputeType<E>::type>::kLanes;
+  for (int64_t i = 0; i < n; i += L) store_part(to + i, load(from + i), n - i);
+}
+
+// A row that others wrote lies in their caches: its lines are asked for all at once, not one by one as a
+// product meets them. And so are those that this part will write, when others have read them.
+template <class E>
+RNNFAST_INLINE void fetch(const E* row, Range numbers) {
+  for (int64_t i = numbers.begin; i < numbers.end; i += 64 / sizeof(E)) __builtin_prefetch(row + i);
+}
+template <class E>
+RNNFAST_INLINE void fetch_to_write(const E* row, Range numbers) {
+  for (int64_t i = numbers.begin; i < numbers.end; i += 64 / sizeof(E)) __builtin_prefetch(row + i, 1);
+}
+
 // Steps whose input products are made at once: enough rows for full tiles, few enough to stay in the second
 // cache, unless they are small beside the W_ih [row_size, inputs] that every chunk reads anew.
 template <class A>

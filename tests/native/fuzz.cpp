@@ -245,6 +245,13 @@ struct Outputs {
   T* take_padded(const char* name, int64_t rows, int64_t n, unsigned char value) {
     return place<T>(name, rows, n, padded(n), 0, rows * padded(n), false, value);
   }
+  // what forward saves: of a lone row in blocks of units, of which whole ones are compared
+  template <class T>
+  T* take_saved(const char* name, int64_t batch, int64_t rows, int64_t units, unsigned char value) {
+    if (batch > 1 || units < kPad) return take_padded<T>(name, rows, units, value);
+    const int64_t block = rows * kPad, blocks = units / kPad;
+    return place<T>(name, blocks, block, block, 0, rows * padded(units), false, value);
+  }
   // rows of whole lines; what that adds is zero
   template <class T>
   T* take_lines(const char* name, int64_t rows, int64_t n) {
@@ -646,8 +653,9 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
     if constexpr (sizeof(E) == sizeof(A)) q.hn = cell ? q.y : nullptr;
     if (!cell || sizeof(E) < sizeof(A)) q.hn = o.take<A>("hn", B, s.P);
     q.cn = lstm ? o.take<A>("cn", B, s.H) : nullptr;
-    q.gates = save ? o.take_padded<A>("gates", N * s.S, s.H, padding) : nullptr;
-    q.cells = save && lstm ? o.take_padded<A>("cells", N, s.H, padding) : nullptr;
+    const bool in_y = s.S == 1 && sizeof(E) == sizeof(A);
+    q.gates = save && !in_y ? o.take_saved<A>("gates", B, gate_rows(N) * s.S, s.H, padding) : nullptr;
+    q.cells = save && lstm ? o.take_saved<A>("cells", B, N, s.H, padding) : nullptr;
   };
   const Outputs kept =
       run_both("forward", p, true, sizeof(A) == 4, takes,
