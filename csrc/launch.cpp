@@ -134,7 +134,7 @@ Attic& attic() {
   return instance;
 }
 
-constexpr int64_t kLargeBytes = 1 << 20;  // malloc keeps smaller ones itself
+constexpr int64_t kLargeBytes = 1 << 17;  // malloc keeps smaller ones itself, and maps these anew
 
 }  // namespace
 
