@@ -12,8 +12,9 @@ namespace {
 // takes 2 us when its threads still spin, 20 to 50 us when they sleep: 15 is between. Only their ratios
 // matter here.
 constexpr double kVectorFmaPerNs = 6.0;
-constexpr double kMeetings = 1.2;  // the flag, and the lines of h of one row;
-constexpr double kLines = 48;      // more of them come so many in the time of a meeting
+// The flag, and the lines of h of one row; with more rows the gates of two threads stand side by side, and
+// further lines of h come so many in the time of a meeting.
+constexpr double kMeetingsAlone = 1.2, kMeetings = 2, kLines = 48;
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
 constexpr double kPackNs = 0.07;        // of one number of W, once a call
@@ -62,7 +63,8 @@ Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
   const double lines = (rows - 1) * s.reads / s.lanes * (1 - 1.0 / unit_parts);  // that others have written
   const double units =
       kEnterNs + pack / unit_parts +
-      s.steps * (step_ns(s, rows, slice) + s.stages * (kMeetings + lines / kLines) * meeting_ns +
+      s.steps * (step_ns(s, rows, slice) +
+                 s.stages * ((s.batch > 1 ? kMeetings : kMeetingsAlone) + lines / kLines) * meeting_ns +
                  (s.backward ? rows * slice * kStripNs : 0));
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 

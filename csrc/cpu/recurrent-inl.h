@@ -116,21 +116,24 @@ struct Forward {
     const Range vectors = w_hh.vectors_of(part.cut);
     if (kRounds) exact.read(part, p.h0, p.P, vectors);
     if (Cell::kHasCell) c.read(part, p.c0, p.H, vectors);
-    if (part.index != 0) return;
-    for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
-    for (int64_t v = 0; v < w_hh.vectors(); ++v) {
-      A* const at = biases + vector_at<L>(v, layout.block);
-      for (int64_t j = 0; j < S; ++j) store(at + j * layout.value, V{});
+    if (part.index == 0)
+      for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
+    if (part.index != 0 && plan.split != Split::kUnits) return;
+    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+      V sum[S] = {};
       for (int64_t g = 0; g < G; ++g) {
-        add(at + slot_x[g], p.b_ih, g, v);
-        add(at + slot_h[g], p.b_hh, g, v);
+        sum[g] = sum[g] + bias(p.b_ih, g, v);
+        V& with_h = sum[Cell::kHiddenSlot[g]];
+        with_h = with_h + bias(p.b_hh, g, v);
       }
+      for (int64_t j = 0; j < S; ++j)
+        store(biases + vector_at<L>(v, layout.block) + j * layout.value, sum[j]);
     }
   }
 
-  // sum += vector v of gate g of a bias, or of none
-  void add(A* sum, const A* bias, int64_t g, int64_t v) const {
-    if (bias) store(sum, load(sum) + load_part(bias + g * p.H + v * L, p.H - v * L));
+  // vector v of gate g of a bias, or of none
+  V bias(const A* of, int64_t g, int64_t v) const {
+    return of ? load_part(of + g * p.H + v * L, p.H - v * L) : V{};
   }
 
   // the gates of (t, b); `local` counts the steps of this chunk
