@@ -51,7 +51,7 @@ bench-pytest: $(EXT)
 # What needs a GPU, in one go: build, tests, rows against torch.nn (cuDNN), and the same tests under sanitizers.
 gpu-check:
 	RNNFAST_CUDA=1 $(GPU_PYTHON) setup.py build_ext --inplace
-	$(GPU_PYTHON) -m pytest tests/test_cuda.py -k "not emulat and not compiles" $(TEST_ARGS)
+	$(GPU_PYTHON) -m pytest tests/test_cuda.py tests/test_cuda_kernels.py -k "not emulat and not compiles" $(TEST_ARGS)
 	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
 	for tool in memcheck racecheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \

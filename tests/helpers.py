@@ -1,10 +1,22 @@
-"""Shared by the tests: the layers and cells under test, each beside torch's own with the same weights."""
+"""Shared by the tests: the layers and cells under test, each beside torch's own with the same weights; and
+what native programs are compiled with."""
+
+import os
+import shlex
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
 import rnnfast
+from rnnfast import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+# for kernels of a GPU that run on the host
+EMULATION = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
+GPU = torch.cuda.is_available() and bool(_C.build_info()["cuda"])
 
 # Every kind of layer and cell: a readable id, the class (of one name in rnnfast and torch.nn), its arguments.
 LAYERS = {

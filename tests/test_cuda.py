@@ -7,24 +7,19 @@ hardware.
 
 import os
 import random
-import re
-import shlex
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import LAYERS, draw, packed, pair, tensors, total
+from helpers import COMPILER, EMULATION, GPU, LAYERS, ROOT, draw, packed, pair, tensors, total
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import rnnfast
 from rnnfast import _C, info, ops
 from rnnfast.testing import assert_close_to_oracle
 
-ROOT = Path(__file__).resolve().parent.parent
-COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 SOURCES = ["tests/native/emulated_ops.cpp", "csrc/cuda_layer.cpp", "csrc/cuda_deep.cpp", "csrc/cuda/plan.cpp"]
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
@@ -35,7 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Warning only once for all operators"),
 ]
 
-GPU = torch.cuda.is_available() and bool(_C.build_info()["cuda"])
 DEVICES = ["emulated"] + ["cuda"][:GPU]
 on_a_gpu = pytest.mark.skipif(not GPU, reason="no GPU, or a build without CUDA kernels")
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -46,8 +40,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, tor
 def emulated(tmp_path_factory):
     """The ops of a GPU, emulated: name -> an op on CPU tensors."""
     library = tmp_path_factory.mktemp("emulated") / "emulated.so"
-    includes = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
-    includes += [f"-isystem{path}" for path in include_paths()]
+    includes = [*EMULATION, *(f"-isystem{path}" for path in include_paths())]
     links = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
 
     def compile_one(source):
@@ -793,106 +786,3 @@ def test_what_cudnn_refuses_or_does_not_repeat(device):
 def test_mixed_devices_are_refused_on_the_gpu():
     with pytest.raises(RuntimeError, match="not at the same device"):
         rnnfast.LSTM(2, 4).cuda()(torch.randn(3, 1, 2))
-
-
-def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
-    source, program = ROOT / "tests" / "native" / "emulation_faults.cpp", tmp_path / "faults"
-    includes = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*COMPILER, "-std=c++20", *includes, str(source), "-o", str(program)], check=True)
-
-    def run(fault):
-        ran = subprocess.run([program, fault], capture_output=True, text=True, timeout=60)
-        return ran.returncode, ran.stdout + ran.stderr
-
-    assert run("none") == (0, "ran\n")
-    for fault, said in ("leaves", "is deadlocked"), ("misaligned", "a load of 16 bytes at 0x"):
-        code, text = run(fault)
-        assert code < 0, fault
-        assert said in text
-
-
-PRIMITIVES = ROOT / "tests" / "native" / "primitives.cu"
-
-
-def assert_primitives_are_right(program, *arguments):
-    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
-    lines = ran.stdout.splitlines()
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert len(lines) == 10 - len(arguments)
-    assert all(line.endswith(": right") for line in lines)
-
-
-def test_each_emulated_primitive_does_what_it_says(tmp_path):
-    includes = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
-    command = [
-        *COMPILER,
-        "-std=c++20",
-        "-O1",
-        "-Wno-unknown-pragmas",
-        *includes,
-        "-x",
-        "c++",
-        str(PRIMITIVES),
-    ]
-    subprocess.run([*command, "-o", str(tmp_path / "primitives")], check=True)
-    assert_primitives_are_right(tmp_path / "primitives")
-
-
-@pytest.mark.skipif(not (GPU and shutil.which("nvcc")), reason="no GPU, or no nvcc")
-def test_each_primitive_does_what_it_says_on_the_gpu(tmp_path):
-    major, minor = torch.cuda.get_device_capability()
-    suffix = "a" if (major, minor) == (9, 0) else ""
-    architecture = f"-gencode=arch=compute_{major}{minor}{suffix},code=sm_{major}{minor}{suffix}"
-    command = ["nvcc", "-std=c++20", "-O3", architecture, f"-I{ROOT / 'csrc'}", str(PRIMITIVES)]
-    subprocess.run([*command, "-o", str(tmp_path / "primitives")], check=True)
-    assert_primitives_are_right(tmp_path / "primitives", *["no clusters"][: major < 9])
-
-
-# What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel
-# three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a resident block has 512, or 384
-# of a team of several.
-REGISTERS = {
-    "stepwise_f32": 106,
-    "stepwise_f64": 136,
-    "stepwise_bf16": 128,
-    "stepwise_f16": 128,
-    "resident_bf16": 168,
-    "resident_f16": 168,
-    "resident_tf32": 168,
-    "device": 8,
-    "primitives": 64,
-}
-# the four cells forward and backward, two projections, three of the deep transition, all of them with floats
-# and again with TF32; four cells, two ways, three narrow widths and a wide one, of halves two
-KERNELS = {
-    "stepwise": 13,
-    "stepwise_f32": 26,
-    "resident": 24,
-    "device": 1,
-    "primitives": 10,
-}
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-def test_every_kernel_compiles_without_stack_or_spills(tmp_path):
-    files = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), PRIMITIVES]
-    assert {path.stem for path in files} == set(REGISTERS)
-    architectures = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
-
-    def compile_one(path):
-        command = ["nvcc", "-std=c++20", "-O3", *architectures, f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
-        return subprocess.run(
-            [*command, "-c", str(path), "-o", str(tmp_path / f"{path.stem}.o")],
-            capture_output=True,
-            text=True,
-        )
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for path, built in zip(files, pool.map(compile_one, files), strict=True):
-            assert built.returncode == 0, built.stderr[-4000:]
-            used = [int(n) for n in re.findall(r"Used (\d+) registers", built.stderr)]
-            frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", built.stderr)
-            kernels = KERNELS.get(path.stem) or KERNELS[path.stem.split("_")[0]]
-            assert len(used) == len(frames) == 2 * kernels, path.stem
-            assert set(frames) <= {("0", "0", "0")}, path.stem
-            assert max(used, default=0) <= REGISTERS[path.stem], path.stem

@@ -7,19 +7,16 @@ import functools
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from helpers import COMPILER, ROOT
 from torch.utils.cpp_extension import include_paths
 
-ROOT = Path(__file__).resolve().parent.parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 LAYERS = int(os.environ.get("RNNFAST_FUZZ", 1000))
-COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
 JOBS = int(os.environ.get("MAX_JOBS", len(os.sched_getaffinity(0))))
 
 ADDRESS, THREAD = "address,undefined", "thread"  # two programs: they do not go together

@@ -372,20 +372,23 @@ struct Backward {
                   : load_part(p.y + p.walk.previous(t, b) * p.ldy + v * L, left);
   }
 
-  V output_gradient(const Part& part, int64_t t, int64_t b, int64_t v) const {
-    const V carried = load(dh.row(part, b) + v * L);
-    return p.dy ? carried + load_part(p.dy + p.walk.row(t, b) * p.ldy + v * L, p.P - v * L) : carried;
+  // dL/dh of this step: what it gave to y, and what the step after has carried to the row of dh
+  RNNFAST_INLINE V output_gradient(const A* carried, int64_t row, int64_t v) const {
+    const V after = load(carried + v * L);
+    return p.dy ? after + load_part(p.dy + row * p.ldy + v * L, p.P - v * L) : after;
   }
 
   // With a projection: dL/dh of step t as rows that the product can read
   void collect(const Part& part, int64_t t) const {
     const Range rows = part.active(p.walk, t), vectors = vectors_of_h(part);
-    for (int64_t b = rows.begin; b < rows.end; ++b)
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const int64_t row = p.walk.row(t, b);
+      A* const carried = dh.row(part, b);
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        store_part(p.dprojected + p.walk.row(t, b) * ldp + v * L, output_gradient(part, t, b, v),
-                   p.P - v * L);
-        store(dh.row(part, b) + v * L, V{});
+        store_part(p.dprojected + row * ldp + v * L, output_gradient(carried, row, v), p.P - v * L);
+        store(carried + v * L, V{});
       }
+    }
   }
 
   // dL/d(o tanh(c)) = dh W_hr
@@ -428,8 +431,7 @@ struct Backward {
           dvalue = load(dm.row(part, b) + at);
           if (p.hidden) store_part(p.hidden + row * H + v * L, Cell::output(state, c), left);
         } else {
-          dvalue = load(dh_row + at);
-          if (p.dy) dvalue = dvalue + load_part(p.dy + row * p.ldy + v * L, left);
+          dvalue = output_gradient(dh_row, row, v);
           if constexpr (Cell::kBlends) before = previous_state(t, b, v, b >= begins);
         }
         const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);

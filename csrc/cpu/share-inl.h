@@ -1,5 +1,5 @@
-// How a call is cut into parts: rows, or vectors of hidden units, or everything.
-// Compiled once per instruction set, inside its namespace. No guard on purpose.
+// How a call is cut into parts: rows, or vectors of hidden units, or everything; and how far apart stands
+// what parts write. Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 // Which slice of every weight matrix: its unit vectors are cut in so many pieces, and this one is meant.
 struct Cut {
