@@ -21,10 +21,10 @@ struct DeepTensors {
 DeepTensors convert(const DeepSizes& s, at::ScalarType type, const Tensor& x, const Tensor& h0,
                     at::TensorList weights, at::TensorList biases) {
   DeepTensors t;
-  t.x = x.to(type).contiguous();
-  t.h0 = h0.to(type).contiguous();
-  for (const Tensor& w : weights) t.w.push_back(w.to(type).contiguous());
-  for (const Tensor& b : biases) t.b.push_back(b.to(type).contiguous());
+  t.x = dense(x, type);
+  t.h0 = dense(h0, type);
+  for (const Tensor& w : weights) t.w.push_back(dense(w, type));
+  for (const Tensor& b : biases) t.b.push_back(dense(b, type));
   t.walk = WalkStorage::dense(s.T, s.B, /*batch_first=*/true);
   return t;
 }
@@ -51,7 +51,7 @@ A* data(const Tensor& t) {
 }
 
 template <class A>
-void run_deep(const DeepSizes& s, const DeepTensors& t, double slope, bool backward) {
+void run_deep(const Kernels& k, const DeepSizes& s, const DeepTensors& t, double slope, bool backward) {
   DeepParams<A> p{};
   p.walk = t.walk.walk;
   p.I = s.I, p.H = s.H, p.depth = s.depth;
@@ -67,7 +67,6 @@ void run_deep(const DeepSizes& s, const DeepTensors& t, double slope, bool backw
     p.acts[l] = acts && l + 1 < s.depth ? acts : nullptr;
     if (p.acts[l]) acts += s.T * s.B * padded(s.width[l]);
   }
-  const Kernels& k = kernels();
   const auto kernel = backward ? k.of(A()).deep_backward : k.of(A()).deep_forward;
   launch(backward ? "deep_transition_backward" : "deep_transition", shape_of(s, k, sizeof(A) == 8, backward),
          sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
@@ -85,9 +84,11 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   DeepTensors t = convert(s, type, x, h0, weights, biases);
   t.y = kept_empty({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
-  // zeros: vectors narrower than the padding leave some of it unwritten
-  t.acts = kept_empty({save ? s.saved : 0}, options).zero_();
-  if (s.B > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, false);
+  const Kernels& k = kernels();
+  t.acts = kept_empty({save ? s.saved : 0}, options);
+  if (!std::all_of(s.width, s.width + s.depth - 1, [&](int64_t n) { return fills_padding(k, n, type); }))
+    t.acts.zero_();
+  if (s.B > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, negative_slope, false);
   return {t.y.to(x.scalar_type()), t.hn.to(x.scalar_type()), t.acts};
 }
 
@@ -102,19 +103,19 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const int64_t N = s.T * s.B;
   DeepTensors t = convert(s, type, x, h0, weights, biases);
-  t.y = y.to(type).contiguous();
+  t.y = dense(y, type);
   t.acts = acts.contiguous();
-  if (dy) t.dy = dy->to(type).contiguous();
-  if (dhn) t.dhn = dhn->to(type).contiguous();
+  t.dy = dense(dy, type), t.dhn = dense(dhn, type);
   t.dh0 = at::empty({s.B, s.H}, options);
   for (int l = 0; l < s.depth; ++l) t.da.push_back(kept_empty({N, s.width[l]}, options));
-  if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(s, t, negative_slope, true);
+  const Kernels& k = kernels();
+  if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, negative_slope, true);
 
   DeepGradients r;
   Tensor& dx = std::get<0>(r) = kept_empty({0}, x.options());
   if (need_dx) {
     const Tensor buffer = gradient_buffer(N, s.I, options);
-    multiply(buffer, t.da[0], t.w[0].narrow(1, 0, s.I), /*accumulate=*/false);
+    multiply(k, buffer, t.da[0], t.w[0].narrow(1, 0, s.I), /*accumulate=*/false);
     dx = cast(gradient_of(buffer, s.I).view(x.sizes()), back);
   }
   std::get<1>(r) = need_dh0 ? cast(t.dh0, back) : kept_empty({0}, x.options());
@@ -126,12 +127,12 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
       Tensor dw_h;
       const auto previous = previous_states(t.walk.walk, t.h0, 0, t.y, 0);
       weight_gradients(
-          {{t.da[l], t.x.view({N, s.I}), &dw, sums}, {t.da[l], t.h0, &dw_h, nullptr, previous.data()}});
+          k, {{t.da[l], t.x.view({N, s.I}), &dw, sums}, {t.da[l], t.h0, &dw_h, nullptr, previous.data()}});
       dw = at::cat({dw, dw_h}, 1);
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);
       const Tensor below = t.acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width);
-      weight_gradients({{t.da[l], below, &dw, sums}});
+      weight_gradients(k, {{t.da[l], below, &dw, sums}});
       offset += numbers;
     }
     std::get<2>(r).push_back(cast(dw, back));

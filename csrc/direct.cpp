@@ -103,9 +103,9 @@ struct Direct {
   Mode mode;
   at::ScalarType type;
   int64_t T, B, I, H;
-  bool batch_first, graph;
-  const Tensor *x, *h, *c;                  // h and c may be null: zeros
-  const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
+  bool batch_first, graph, biased;  // biased: its biases are among the parameters, or it is none of ours
+  const Tensor *x, *h, *c;          // the caller's; h and c may be null: zeros
+  Tensor w_ih, w_hh, b_ih, b_hh;    // ours: while a kernel runs, another thread may put others in their place
   const Kernels* set;
   const void* frozen;  // what they packed before, or null
 
@@ -117,7 +117,7 @@ struct Direct {
     if (!hh || !THPVariable_CheckExact(hh) || THPVariable_Unpack(hh).dim() != 2) return false;
     H = THPVariable_Unpack(hh).size(1);
     if (T == 0 || B == 0 || I == 0 || H == 0) return false;
-    // an absent one is null, which is fine; a tensor that cannot be read is not
+    // None is null, which is fine; what cannot be read is not
     bool all = true;
     const auto optional = [&](PyObject* object, at::IntArrayRef size) -> const Tensor* {
       if (object == Py_None) return nullptr;
@@ -129,18 +129,20 @@ struct Direct {
     state_size.assign(leading.begin(), leading.end());
     state_size.push_back(H);
     x = readable(input, type, THPVariable_Unpack(input).sizes(), graph);
-    w_ih = readable(parameter(names.w_ih), type, {rows, I}, graph);
-    w_hh = readable(hh, type, {rows, H}, graph);
-    PyObject *const bi = parameter(names.b_ih), *const bh = parameter(names.b_hh);
-    b_ih = optional(bi ? bi : Py_None, {rows});
-    b_hh = optional(bh ? bh : Py_None, {rows});
+    const auto keep = [](const Tensor* t) { return t ? *t : Tensor(); };
+    w_ih = keep(readable(parameter(names.w_ih), type, {rows, I}, graph));
+    w_hh = keep(readable(hh, type, {rows, H}, graph));
+    b_ih = keep(optional(biased ? parameter(names.b_ih) : Py_None, {rows}));
+    b_hh = keep(optional(biased ? parameter(names.b_hh) : Py_None, {rows}));
     h = optional(hx, state_size);
     c = optional(cx, state_size);
-    if (!all || !x || !w_ih || !w_hh || !b_ih != !b_hh || (mode == Mode::kLstm && !h != !c)) return false;
+    if (!all || !x || !w_ih.defined() || !w_hh.defined() || b_ih.defined() != b_hh.defined() ||
+        (mode == Mode::kLstm && !h != !c))
+      return false;
     // a longer sequence packs panels as wide as suits its batch
     constexpr int64_t kFewSteps = 12;
     set = &kernels();
-    if (packed != Py_None && T <= kFewSteps) frozen = frozen_of(packed, *set, *w_ih, *w_hh);
+    if (packed != Py_None && T <= kFewSteps) frozen = frozen_of(packed, *set, w_ih, w_hh);
     return true;
   }
 
@@ -151,7 +153,7 @@ struct Direct {
     static const auto op = find_op<decltype(recurrent)>("rnnfast::recurrent");
     static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
     const pybind11::gil_scoped_release without_gil;
-    const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
+    const auto given = [](const Tensor& t) { return t.defined() ? OptTensor(t) : std::nullopt; };
     // a view is recorded too, even one of the same size
     const auto view = [](const Tensor& t, at::IntArrayRef size) {
       return t.sizes() == size ? t : t.view(size);
@@ -163,7 +165,7 @@ struct Direct {
     const OptTensor none;
     auto [y, hn, cn, gates, cells] =
         op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
-                has_cell ? OptTensor(state(c)) : none, *w_ih, *w_hh, given(b_ih), given(b_hh), none, none,
+                has_cell ? OptTensor(state(c)) : none, w_ih, w_hh, given(b_ih), given(b_hh), none, none,
                 none, none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
     return {y, view(hn, state_size), has_cell ? view(cn, state_size) : Tensor()};
   }
@@ -185,8 +187,8 @@ struct Direct {
     p.walk = walk.walk;
     p.I = I, p.H = H, p.P = H;
     p.x = in(x), p.h0 = in(h), p.c0 = in(c);
-    p.w_ih = in(w_ih), p.w_hh = in(w_hh);
-    p.b_ih = in(b_ih), p.b_hh = in(b_hh);
+    p.w_ih = w_ih.const_data_ptr<A>(), p.w_hh = w_hh.const_data_ptr<A>();
+    p.b_ih = in(b_ih.defined() ? &b_ih : nullptr), p.b_hh = in(b_hh.defined() ? &b_hh : nullptr);
     p.frozen = frozen;
     p.y = y.mutable_data_ptr<A>();
     p.ldy = H;
@@ -253,6 +255,7 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
   d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back();
+  d.biased = true;  // a cell without them has None under their names
   if (!d.read(names, args[1], args[2], args[3], args[4], args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
@@ -265,13 +268,14 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_layer(mode, parameters, input, hx, cx, batch_first, layer, frozen) -> (y, h_n, c_n or None), of one
-// layer in one direction
+// try_layer(mode, parameters, input, hx, cx, bias, batch_first, layer, frozen) -> (y, h_n, c_n or None), of
+// one layer in one direction
 PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static std::deque<Names> names;  // of all layers that were asked for
-  TORCH_CHECK(n == 8, "try_layer: expected mode, parameters, input, hx, cx, batch_first, layer and frozen");
-  const size_t layer = PyLong_AsSize_t(args[6]);
+  TORCH_CHECK(n == 9,
+              "try_layer: expected mode, parameters, input, hx, cx, bias, batch_first, layer and frozen");
+  const size_t layer = PyLong_AsSize_t(args[7]);
   if (PyErr_Occurred()) return nullptr;
   while (names.size() <= layer) names.emplace_back("_l" + std::to_string(names.size()));
   Direct d{};
@@ -279,10 +283,11 @@ PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
   if (x.size() < 2 || x.size() > 3) Py_RETURN_NONE;
   const bool batched = x.size() == 3;
-  d.batch_first = batched && args[5] == Py_True;
+  d.biased = args[5] == Py_True;
+  d.batch_first = batched && args[6] == Py_True;
   d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
   const int64_t leading[] = {1, d.B};
-  if (!d.read(names[layer], args[1], args[2], args[3], args[4], args[7], {leading, batched ? 2u : 1u}))
+  if (!d.read(names[layer], args[1], args[2], args[3], args[4], args[8], {leading, batched ? 2u : 1u}))
     Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
   y_size.back() = d.H;

@@ -166,7 +166,8 @@ struct Product {
 };
 
 template <class E>
-void run_gradient(const at::Tensor& a, bool turned, at::ArrayRef<Product> products, bool accumulate) {
+void run_gradient(const Kernels& k, const at::Tensor& a, bool turned, at::ArrayRef<Product> products,
+                  bool accumulate) {
   typedef typename ComputeType<E>::type A;
   GradientParams<E> p{};
   p.M = a.size(turned ? 1 : 0), p.K = a.size(turned ? 0 : 1);
@@ -185,14 +186,15 @@ void run_gradient(const at::Tensor& a, bool turned, at::ArrayRef<Product> produc
   p.accumulate = accumulate;
   const int threads = p.M * N * p.K < kSerialWork ? 1 : Team::usable_threads();
   const bool serial = threads == 1 || forced().load() == static_cast<int>(Split::kSerial);
-  const auto kernel = kernels().layer(E()).gradient;
+  const auto kernel = k.layer(E()).gradient;
   const auto call = [&](Plan plan, void* workspace, Team::Member* member) {
     return kernel(p, plan, workspace, member);
   };
   launch_with(nullptr, serial ? Plan{Split::kSerial, 1} : Plan{Split::kRows, threads}, sizeof(A) == 4, call);
 }
 
-void multiply_all(const at::Tensor& a, bool turned, at::ArrayRef<Product> products, bool accumulate) {
+void multiply_all(const Kernels& k, const at::Tensor& a, bool turned, at::ArrayRef<Product> products,
+                  bool accumulate) {
   if (a.numel() == 0) {
     for (const auto& [c, b, sums, rows] : products) {
       if (!accumulate) c.zero_();
@@ -202,13 +204,14 @@ void multiply_all(const at::Tensor& a, bool turned, at::ArrayRef<Product> produc
   }
   (a.scalar_type() == at::kDouble     ? run_gradient<double>
    : a.scalar_type() == at::kBFloat16 ? run_gradient<Bfloat16>
-                                      : run_gradient<float>)(a, turned, products, accumulate);
+                                      : run_gradient<float>)(k, a, turned, products, accumulate);
 }
 
 }  // namespace
 
-void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
-  multiply_all(a, /*turned=*/false, Product{c, b, {}}, accumulate);
+void multiply(const Kernels& k, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+              bool accumulate) {
+  multiply_all(k, a, /*turned=*/false, Product{c, b, {}}, accumulate);
 }
 
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options) {
@@ -219,7 +222,7 @@ at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {
   return buffer.size(1) == N ? buffer : buffer.narrow(1, 0, N).contiguous();
 }
 
-void weight_gradients(at::ArrayRef<WeightGradient> gradients) {
+void weight_gradients(const Kernels& k, at::ArrayRef<WeightGradient> gradients) {
   c10::SmallVector<Product, 2> products;
   for (size_t i = 0; i < gradients.size(); ++i) {
     const auto& [a, b, dw, db, rows] = gradients[i];
@@ -229,7 +232,7 @@ void weight_gradients(at::ArrayRef<WeightGradient> gradients) {
     products.push_back({gradient_buffer(a.size(1), b.size(-1), options), b, db ? *db : at::Tensor(), rows});
     // neighbours of one A are one call, which reads it once
     if (products.size() < 2 && i + 1 < gradients.size() && gradients[i + 1].a.is_same(a)) continue;
-    multiply_all(a, /*turned=*/true, products, /*accumulate=*/false);
+    multiply_all(k, a, /*turned=*/true, products, /*accumulate=*/false);
     for (size_t j = 0; j < products.size(); ++j)
       *gradients[i + 1 - products.size() + j].dw = gradient_of(products[j].c, products[j].b.size(-1));
     products.clear();

@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,9 +57,24 @@ inline at::Tensor cast(const at::Tensor& t, at::ScalarType type) {
   return t.scalar_type() == type ? t : t.to(type);
 }
 
+// dense and in this dtype, or undefined
+inline at::Tensor dense(const at::Tensor& t, at::ScalarType type) {
+  return t.scalar_type() == type && t.is_contiguous() ? t : t.to(type).contiguous();
+}
+inline at::Tensor dense(const std::optional<at::Tensor>& t, at::ScalarType type) {
+  return t ? dense(*t, type) : at::Tensor();
+}
+
+// Whether vectors of this dtype write all of a row of padded(units) numbers: narrow ones leave some of it.
+inline bool fills_padding(const Kernels& k, int64_t units, at::ScalarType type) {
+  const int64_t lanes = k.vector_bytes / (type == at::kDouble ? 8 : 4);
+  return (units + lanes - 1) / lanes * lanes == padded(units);
+}
+
 // C = A B (or C += A B), for gradients: a [M, K] and b [K, N] may have padded rows; c is of gradient_buffer's
-// making. a and b are of one dtype, c float where that is bfloat16.
-void multiply(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool accumulate);
+// making. a and b are of one dtype, which the kernels have, c float where that is bfloat16.
+void multiply(const Kernels& k, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,
+              bool accumulate);
 at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& options);  // [M, padded(N)]
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N);                         // [M, N]
 
@@ -69,6 +85,6 @@ struct WeightGradient {
   at::Tensor *dw, *db;
   const void* const* rows = nullptr;
 };
-void weight_gradients(at::ArrayRef<WeightGradient> gradients);
+void weight_gradients(const Kernels& k, at::ArrayRef<WeightGradient> gradients);
 
 }  // namespace rnnfast

@@ -9,12 +9,6 @@
 namespace rnnfast {
 namespace {
 
-// dense and in the accumulation dtype: half and bfloat16 stop here
-Tensor dense(const Tensor& t, at::ScalarType type) {
-  return t.scalar_type() == type && t.is_contiguous() ? t : t.to(type).contiguous();
-}
-Tensor dense(const OptTensor& t, at::ScalarType type) { return t ? dense(*t, type) : Tensor(); }
-
 // dense and in the dtype that products read; rows of bfloat16 are whole lines, as the kernel asks
 Tensor operand(const Tensor& t, at::ScalarType type) {
   const Tensor rows = dense(t, type);
@@ -26,8 +20,8 @@ Tensor operand(const Tensor& t, at::ScalarType type) {
 Tensor operand(const OptTensor& t, at::ScalarType type) { return t ? operand(*t, type) : Tensor(); }
 
 // the dtype that the products of a layer with this x read
-at::ScalarType element_type(const Tensor& x, at::ScalarType accumulation) {
-  return kernels().bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : accumulation;
+at::ScalarType element_type(const Kernels& k, const Tensor& x, at::ScalarType accumulation) {
+  return k.bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : accumulation;
 }
 
 template <class E>
@@ -65,19 +59,16 @@ int64_t gate_numbers(const LayerSizes& s, const Tensor& x) {
 }
 int64_t cell_numbers(const LayerSizes& s) { return s.N * padded(s.H); }
 
-// Vectors narrower than the padding leave some of it unwritten.
-Tensor padded_empty(const LayerSizes& s, const Kernels& k, at::IntArrayRef sizes, at::TensorOptions options) {
-  const int64_t lanes = k.vector_bytes / (options.dtype() == at::kDouble ? 8 : 4);
-  return (s.H + lanes - 1) / lanes * lanes == padded(s.H) ? kept_empty(sizes, options)
-                                                          : kept_empty(sizes, options).zero_();
+Tensor saved_empty(const LayerSizes& s, const Kernels& k, int64_t numbers, at::TensorOptions options) {
+  const Tensor saved = kept_empty({numbers}, options);
+  return fills_padding(k, s.H, saved.scalar_type()) ? saved : saved.zero_();
 }
 
 template <class E>
-void forward_directions(const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
+void forward_directions(const Kernels& k, const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
                         const Tensor& c0, const std::array<Weights, 2>& weights, const Tensor& y,
                         const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
-  const Kernels& k = kernels();
   Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
   if (sizeof(E) < sizeof(A)) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
@@ -120,12 +111,11 @@ Tensor gradient_rows(int64_t rows, int64_t columns, const at::TensorOptions& opt
 }
 
 template <class E>
-Directions backward_direction(const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
+Directions backward_direction(const Kernels& k, const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
                               const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
                               const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
                               const Tensor& dh0, const Tensor& dc0, bool need_w_hr) {
   typedef typename ComputeType<E>::type A;
-  const Kernels& k = kernels();
   const int64_t GH = s.gates * s.H;
   Directions r;
   const at::TensorOptions options = y.options();
@@ -177,13 +167,13 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
-  const at::ScalarType element = element_type(x, type);
+  const at::ScalarType element = element_type(k, x, type);
   const Tensor y = kept_empty(output_shape(s), options.dtype(element));
   const auto nothing = [&] { return kept_empty({0}, options); };
   const Tensor hn = kept_empty({s.D, s.B, s.P}, options);
   const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : nothing();
-  const Tensor gates = save ? padded_empty(s, k, {s.D * gate_numbers(s, x)}, options) : nothing();
-  const Tensor cells = save && s.has_cell ? padded_empty(s, k, {s.D * cell_numbers(s)}, options) : nothing();
+  const Tensor gates = save ? saved_empty(s, k, s.D * gate_numbers(s, x), options) : nothing();
+  const Tensor cells = save && s.has_cell ? saved_empty(s, k, s.D * cell_numbers(s), options) : nothing();
   if (s.N > 0) {
     const auto weights = all_weights([&](const auto& w) { return operand(w, element); },
                                      [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
@@ -192,7 +182,7 @@ RecurrentResult recurrent(std::string_view mode, const Tensor& x, const Tensor& 
     const auto run = element == at::kDouble     ? forward_directions<double>
                      : element == at::kBFloat16 ? forward_directions<Bfloat16>
                                                 : forward_directions<float>;
-    run(s, storage.walk, operand(x, element), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates,
+    run(k, s, storage.walk, operand(x, element), dense(h0, type), dense(c0, type), weights, y, hn, cn, gates,
         cells);
   } else {
     gates.zero_();  // the biases' row
@@ -218,7 +208,8 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
 
   const at::ScalarType type = accumulation_type(x);
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
-  const at::ScalarType element = element_type(x, type);
+  const Kernels& k = kernels();
+  const at::ScalarType element = element_type(k, x, type);
   const auto weights = all_weights([&](const auto& w) { return dense(w, element); },
                                    [&](const auto& b) { return dense(b, type); }, w_ih, w_hh, b_ih, b_hh,
                                    w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r);
@@ -243,7 +234,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
       const auto run = element == at::kDouble     ? backward_direction<double>
                        : element == at::kBFloat16 ? backward_direction<Bfloat16>
                                                   : backward_direction<float>;
-      r = run(s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
+      r = run(k, s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
               gates_dense, cells_dense, dh0, dc0, wanted[first + 4]);
     } else {
       dh0.zero_();
@@ -254,7 +245,7 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
     }
     if (wanted[0]) {
       if (d == 0) grads[0] = gradient_buffer(s.N, s.I, options);
-      multiply(grads[0], r.dx, weights[d].w_ih, /*accumulate=*/d > 0);
+      multiply(k, grads[0], r.dx, weights[d].w_ih, /*accumulate=*/d > 0);
     }
     // db comes along with dW, or alone
     Tensor &db_x = grads[first + 2], &db_h = grads[first + 3];
@@ -266,10 +257,10 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
       pair.push_back(
           {r.da, h0_rows, &grads[first + 1], wanted[first + 3] ? &db_h : nullptr, previous.data()});
     }
-    weight_gradients(pair);
+    weight_gradients(k, pair);
     if (wanted[first + 2] && !db_x.defined()) db_x = r.dx.sum(0, false, type);
     if (wanted[first + 3] && !db_h.defined()) db_h = r.da.sum(0, false, type);
-    if (wanted[first + 4]) weight_gradients({{r.dprojected, r.hidden, &grads[first + 4], nullptr}});
+    if (wanted[first + 4]) weight_gradients(k, {{r.dprojected, r.hidden, &grads[first + 4], nullptr}});
   }
   if (wanted[0]) grads[0] = gradient_of(grads[0], s.I).view(x.sizes());
   for (int i = 0; i < kGradients; ++i)

@@ -277,11 +277,11 @@ def try_cell(mode, parameters, x, h, c, frozen=None):
     return ops.try_cell(mode, parameters, x, h, c, frozen)
 
 
-def try_layer(mode, parameters, x, h, c, batch_first, layer=0, frozen=None):
+def try_layer(mode, parameters, x, h, c, bias, batch_first, layer=0, frozen=None):
     """A module's layer, in one direction, likewise -> (y, h_n, c_n or None); or None, as `try_cell`."""
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_layer(mode, parameters, x, h, c, batch_first, layer, frozen)
+    return ops.try_layer(mode, parameters, x, h, c, bias, batch_first, layer, frozen)
 
 
 def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):

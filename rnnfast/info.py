@@ -73,10 +73,10 @@ def cuda_kernel() -> str:
 def set_cuda_kernel(name: str | None) -> None:
     """Force "stepwise" (one launch a step, any layer) or "resident" (one for all steps); None chooses.
 
-    The resident kernel takes layers without projection that fit the device: in bfloat16 or float16 at most
-    2048 units (backward of an LSTM on an H100: 1536), in float32 where TF32 is allowed
-    (torch.backends.cudnn.rnn.fp32_precision) at most 1024 (backward: 512), fewer with a large batch. Forced,
-    it raises RuntimeError for others.
+    The resident kernel takes layers without projection that fit the device, on an H100 an LSTM with 8 rows of
+    the batch or fewer of 2112 units (backward: 1760) in bfloat16 or float16, and in float32 where TF32 is
+    allowed (torch.backends.cudnn.rnn.fp32_precision) of 1152 (backward: 880); fewer units with more rows.
+    Forced, it raises RuntimeError for others.
     RNNFAST_CUDA_KERNEL forces from the start.
 
     Raises:

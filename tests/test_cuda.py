@@ -202,6 +202,19 @@ def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
     assert_near(on_gpu("recurrent_backward", *given, *found[3:], needs), expected, dtype)
 
 
+@pytest.mark.parametrize("seed", range(32))
+def test_infinity_spreads_on_the_gpu_as_on_the_cpu(on_gpu, seed):
+    arguments, _, rng, _ = layer_case(seed)
+    where = arguments[1 if arguments[1].numel() and seed % 2 else 2]  # x or h0
+    where.view(-1, where.size(-1))[rng.randrange(where[..., 0].numel()), -1] = float("inf")
+    on_gpu.set_kernel("stepwise" if seed % 3 else "")
+    for found, expected in zip(
+        on_gpu("recurrent", *arguments, False)[:3], ops.recurrent(*arguments, False)[:3], strict=True
+    ):
+        assert torch.equal(found.isfinite(), expected.isfinite())
+        assert torch.equal(found.isnan(), expected.isnan())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", GATES)
 def test_tensor_cores_take_a_wide_layer_step_by_step(on_gpu, mode, dtype):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import CELLS, LAYERS, draw, packed, pair, same, tensors
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,6 +72,46 @@ def test_a_graph_made_straight_is_the_one_made_through_python(kind, B, bias, sta
     monkeypatch.setattr(functional, name, lambda *args: made.append(args))
     same(direct, run(), rtol=0, atol=0)
     assert made  # and then came Python's turn
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def by_attribute(module, name):
+    weight = getattr(module, name).detach().clone().requires_grad_()
+    delattr(module, name)
+    setattr(module, name, weight)
+    return weight
+
+
+REPLACED = {
+    "tensors": by_attribute,
+    "parametrized": lambda module, name: parametrize.register_parametrization(module, name, Doubled()),
+    "pruned": prune.identity,
+}
+
+
+@kinds
+@pytest.mark.parametrize("how", list(REPLACED))
+@pytest.mark.parametrize("which", [("bias_ih", "bias_hh"), ("bias_hh",), ("weight_hh",)], ids="+".join)
+def test_weights_that_are_no_parameters_count_too(kind, how, which):
+    modules = pair(kind, 5, 19)
+    x, hx = inputs(kind)
+    leaves = []
+    for module in modules:
+        names = [name if kind in CELLS else f"{name}_l0" for name in which]
+        made = [REPLACED[how](module, name) for name in names]
+        leaves.append([*module.parameters(), *(made if how == "tensors" else [])])
+    ours, theirs = modules
+    with torch.no_grad():
+        same(ours(x, hx), theirs(x, hx))
+    grads = []
+    for module, of in zip(modules, leaves, strict=True):
+        y = tensors(module(x, hx))[0]
+        grads.append(torch.autograd.grad(y.square().sum(), of))
+    same(*grads)
 
 
 @layers
@@ -391,7 +432,7 @@ def test_what_cannot_be_frozen():
         (*frozen[:3], 1, *frozen[4:]),
     ):
         with torch.no_grad():
-            functional.try_layer("lstm", layer._parameters, x, None, None, False, 0, nonsense)
+            functional.try_layer("lstm", layer._parameters, x, None, None, True, False, 0, nonsense)
         assert ran() == "direct"
 
     def refused(model, match):
@@ -418,11 +459,11 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
     with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx, cx and frozen"):
         rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(
-        RuntimeError, match="try_layer: expected mode, parameters, input, hx, cx, batch_first, layer and"
+        RuntimeError, match="try_layer: expected mode, parameters, input, hx, cx, bias, batch_first, layer"
     ):
         rnnfast.ops.try_layer("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="try_layer: expected mode, a str, and parameters, a dict"):
-        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, False, 0, None)
+        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, True, False, 0, None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
         functional.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

@@ -179,6 +179,64 @@ def test_several_python_threads_at_once_get_their_own_results(count, rounds):
     assert "same" in child(f"THREADS, ROUNDS = {count}, {rounds}\n" + TOGETHER)
 
 
+AMONG_CHANGES = """
+import threading
+
+def beside(change, call, rounds):
+    "Calls while another thread changes something: the result is what it was before."
+    expected, over = call(), threading.Event()
+    def loop():
+        while not over.is_set():
+            change()
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        for _ in range(rounds):
+            for now, before in zip(call(), expected):
+                torch.testing.assert_close(now.float(), before.float(), rtol=0.05, atol=0.05)
+    finally:
+        over.set()
+        thread.join()
+"""
+
+OTHER_WEIGHTS = """
+layer, x = rnnfast.LSTM(256, 256), torch.randn(200, 4, 256)
+
+def change():  # numbers as before, in other memory
+    for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        setattr(layer, name, torch.nn.Parameter(getattr(layer, name).detach().clone()))
+
+def infer():
+    with torch.no_grad():
+        return [layer(x)[0]]
+
+beside(change, infer, 60)
+beside(change, lambda: [layer(x)[0].detach()], 60)
+print("same")
+"""
+
+OTHER_KERNELS = """
+layer, x = rnnfast.LSTM(64, 64).bfloat16(), torch.randn(8, 4, 64, dtype=torch.bfloat16)
+names = info.isas()
+
+def change():
+    for name in names:
+        info.set_isa(name)
+
+def train():
+    y = layer(x)[0]
+    return [y.detach(), *torch.autograd.grad(y.float().square().mean(), list(layer.parameters()))]
+
+beside(change, train, 2000)
+print("same")
+"""
+
+
+@pytest.mark.parametrize("code", [OTHER_WEIGHTS, OTHER_KERNELS], ids=["weights", "kernels"])
+def test_a_call_ends_with_what_it_began_with(code):
+    assert "same" in child(AMONG_CHANGES + code)
+
+
 def test_python_threads_leave_each_other_time_within_one_process():
     # The op gives up Python's lock: another thread counts on while a long call runs.
     layer = rnnfast.LSTM(128, 256)

@@ -12,7 +12,7 @@ struct Shape {
   int64_t units;                // H, what the unit split shares out
   int64_t reads;                // P: what one step's product sums over
   int gates;                    // rows of W per unit
-  int stages;  // barriers a step when units are shared: 1, or one per layer of a deep transition
+  int stages;  // barriers a step when units are shared: 1, 2 with a projection, a deep transition's layers
   int lanes;   // of one vector
   bool backward;
   bool matrix_unit = false;  // multiplies 16 rows at once, and sums go over pairs

@@ -1,9 +1,9 @@
 // The time loop of one direction of one layer, forward and backward, over any gated cell.
 // Forward: the input products of a chunk of steps go to the rows that hold the gates; then each step adds
 // W_hh h to them, tile by tile, and the cell finishes a tile while it is in the nearest cache. With shared
-// units the members meet once a step, because each reads all of h; with shared rows never. Backward: the cell
-// gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh to its dL/dh. Compiled
-// once per instruction set, inside its namespace. No guard on purpose.
+// units the members meet once a step (twice with a projection), because each reads all of h; with shared rows
+// never. Backward: the cell gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh
+// to its dL/dh. Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 // W_ih and W_hh as ForwardParams::frozen has them
 template <class E>
@@ -206,9 +206,18 @@ struct Forward {
     }
   }
 
+  // What a product reads, from lane i on, of which `left` count. Words may hold more numbers than that, and
+  // those stay zero: what a lane beside the units has come to may be NaN.
+  static RNNFAST_INLINE void store_operand(E* to, int64_t i, V value, int64_t left) {
+    if constexpr (kNumbers > 1)
+      store_part(to + i, value, left);
+    else
+      store(to + i, value);
+  }
+
   // h of the lanes from i on, of which `left` count
   RNNFAST_INLINE void emit(const Place& to, int64_t i, V value, int64_t left) const {
-    store(to.h + i, value);
+    store_operand(to.h, i, value, left);
     if (kRounds) store(to.exact + i, value);
     if (to.y) store_part(to.y + i, value, left);
     if (to.ends) store_part(p.hn + to.b * p.P + i, value, left);
@@ -271,7 +280,7 @@ struct Forward {
           if (row[i].ends) store_part(p.cn + row[i].b * H + at, cell[i], H - at);
         }
         if (projects)
-          store(m + row[i].b * ldm + at, value[i]);
+          store_operand(m + row[i].b * ldm, at, value[i], H - at);
         else
           emit(row[i], at, value[i], P - at);
       }

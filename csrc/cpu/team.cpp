@@ -255,12 +255,13 @@ int Team::run(int wanted, int parts, bool flush, bool steps, void (*work)(void*,
               void* context) {
   const Visit visit;
   const Clock::time_point start = wanted > 1 ? Clock::now() : Clock::time_point();
-  if (wanted <= 1 || solitude.lasts(start)) {
+  const auto alone = [&] {
     Member member(nullptr, 0, parts);
     const FlushDenormals mode(flush);
     work(context, member);
     return 1;
-  }
+  };
+  if (wanted <= 1 || solitude.lasts(start)) return alone();
   Team team(wanted, parts, steps && distance.due(start));
   team.flush_ = flush;
   team.work_ = work;
@@ -268,6 +269,7 @@ int Team::run(int wanted, int parts, bool flush, bool steps, void (*work)(void*,
   torch_parallel_for(
       0, wanted, 1,
       [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); }, &team);
+  if (team.members_.load() == 0) return alone();  // the pool failed
   const Clock::time_point now = Clock::now();
   solitude.learn(now - start, now - team.end_, now);
   const int worked = team.worked_.load();

@@ -95,7 +95,8 @@ struct Mxcsr {
 } mxcsr;
 
 // In the place of torch's pool: threads that stay, and often what happens only on a busy machine. Fewer
-// threads than asked for stand for several each, they come late and in any order, and one may come twice.
+// threads than asked for stand for several each, they come late and in any order, and one may come twice; or
+// none comes at all.
 class Pool {
  public:
   Pool() {
@@ -110,7 +111,9 @@ class Pool {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  void run(int64_t begin, int64_t end, ParallelFunc f, void* context) {
+  // false: nothing was done
+  bool run(int64_t begin, int64_t end, ParallelFunc f, void* context) {
+    if (rng.one_in(50)) return false;
     std::vector<int64_t> cuts;
     for (int64_t i = begin + 1; i < end; ++i) cuts.push_back(i);
     std::shuffle(cuts.begin(), cuts.end(), rng.engine);
@@ -133,6 +136,7 @@ class Pool {
     work(jobs[0], "the caller");
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return left_ == 0; });
+    return true;
   }
 
  private:
@@ -830,8 +834,7 @@ void one_layer(uint64_t seed, const std::string& isa) {
 
 extern "C" AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc f,
                                              void* context) {
-  pool->run(begin, end, f, context);
-  return 0;
+  return pool->run(begin, end, f, context) ? 0 : 1;
 }
 
 extern "C" AOTITorchError torch_get_num_threads(uint32_t* threads) {
