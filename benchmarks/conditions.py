@@ -251,8 +251,9 @@ def markdown(result: dict) -> str:
         "With one thread, more threads than cores, inside a parallel region, in a forked worker and beside "
         f"other processes the median call is {min(speedups):.2f} to {max(speedups):.2f} times as fast as "
         f"torch.nn's, and the slowest of all took {slowest['rnnfast']:.0f} times the median of one thread "
-        f"(torch.nn: {slowest['torch.nn']:.0f}). The first call of a process takes as long as "
-        f"{max(firsts):.0f} later ones at most: [docs/conditions.md](docs/conditions.md)."
+        f"(torch.nn: {slowest['torch.nn']:.0f}). The first call of a process that has multiplied matrices "
+        f"before takes as long as {max(firsts):.0f} later ones at most: "
+        "[docs/conditions.md](docs/conditions.md)."
     )
 
 

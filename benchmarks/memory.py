@@ -76,6 +76,7 @@ def growth(peer: str, case: Case, training: bool, threads: int) -> dict[str, int
     call = train if training else infer
     before = 0
     call(5)
+    rnnfast.info.empty_cache()  # what this call left would serve the next ones uncounted
     found.clear()
     forget_peak()
     before = resident("VmRSS")

@@ -85,7 +85,11 @@ class OnnxSession:
 
     def __init__(self, layer: nn.RNNBase, state, threads: int):
         kind, directions, hidden = layer.mode, 1 + layer.bidirectional, layer.hidden_size
-        constants, nodes = [numpy_helper.from_array(numpy.array([0, 0, -1]), "flat")], []
+        if directions == 1:
+            constants = [numpy_helper.from_array(numpy.array([1]), "side")]
+        else:
+            constants = [numpy_helper.from_array(numpy.array([0, 0, -1]), "flat")]
+        nodes = []
 
         def gates(weight: Tensor) -> Tensor:  # [G H, ...] in ONNX's order
             return torch.cat(
@@ -114,6 +118,9 @@ class OnnxSession:
                     **({"linear_before_reset": 1} if kind == "GRU" else {}),
                 )
             )  # all: [T, D, B, H]
+            if directions == 1:  # nothing to move
+                nodes.append(helper.make_node("Squeeze", [f"all{index}", "side"], [f"y{index + 1}"]))
+                continue
             nodes.append(helper.make_node("Transpose", [f"all{index}"], [f"side{index}"], perm=[0, 2, 1, 3]))
             nodes.append(helper.make_node("Reshape", [f"side{index}", "flat"], [f"y{index + 1}"]))
         value = helper.make_tensor_value_info

@@ -11,6 +11,14 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 constexpr int kBytes =
@@ -104,6 +112,75 @@ double measure_fma(int threads) {
     keep(s);
   };
   return 2.0 * kLanes * kChains * kSteps * threads / timed(threads, prepare, work);
+}
+
+// The same of bfloat16, by the matrix unit or by pairs in registers; 0 where the machine has neither.
+double measure_fma_bfloat16(int threads) {
+#if defined(__AMX_BF16__)
+  constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  if (syscall(SYS_arch_prctl, kAskForState, kTileData) != 0) return 0;
+  constexpr int64_t kSteps = 1 << 15;
+  constexpr int kRows = 16, kRowBytes = 64;
+  struct alignas(64) State {
+    unsigned char setup[64]{};
+    uint16_t numbers[kRows * kRowBytes / 2];
+  };
+  auto prepare = [](int) {
+    State s;
+    s.setup[0] = 1;  // palette; then bytes a row, from 16 on, and rows, from 48 on, of all eight tiles
+    for (int tile = 0; tile < 8; ++tile) s.setup[16 + 2 * tile] = kRowBytes, s.setup[48 + tile] = kRows;
+    std::fill(std::begin(s.numbers), std::end(s.numbers), 0x3a80);  // 2^-10
+    return s;
+  };
+  auto work = [](State& s, Barrier&) {
+    _tile_loadconfig(s.setup);
+    _tile_loadd(6, s.numbers, kRowBytes);
+    _tile_loadd(7, s.numbers, kRowBytes);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int64_t step = 0; step < kSteps; ++step) {
+      _tile_dpbf16ps(0, 6, 7);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_dpbf16ps(3, 6, 7);
+      _tile_dpbf16ps(4, 6, 7);
+      _tile_dpbf16ps(5, 6, 7);
+    }
+    _tile_release();
+  };
+  return 2.0 * 6 * kRows * kRows * (kRowBytes / 2) * kSteps * threads / timed(threads, prepare, work);
+#elif defined(__AVX512BF16__)
+  constexpr int kChains = 12;
+  constexpr int64_t kSteps = 1 << 20;
+  struct State {
+    __m512 sums[kChains];
+    __m512i pairs;
+  };
+  auto prepare = [](int id) {
+    State s;
+    for (auto& sum : s.sums) sum = _mm512_set1_ps(static_cast<float>(id));
+    s.pairs = _mm512_set1_epi16(0x3a80);  // 2^-10
+    keep(s);
+    return s;
+  };
+  auto work = [](State& s, Barrier&) {
+    __m512 sums[kChains];
+    std::copy(s.sums, s.sums + kChains, sums);
+    const auto pairs = (__m512bh)s.pairs;
+    for (int64_t step = 0; step < kSteps; ++step)
+#pragma GCC unroll 12
+      for (int chain = 0; chain < kChains; ++chain) sums[chain] = _mm512_dpbf16_ps(sums[chain], pairs, pairs);
+    std::copy(sums, sums + kChains, s.sums);
+    keep(s);
+  };
+  return 2.0 * 2 * 16 * kChains * kSteps * threads / timed(threads, prepare, work);
+#else
+  return 0 * threads;
+#endif
 }
 
 // Bytes per second when the threads together hold `bytes`, each reading its own part again and again. Every

@@ -149,19 +149,26 @@ def by_shape(result: dict) -> record.Table:
 
 
 def lost(result: dict) -> str:
-    """The rows that are slower than a peer, the slowest first."""
+    """The rows that are slower than a peer, the slowest first, and those that may be, by their quartiles."""
+
+    def even(one: dict, other: dict) -> bool:
+        return any(a["q1_ms"] <= b["median_ms"] <= a["q3_ms"] for a, b in ((one, other), (other, one)))
 
     def names(peer: str) -> str:
-        ratios = {
-            f"{row['name']} {row['mode']}": row["peers"][peer]["ratio"]
-            for row in result["rows"]
-            if peer in row["peers"]
-        }
-        slower = sorted((ratio, name) for name, ratio in ratios.items() if ratio < 1)
-        return ", ".join(f"{name} {ratio:.2f}×" for ratio, name in slower) or "none"
+        rows = [row for row in result["rows"] if peer in row["peers"]]
+        slower, equal = [], []
+        for row in rows:
+            theirs = row["peers"][peer]
+            entry = theirs["ratio"], f"{row['name']} {row['mode']} {theirs['ratio']:.2f}×"
+            if even(theirs, row["peers"]["rnnfast"]):
+                equal.append(entry)
+            elif theirs["ratio"] < 1:
+                slower.append(entry)
+        lists = [", ".join(text for _, text in sorted(entries)) for entries in (slower, equal)]
+        text = f"to {peer}, of {len(rows)}: {lists[0] or 'none'}"
+        return text + (f" (not certain, a median within the other's quartiles: {lists[1]})" if equal else "")
 
-    to = "; to ".join(f"{peer}: {names(peer)}" for peer in ("torch.nn", "onnxruntime"))
-    return f"Of {len(result['rows'])} rows are lost to {to}."
+    return f"Rows lost {'; '.join(names(peer) for peer in ('torch.nn', 'onnxruntime'))}."
 
 
 def terminal(result: dict) -> str:
@@ -185,7 +192,9 @@ def markdown(result: dict, *others: dict) -> str:
         parts += [record.pipes(summary(result), 1), record.pipes(by_shape(result), 1)]
     parts.append(lost(result))
     for other in others:
-        parts.append("The same on another machine: " + record.machine(checked(other)))
+        same = other["meta"]["commit"] == result["meta"]["commit"]
+        where = "The same on another machine" if same else "On another machine, at an earlier commit"
+        parts.append(f"{where}: {record.machine(checked(other))}")
         parts += [record.pipes(summary(other), 1), lost(other)]
     parts.append("Every row, with times and limits: [docs/benchmarks.md](docs/benchmarks.md).")
     return "\n\n".join(parts)

@@ -2,14 +2,15 @@
 
 For a layer with G gates, I inputs, H hidden units, B rows, T steps and D directions:
 
-    t_proj  = 2 G H I B T D / FLOPS
-    t_rec   = T (max(2 G H H B D / FLOPS, bytes(W_hh) D / BW(bytes)) + t_sync + t_cell)
+    t_proj  = max(2 G H I B T D / FLOPS, bytes(W_ih) D / BW)
+    t_rec   = T (max(2 G H H B D / FLOPS, bytes(W_hh) D / BW) + t_sync + t_cell)
     t_infer = t_proj + t_rec
     t_train = t_infer + t_rec (dh) + dx, dW_ih, dW_hh: three more products
 
-FLOPS is the best of torch's own products and a bare multiply-add loop; BW is measured at exactly the bytes
-read. A step takes the better of one thread (which meets nobody) and all; where rows and directions are enough
-to give every thread one, t_sync is 0. Packed rows: B falls over time. A deep-transition step: three products.
+FLOPS is the best of torch's own products and a bare loop of the machine's widest multiply-adds; BW is
+measured at exactly the bytes that are read again and again: W_hh, or W_ih and W_hh where T = 1. A step
+takes the better of one thread (which meets nobody) and all; where rows and directions are enough to give
+every thread one, t_sync is 0. Packed rows: B falls over time. A deep-transition step: three products.
 """
 
 from __future__ import annotations
@@ -55,11 +56,17 @@ def layers(case: Case) -> Iterator[Layer]:
         yield Layer(GATES[kind] * hidden * width, GATES[kind] * hidden * hidden, SIGMOIDS[kind] * hidden)
 
 
+def read_seconds(weights: int, layer: Layer, case: Case, team: Team) -> float:
+    """So many of a layer's weights read once."""
+    of_each = case.directions * BYTES[case.dtype]
+    held = layer.recurrent + (layer.projection if case.steps == 1 else 0)
+    return weights * of_each / team.bandwidth(held * of_each)
+
+
 def step_seconds(layer: Layer, rows: int, case: Case, team: Team, bare: bool) -> float:
     """One step of the recurrence, `rows` rows in each direction; bare: its product alone."""
-    weight_bytes = layer.recurrent * case.directions * BYTES[case.dtype]
     product = 2 * layer.recurrent * rows * case.directions / team.flops(case.dtype)
-    read = weight_bytes / team.bandwidth(weight_bytes)
+    read = read_seconds(layer.recurrent, layer, case, team)
     if bare:
         return max(product, read)
     alone = team.threads == 1 or rows * case.directions >= team.threads
@@ -81,7 +88,8 @@ def limit(case: Case, training: bool, teams: list[Team], bare: bool = False) -> 
         }
         recurrence = sum(step[n] for n in case.batch_sizes)
         projection = 2 * layer.projection * rows_steps / flops
-        seconds += projection + recurrence
+        read = min(read_seconds(layer.projection, layer, case, team) for team in teams)
+        seconds += max(projection, read) + recurrence
         if training:
             seconds += recurrence + 2 * projection + 2 * layer.recurrent * rows_steps / flops
     return seconds
@@ -91,9 +99,8 @@ def bound(case: Case, teams: list[Team]) -> str:
     """What the product of a full step takes its time from: "multiplying", or "reading" the weights."""
     rows = case.batch_sizes[0] * case.directions
     layer = next(layers(case))
-    weight_bytes = layer.recurrent * case.directions * BYTES[case.dtype]
     product = min(2 * layer.recurrent * rows / team.flops(case.dtype) for team in teams)
-    read = min(weight_bytes / team.bandwidth(weight_bytes) for team in teams)
+    read = min(read_seconds(layer.recurrent, layer, case, team) for team in teams)
     return "reading" if read > product else "multiplying"
 
 
@@ -129,8 +136,8 @@ class Team:
         )
 
     def flops(self, dtype: str = "float32") -> float:
-        fma = self._rate("fma", lambda: probe().measure_fma(self.threads))
-        return max(self.product_flops(dtype), fma)
+        loop = probe().measure_fma if dtype == "float32" else probe().measure_fma_bfloat16
+        return max(self.product_flops(dtype), self._rate(("fma", dtype), lambda: loop(self.threads)))
 
     def bandwidth(self, bytes: int) -> float:
         return self._rate(("read", bytes), lambda: probe().measure_read(bytes, self.threads))
@@ -189,7 +196,8 @@ def probe() -> ctypes.CDLL:
             [compiler, *flags, str(Path(__file__).with_name("probe.cpp")), "-o", library], check=True
         )
         loaded = ctypes.CDLL(str(library))
-    for function in (loaded.measure_fma, loaded.measure_barrier, loaded.measure_sigmoid):
+    for name in ("fma", "fma_bfloat16", "barrier", "sigmoid"):
+        function = getattr(loaded, f"measure_{name}")
         function.argtypes, function.restype = [ctypes.c_int], ctypes.c_double
     loaded.measure_read.argtypes, loaded.measure_read.restype = (
         [ctypes.c_int64, ctypes.c_int],

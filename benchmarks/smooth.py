@@ -160,7 +160,7 @@ def markdown(result: dict) -> str:
     ratio, place = jumps(result)[0]
     return (
         "![Microseconds a step at every size](benchmarks/results/smooth.png)\n\n"
-        "Inference at every size: from one to the next the time for a unit of work rises by at most "
+        "Inference: from one size to the next the time for a unit of work rises by at most "
         f"{ratio:.2f}× ({place}; `{result['meta']['command']}`)."
     )
 

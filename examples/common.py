@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
 import torch
 from tqdm import tqdm
+
+from benchmarks import record
 
 matplotlib.use("Agg")  # pictures go to files; no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
@@ -125,12 +128,14 @@ def label(axis, title, x, y, legend=True):
 
 
 def save(args, name, figure, results):
-    """Writes name.png and name.json (the results and the settings they came from) into the folder --out."""
+    """Writes name.png and name.json (the results, their settings and the machine) into the folder --out."""
     args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / f"{name}.png")
     plt.close(figure)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    text = json.dumps({"settings": settings, "torch": torch.__version__, **results}, indent=1)
+    command = " ".join(["python -m", f"examples.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    meta = record.meta(torch.get_num_threads(), command)
+    text = json.dumps({"settings": settings, "meta": meta, **results}, indent=1)
     (args.out / f"{name}.json").write_text(text + "\n")
     print(f"Saved {args.out / name}.png and {name}.json")
     return results
