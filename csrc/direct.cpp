@@ -165,8 +165,8 @@ struct Direct {
     const OptTensor none;
     auto [y, hn, cn, gates, cells] =
         op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
-                has_cell ? OptTensor(state(c)) : none, w_ih, w_hh, given(b_ih), given(b_hh), none, none,
-                none, none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
+                has_cell ? OptTensor(state(c)) : none, w_ih, w_hh, given(b_ih), given(b_hh), none, none, none,
+                none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
     return {y, view(hn, state_size), has_cell ? view(cn, state_size) : Tensor()};
   }
 

@@ -65,9 +65,10 @@ Tensor saved_empty(const LayerSizes& s, const Kernels& k, int64_t numbers, at::T
 }
 
 template <class E>
-void forward_directions(const Kernels& k, const LayerSizes& s, const Walk& walk, const Tensor& x, const Tensor& h0,
-                        const Tensor& c0, const std::array<Weights, 2>& weights, const Tensor& y,
-                        const Tensor& hn, const Tensor& cn, const Tensor& gates, const Tensor& cells) {
+void forward_directions(const Kernels& k, const LayerSizes& s, const Walk& walk, const Tensor& x,
+                        const Tensor& h0, const Tensor& c0, const std::array<Weights, 2>& weights,
+                        const Tensor& y, const Tensor& hn, const Tensor& cn, const Tensor& gates,
+                        const Tensor& cells) {
   typedef typename ComputeType<E>::type A;
   Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
   if (sizeof(E) < sizeof(A)) {
@@ -111,10 +112,10 @@ Tensor gradient_rows(int64_t rows, int64_t columns, const at::TensorOptions& opt
 }
 
 template <class E>
-Directions backward_direction(const Kernels& k, const LayerSizes& s, const Walk& walk, int64_t d, const Weights& w,
-                              const Tensor& h0, const Tensor& c0, const Tensor& y, const Tensor& dy,
-                              const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
-                              const Tensor& dh0, const Tensor& dc0, bool need_w_hr) {
+Directions backward_direction(const Kernels& k, const LayerSizes& s, const Walk& walk, int64_t d,
+                              const Weights& w, const Tensor& h0, const Tensor& c0, const Tensor& y,
+                              const Tensor& dy, const Tensor& dhn, const Tensor& dcn, const Tensor& gates,
+                              const Tensor& cells, const Tensor& dh0, const Tensor& dc0, bool need_w_hr) {
   typedef typename ComputeType<E>::type A;
   const int64_t GH = s.gates * s.H;
   Directions r;
