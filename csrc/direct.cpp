@@ -12,6 +12,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <array>
 #include <deque>
 
 #include "check.h"
@@ -105,14 +106,21 @@ struct Direct {
   int64_t T, B, I, H;
   bool batch_first, graph, biased;  // biased: its biases are among the parameters, or it is none of ours
   const Tensor *x, *h, *c;          // the caller's; h and c may be null: zeros
-  Tensor w_ih, w_hh, b_ih, b_hh;    // ours: while a kernel runs, another thread may put others in their place
+  const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
+  // of the weights: another thread may make the module let go of them while a kernel reads
+  std::array<pybind11::object, 4> held;
   const Kernels* set;
   const void* frozen;  // what they packed before, or null
 
   // Finds the tensors; false if one of them is the op's. T, B, I are set, and the size of a state is known.
   bool read(const Names& names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
             PyObject* packed, at::IntArrayRef leading) {
-    const auto parameter = [&](PyObject* name) { return PyDict_GetItemWithError(parameters, name); };
+    size_t count = 0;
+    const auto parameter = [&](PyObject* name) {
+      PyObject* const object = PyDict_GetItemWithError(parameters, name);
+      held[count++] = pybind11::reinterpret_borrow<pybind11::object>(object);
+      return object;
+    };
     PyObject* const hh = parameter(names.w_hh);
     if (!hh || !THPVariable_CheckExact(hh) || THPVariable_Unpack(hh).dim() != 2) return false;
     H = THPVariable_Unpack(hh).size(1);
@@ -129,20 +137,17 @@ struct Direct {
     state_size.assign(leading.begin(), leading.end());
     state_size.push_back(H);
     x = readable(input, type, THPVariable_Unpack(input).sizes(), graph);
-    const auto keep = [](const Tensor* t) { return t ? *t : Tensor(); };
-    w_ih = keep(readable(parameter(names.w_ih), type, {rows, I}, graph));
-    w_hh = keep(readable(hh, type, {rows, H}, graph));
-    b_ih = keep(optional(biased ? parameter(names.b_ih) : Py_None, {rows}));
-    b_hh = keep(optional(biased ? parameter(names.b_hh) : Py_None, {rows}));
+    w_ih = readable(parameter(names.w_ih), type, {rows, I}, graph);
+    w_hh = readable(hh, type, {rows, H}, graph);
+    b_ih = optional(biased ? parameter(names.b_ih) : Py_None, {rows});
+    b_hh = optional(biased ? parameter(names.b_hh) : Py_None, {rows});
     h = optional(hx, state_size);
     c = optional(cx, state_size);
-    if (!all || !x || !w_ih.defined() || !w_hh.defined() || b_ih.defined() != b_hh.defined() ||
-        (mode == Mode::kLstm && !h != !c))
-      return false;
+    if (!all || !x || !w_ih || !w_hh || !b_ih != !b_hh || (mode == Mode::kLstm && !h != !c)) return false;
     // a longer sequence packs panels as wide as suits its batch
     constexpr int64_t kFewSteps = 12;
     set = &kernels();
-    if (packed != Py_None && T <= kFewSteps) frozen = frozen_of(packed, *set, w_ih, w_hh);
+    if (packed != Py_None && T <= kFewSteps) frozen = frozen_of(packed, *set, *w_ih, *w_hh);
     return true;
   }
 
@@ -153,7 +158,7 @@ struct Direct {
     static const auto op = find_op<decltype(recurrent)>("rnnfast::recurrent");
     static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
     const pybind11::gil_scoped_release without_gil;
-    const auto given = [](const Tensor& t) { return t.defined() ? OptTensor(t) : std::nullopt; };
+    const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
     // a view is recorded too, even one of the same size
     const auto view = [](const Tensor& t, at::IntArrayRef size) {
       return t.sizes() == size ? t : t.view(size);
@@ -165,8 +170,8 @@ struct Direct {
     const OptTensor none;
     auto [y, hn, cn, gates, cells] =
         op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
-                has_cell ? OptTensor(state(c)) : none, w_ih, w_hh, given(b_ih), given(b_hh), none, none, none,
-                none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
+                has_cell ? OptTensor(state(c)) : none, *w_ih, *w_hh, given(b_ih), given(b_hh), none, none,
+                none, none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
     return {y, view(hn, state_size), has_cell ? view(cn, state_size) : Tensor()};
   }
 
@@ -187,8 +192,8 @@ struct Direct {
     p.walk = walk.walk;
     p.I = I, p.H = H, p.P = H;
     p.x = in(x), p.h0 = in(h), p.c0 = in(c);
-    p.w_ih = w_ih.const_data_ptr<A>(), p.w_hh = w_hh.const_data_ptr<A>();
-    p.b_ih = in(b_ih.defined() ? &b_ih : nullptr), p.b_hh = in(b_hh.defined() ? &b_hh : nullptr);
+    p.w_ih = in(w_ih), p.w_hh = in(w_hh);
+    p.b_ih = in(b_ih), p.b_hh = in(b_hh);
     p.frozen = frozen;
     p.y = y.mutable_data_ptr<A>();
     p.ldy = H;

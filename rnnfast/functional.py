@@ -179,7 +179,7 @@ def deep_transition(
     if dtype is not None:
         x, h0, *w = _cast(dtype, x, h0, *weights, *biases)
         weights, biases = w[: len(weights)], w[len(weights) :]
-    if _transformed():
+    if _transformed() or _recorded():
         y, h = reference.deep_transition(x, h0, weights, biases, negative_slope)
     else:
         save = torch.is_grad_enabled() and _any_needs_grad(x, h0, *weights, *biases)
@@ -221,6 +221,9 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
             )
         hs = [h0] if L == 1 else h0.split(D)
         cs = [c0] * L if L == 1 or c0 is None else c0.split(D)
+    if _recorded():
+        how = (L, float(dropout), training, bidirectional)
+        return _by_torch(mode, x, hs, cs, weights, how, batch_first, batch_sizes)
     state = h0 if c0 is None else c0
     amp = _autocast_dtype(x)
     if amp is not None:
@@ -254,6 +257,18 @@ def layers(mode, x, h0, c0, weights, bidirectional, batch_first, batch_sizes, dr
         if W_hr is None:
             y, h = y.to(dtype), h.to(dtype)
     return y, h, c
+
+
+def _by_torch(mode, x, hs, cs, weights, how, batch_first, batch_sizes):
+    """`layers` as one operator of torch's own. hs, cs: of each layer; how: what it takes after the biases."""
+    flat = [w for direction in weights for w in direction if w is not None]
+    hx = (torch.cat(hs), torch.cat(cs)) if mode == "lstm" else torch.cat(hs)
+    biased, op = weights[0][2] is not None, getattr(torch._VF, mode)
+    if batch_sizes is None:
+        y, h, *c = op(x, hx, flat, biased, *how, batch_first)
+    else:
+        y, h, *c = op(x, batch_sizes, hx, flat, biased, *how)
+    return y, h, c[0] if c else x.new_empty(0)
 
 
 def freeze(mode, w_ih, w_hh):
@@ -297,7 +312,7 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
         c = c.unsqueeze(0)
     w = (w_ih, w_hh, b_ih, b_hh, None)
     # torch allows a cell without inputs or without units: nothing is multiplied, so there is nothing to fuse.
-    plain = _transformed() or 0 in w_ih.shape
+    plain = _transformed() or _recorded() or 0 in w_ih.shape
     _, h, c = _layer(mode, x.unsqueeze(0), h.unsqueeze(0), c, w, NO_WEIGHTS, None, False, plain)
     h = h.squeeze(0)
     if mode == "lstm":
@@ -342,6 +357,11 @@ def _transformed():
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def _recorded():
+    """Whether a graph of torch's own operators is being made: torch.jit.trace, or an export to ONNX."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
 def _autocast_dtype(x):
     """The dtype autocast asks for on x's device, or None."""
     if not torch._C._is_any_autocast_enabled():
@@ -369,6 +389,8 @@ def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Te
     plain = "plain torch (rnnfast.reference)"
     if _transformed():
         return f"{layer}: {plain}, because a torch.func transform or forward-mode AD is active."
+    if _recorded():
+        return f"{layer}: torch's own operators, because a trace or an export to ONNX is being made."
     if 0 in weights[0].shape:
         return f"{layer}: {plain}, because it has no inputs or no units."
     device = x.device.type

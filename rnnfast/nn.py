@@ -5,6 +5,8 @@ graph. Parameters are looked up in `_parameters` first: attribute access costs 0
 it every step.
 """
 
+from types import NoneType
+
 import torch
 from torch import Tensor
 from torch.nn import LeakyReLU, Linear, Module, Sequential
@@ -119,10 +121,10 @@ class _Layers(_Freezable, RNNBase):
 
     def _try_layers(self, input, h, c):
         """The same in one direction without detours, or None: one layer, or several that are frozen."""
-        mode, parameters, how = _MODES[self.mode], self._parameters, (self.bias, self.batch_first)
+        mode, parameters, bias, first = _MODES[self.mode], self._parameters, self.bias, self.batch_first
         frozen, L = self._frozen, self.num_layers
         if L == 1:
-            return functional.try_layer(mode, parameters, input, h, c, *how, 0, frozen and frozen[0])
+            return functional.try_layer(mode, parameters, input, h, c, bias, first, 0, frozen and frozen[0])
         if frozen is None or (self.dropout and self.training):
             return None
         for state in (h, c):
@@ -131,7 +133,7 @@ class _Layers(_Freezable, RNNBase):
         states = []
         for k in range(L):
             h_k, c_k = (None if state is None else state[k : k + 1] for state in (h, c))
-            done = functional.try_layer(mode, parameters, input, h_k, c_k, *how, k, frozen[k])
+            done = functional.try_layer(mode, parameters, input, h_k, c_k, bias, first, k, frozen[k])
             if done is None:
                 return None
             input, *state = done
@@ -251,6 +253,8 @@ class LSTM(_Layers):
         h, c = (None, None) if hx is None else (hx[0], hx[1])
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
+        if not isinstance(hx, (tuple, list, NoneType)):
+            raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
         y, h, c = self._run(input, h, c)
         return y, (h, c)
 

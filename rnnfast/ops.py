@@ -4,6 +4,8 @@ The forward ops have their autograd in C++. Here the two backward ops get a fake
 the vector-Jacobian product is taken again through ``reference`` and differentiated there.
 """
 
+from pathlib import Path
+
 import torch
 
 from . import reference
@@ -11,10 +13,18 @@ from . import reference
 try:
     from . import _C as _C  # registers torch.ops.rnnfast.*; info reads it from here
 except ImportError as error:
-    raise ImportError(
-        f"rnnfast's compiled extension did not load ({error}): build it against the torch that is installed "
-        "with `pip install --no-build-isolation .` in rnnfast's source folder."
-    ) from error
+    folder = Path(__file__).parents[1]
+    if (folder / "setup.py").exists() and not list(Path(__file__).parent.glob("_C.*")):
+        hint = (
+            f"this is the source folder {folder}, in which nothing is built: change to another folder to use "
+            "the rnnfast that is installed, or build here with `make`."
+        )
+    else:
+        hint = (
+            f"{error}: build it against the torch that is installed with "
+            "`pip install --no-build-isolation .` in rnnfast's source folder."
+        )
+    raise ImportError(f"rnnfast's compiled extension did not load: {hint}") from error
 
 
 recurrent = torch.ops.rnnfast.recurrent.default

@@ -500,3 +500,38 @@ def test_one_graph_with_one_node_a_layer_serves_two_lengths(kind):
     assert called.count(ops.recurrent.default) == 2
     called = [node.target for node in backend.bw_graphs[0].graph.nodes if node.op == "call_function"]
     assert called.count(ops.recurrent_backward.default) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@each_kind
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_trace_has_torchs_own_operators_and_trains(kind, grad):
+    ours, _ = pair(kind, 4, 6)
+    x = input_for(kind, dtype=torch.float32)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(ours, (x,))
+    assert "rnnfast::" not in str(traced.inlined_graph)
+    found, expected = tensors(traced(x)), tensors(ours(x))
+    same(found, expected)
+    parameters = list(ours.parameters())
+    same(*(torch.autograd.grad(outputs[0].square().sum(), parameters) for outputs in (found, expected)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_deep_transition_and_packed_rows_are_traced_too():
+    deep = rnnfast.DeepTransitionRNN(4, 6)
+    x = draw(3, 5, 4, dtype=torch.float32)
+    same(tensors(torch.jit.trace(deep, (x,))(x)), tensors(deep(x)))
+    rows = packed(5, 3, 2, dtype=torch.float32)
+
+    class Packed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = rnnfast.LSTM(4, 6)
+
+        def forward(self, data):
+            return self.layer(rows._replace(data=data))[0].data
+
+    model = Packed()
+    same([torch.jit.trace(model, (rows.data,))(rows.data)], [model(rows.data)])

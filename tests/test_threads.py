@@ -180,7 +180,7 @@ def test_several_python_threads_at_once_get_their_own_results(count, rounds):
 
 
 AMONG_CHANGES = """
-import threading
+import threading, time
 
 def beside(change, call, rounds):
     "Calls while another thread changes something: the result is what it was before."
@@ -188,6 +188,7 @@ def beside(change, call, rounds):
     def loop():
         while not over.is_set():
             change()
+            time.sleep(1e-5)  # gives Python's lock away
     thread = threading.Thread(target=loop)
     thread.start()
     try:
@@ -227,7 +228,7 @@ def train():
     y = layer(x)[0]
     return [y.detach(), *torch.autograd.grad(y.float().square().mean(), list(layer.parameters()))]
 
-beside(change, train, 2000)
+beside(change, train, 500)
 print("same")
 """
 
