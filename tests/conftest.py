@@ -41,6 +41,8 @@ def settings_restored():
     from rnnfast import info
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    products = [torch.backends.cuda.matmul, torch.backends.cudnn.rnn]
+    precisions = [of.fp32_precision for of in products]
     torch.manual_seed(20)
     torch.set_num_threads(1)
     yield
@@ -49,6 +51,8 @@ def settings_restored():
     info.set_cuda_kernel(None)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+    for of, precision in zip(products, precisions, strict=True):
+        of.fp32_precision = precision
 
 
 @pytest.fixture(params=[1, 2], ids=lambda count: f"threads{count}")
