@@ -12,7 +12,7 @@ BENCH_ARGS ?=
 
 PY     := $(VENV)/bin/python
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-NATIVE := $(wildcard tests/native/*.cpp tests/native/*.cu tests/native/emulation/cuda/*)
+NATIVE := $(wildcard tests/native/*.cpp tests/native/*.h tests/native/*.cu tests/native/emulation/cuda/*)
 # The stamp of the compiled extension; without a compiled file beside the package the stamp means nothing.
 EXT    := $(VENV)/.extension
 FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)

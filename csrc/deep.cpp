@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
 #include "check.h"
 #include "launch.h"
 #include "walk.h"
@@ -86,7 +88,8 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   t.hn = at::empty({s.B, s.H}, options);
   const Kernels& k = kernels();
   t.acts = kept_empty({save ? s.saved : 0}, options);
-  if (!std::all_of(s.width, s.width + s.depth - 1, [&](int64_t n) { return fills_padding(k, n, type); }))
+  const int64_t bytes = t.acts.element_size();
+  if (!std::all_of(s.width, s.width + s.depth - 1, [&](int64_t n) { return k.fills_padding(n, bytes); }))
     t.acts.zero_();
   if (s.B > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, negative_slope, false);
   return {t.y.to(x.scalar_type()), t.hn.to(x.scalar_type()), t.acts};

@@ -65,12 +65,6 @@ inline at::Tensor dense(const std::optional<at::Tensor>& t, at::ScalarType type)
   return t ? dense(*t, type) : at::Tensor();
 }
 
-// Whether vectors of this dtype write all of a row of padded(units) numbers: narrow ones leave some of it.
-inline bool fills_padding(const Kernels& k, int64_t units, at::ScalarType type) {
-  const int64_t lanes = k.vector_bytes / (type == at::kDouble ? 8 : 4);
-  return (units + lanes - 1) / lanes * lanes == padded(units);
-}
-
 // C = A B (or C += A B), for gradients: a [M, K] and b [K, N] may have padded rows; c is of gradient_buffer's
 // making. a and b are of one dtype, which the kernels have, c float where that is bfloat16.
 void multiply(const Kernels& k, const at::Tensor& c, const at::Tensor& a, const at::Tensor& b,

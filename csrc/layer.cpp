@@ -61,7 +61,7 @@ int64_t cell_numbers(const LayerSizes& s) { return s.N * padded(s.H); }
 
 Tensor saved_empty(const LayerSizes& s, const Kernels& k, int64_t numbers, at::TensorOptions options) {
   const Tensor saved = kept_empty({numbers}, options);
-  return fills_padding(k, s.H, saved.scalar_type()) ? saved : saved.zero_();
+  return k.fills_padding(s.H, saved.element_size()) ? saved : saved.zero_();
 }
 
 template <class E>

@@ -250,11 +250,11 @@ class LSTM(_Layers):
 
     def forward(self, input, hx=None):
         """-> output, (h_n, c_n); see the class."""
+        if not isinstance(hx, (tuple, list, NoneType)):
+            raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
         h, c = (None, None) if hx is None else (hx[0], hx[1])
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        if not isinstance(hx, (tuple, list, NoneType)):
-            raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
         y, h, c = self._run(input, h, c)
         return y, (h, c)
 

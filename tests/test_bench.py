@@ -349,10 +349,11 @@ def test_rates_only_rise():
         assert machine._rate("key", lambda: 0.0) == best
 
 
-def test_the_measured_peak_is_at_least_torchs_own_product():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_measured_peak_is_at_least_torchs_own_product(dtype):
     machine = Team(1)
-    peak = machine.flops()
-    assert set(machine._rates) == {("mm", "float32", 1024), ("mm", "float32", 2048), ("fma", "float32")}
+    peak = machine.flops(dtype)
+    assert set(machine._rates) == {("mm", dtype, 1024), ("mm", dtype, 2048), ("fma", dtype)}
     assert peak == max(rate for _, rate in machine._rates.values())
 
 

@@ -273,6 +273,14 @@ def test_each_half_of_a_bad_lstm_state_raises_torchs_error(kind, h, c):
     assert failure(lambda: ours(x, hx)) == failure(lambda: theirs(x, hx))
 
 
+@pytest.mark.parametrize("kind", ["lstm", "lstm_proj"])
+@pytest.mark.parametrize("shape", [(1, 5, 6), (2, 1, 5, 6)], ids=["h_0 alone", "stacked"])
+def test_an_lstm_state_that_is_one_tensor_is_refused(kind, shape):
+    ours, _ = pair(kind, 4, 6)
+    with pytest.raises(TypeError, match=r"hx has type Tensor, expected a tuple \(h_0, c_0\)"):
+        ours(zeros(7, 5, 4), zeros(*shape))
+
+
 @pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru"])
 @pytest.mark.parametrize("case", ["features", "state", "dtype"])
 def test_bad_packed_input_raises_torchs_error(kind, case):

@@ -106,6 +106,20 @@ def test_missing_ninja_is_said_and_not_used(tmp_path, present):
     assert ("rnnfast: ninja not found" in result.stdout) == (not present)
 
 
+@pytest.mark.parametrize(
+    "has_setup, words", [(True, "this is the source folder"), (False, "pip install --no-build-isolation .")]
+)
+def test_an_import_without_the_extension_says_what_to_do(tmp_path, has_setup, words):
+    shutil.copytree(ROOT / "rnnfast", tmp_path / "rnnfast", ignore=shutil.ignore_patterns("_C.*"))
+    if has_setup:
+        (tmp_path / "setup.py").touch()
+    result = subprocess.run(
+        [sys.executable, "-c", "import rnnfast"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode != 0
+    assert words in result.stderr.splitlines()[-1]
+
+
 def test_every_source_file_is_listed_once():
     setup = load_setup()
     listed = sorted(setup.SOURCES + setup.CUDA_SOURCES)

@@ -182,7 +182,7 @@ def test_several_python_threads_at_once_get_their_own_results(count, rounds):
 AMONG_CHANGES = """
 import threading, time
 
-def beside(change, call, rounds):
+def beside(change, call, rounds, tolerance=0):
     "Calls while another thread changes something: the result is what it was before."
     expected, over = call(), threading.Event()
     def loop():
@@ -194,7 +194,7 @@ def beside(change, call, rounds):
     try:
         for _ in range(rounds):
             for now, before in zip(call(), expected):
-                torch.testing.assert_close(now.float(), before.float(), rtol=0.05, atol=0.05)
+                torch.testing.assert_close(now.float(), before.float(), rtol=tolerance, atol=tolerance)
     finally:
         over.set()
         thread.join()
@@ -228,7 +228,7 @@ def train():
     y = layer(x)[0]
     return [y.detach(), *torch.autograd.grad(y.float().square().mean(), list(layer.parameters()))]
 
-beside(change, train, 500)
+beside(change, train, 500, tolerance=0.05)  # some round h to bfloat16, some do not
 print("same")
 """
 

@@ -42,6 +42,13 @@ struct Kernels {
   const LayerKernels<float>& layer(float) const { return f32.layer; }
   const LayerKernels<double>& layer(double) const { return f64.layer; }
   const LayerKernels<Bfloat16>& layer(Bfloat16) const { return *bf16; }
+
+  // whether vectors of numbers of so many bytes write all of a row of padded(units): narrow ones may leave
+  // some
+  bool fills_padding(int64_t units, int64_t bytes) const {
+    const int64_t lanes = vector_bytes / bytes;
+    return (units + lanes - 1) / lanes * lanes == padded(units);
+  }
 };
 
 // Bytes of a core's second cache, or what many have where it is not known
