@@ -203,7 +203,7 @@ struct Direct {
     shape.frozen = frozen;
     launch(frozen ? "frozen" : "direct", shape, sizeof(A) == 4,
            [&](Plan plan, void* workspace, Team::Member* member) {
-             return k.layer(A()).forward(mode, p, plan, workspace, member);
+             return k.layer(A()).forward(mode, &p, plan, workspace, member);
            });
   }
 };

@@ -26,7 +26,8 @@ int parse_forced(const char* name) {
   if (!name || !*name) return kFree;
   Split split;
   if (!parse_split(name, split))
-    throw std::runtime_error(std::string("split '") + name + "' is unknown, expected serial, units or rows");
+    throw std::runtime_error(std::string("split '") + name +
+                             "' is unknown, expected serial, units, rows or directions");
   return static_cast<int>(split);
 }
 
@@ -59,7 +60,9 @@ Plan choose_plan(Shape shape) {
   const int threads = Team::usable_threads();
   if (now == kFree) return make_plan(shape, threads, Team::meeting_ns());
   const Split split = static_cast<Split>(now);
-  return {split, split == Split::kSerial ? 1 : std::max(2, threads)};
+  if (split == Split::kSerial || (split == Split::kDirections && shape.directions == 1))
+    return {Split::kSerial, 1};
+  return {split, split == Split::kDirections ? shape.directions : std::max(2, threads)};
 }
 
 void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context) {

@@ -75,9 +75,11 @@ void forward_directions(const Kernels& k, const LayerSizes& s, const Walk& walk,
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
     shape.matrix_unit = k.matrix_unit;
   }
+  shape.directions = static_cast<int>(s.D);
+  std::array<ForwardParams<E>, 2> directions{};
   for (int64_t d = 0; d < s.D; ++d) {
     const Weights& w = weights[d];
-    ForwardParams<E> p{};
+    ForwardParams<E>& p = directions[d];
     p.walk = walk;
     p.walk.reverse = d == 1;
     p.I = s.I, p.H = s.H, p.P = s.P;
@@ -92,14 +94,17 @@ void forward_directions(const Kernels& k, const LayerSizes& s, const Walk& walk,
     p.cn = out<A>(cn, d * s.B * s.H);
     p.gates = out<A>(gates, d * gates.numel() / s.D);
     p.cells = out<A>(cells, d * cells.numel() / s.D);
-    launch("recurrent", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
-      return k.layer(E()).forward(s.mode, p, plan, workspace, member);
-    });
   }
+  const Plan plan = choose_plan(shape);
+  for (int64_t d = 0; d < s.D; d += plan.directions())
+    launch_with("recurrent", plan, sizeof(A) == 4, [&](Plan how, void* workspace, Team::Member* member) {
+      return k.layer(E()).forward(s.mode, &directions[d], how, workspace, member);
+    });
 }
 
-struct Directions {
-  Tensor da, dx, dprojected, hidden;  // of one direction; see BackwardParams
+// What backward leaves of one direction; see BackwardParams
+struct DirectionGradients {
+  Tensor da, dx, dprojected, hidden;
 };
 
 // da and the like, whose rows products read: whole lines
@@ -111,45 +116,52 @@ Tensor gradient_rows(int64_t rows, int64_t columns, const at::TensorOptions& opt
   return whole.narrow(1, 0, columns);
 }
 
+// of as many directions as the plan has, from `first` on
 template <class E>
-Directions backward_direction(const Kernels& k, const LayerSizes& s, const Walk& walk, int64_t d,
-                              const Weights& w, const Tensor& h0, const Tensor& c0, const Tensor& y,
-                              const Tensor& dy, const Tensor& dhn, const Tensor& dcn, const Tensor& gates,
-                              const Tensor& cells, const Tensor& dh0, const Tensor& dc0, bool need_w_hr) {
+std::array<DirectionGradients, 2> backward_directions(
+    const Kernels& k, const LayerSizes& s, Plan plan, const Walk& walk, int64_t first,
+    const std::array<Weights, 2>& weights, const Tensor& h0, const Tensor& c0, const Tensor& y,
+    const Tensor& dy, const Tensor& dhn, const Tensor& dcn, const Tensor& gates, const Tensor& cells,
+    const Tensor& dh0, const Tensor& dc0, std::array<bool, 2> need_w_hr) {
   typedef typename ComputeType<E>::type A;
   const int64_t GH = s.gates * s.H;
-  Directions r;
   const at::TensorOptions options = y.options();
-  r.da = gradient_rows<E>(s.N, GH, options);
-  r.dx = s.slots > s.gates ? gradient_rows<E>(s.N, GH, options) : r.da;
-  if (w.w_hr.defined()) r.dprojected = gradient_rows<E>(s.N, s.P, options);
-  if (w.w_hr.defined() && need_w_hr) r.hidden = kept_empty({s.N, s.H}, options);
-  BackwardParams<E> p{};
-  p.walk = walk;
-  p.walk.reverse = d == 1;
-  p.H = s.H, p.P = s.P;
-  p.w_hh = in<E>(w.w_hh), p.w_hr = in<E>(w.w_hr);
-  p.h0 = in<A>(h0, d * s.B * s.P);
-  p.c0 = in<A>(c0, d * s.B * s.H);
-  p.y = in<E>(y, d * s.P);
-  p.dy = in<E>(dy, d * s.P);
-  p.ldy = s.D * s.P;
-  p.dhn = in<A>(dhn, d * s.B * s.P);
-  p.dcn = in<A>(dcn, d * s.B * s.H);
-  p.gates = gates.numel() ? in<A>(gates, d * gates.numel() / s.D) : nullptr;
-  p.cells = s.has_cell ? in<A>(cells, d * cells.numel() / s.D) : nullptr;
-  p.da = out<E>(r.da);
-  p.dx = r.dx.is_same(r.da) ? nullptr : out<E>(r.dx);
-  p.dprojected = out<E>(r.dprojected);
-  p.hidden = out<E>(r.hidden);
-  p.dh0 = out<A>(dh0, d * s.B * s.P);
-  p.dc0 = out<A>(dc0, d * s.B * s.H);
-  Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/true);
-  shape.matrix_unit = sizeof(E) < sizeof(A) && k.matrix_unit;
-  launch("recurrent_backward", shape, sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
-    return k.layer(E()).backward(s.mode, p, plan, workspace, member);
-  });
-  return r;
+  std::array<DirectionGradients, 2> gradients;
+  std::array<BackwardParams<E>, 2> directions{};
+  for (int i = 0; i < plan.directions(); ++i) {
+    const int64_t d = first + i;
+    const Weights& w = weights[d];
+    DirectionGradients& r = gradients[i];
+    r.da = gradient_rows<E>(s.N, GH, options);
+    r.dx = s.slots > s.gates ? gradient_rows<E>(s.N, GH, options) : r.da;
+    if (w.w_hr.defined()) r.dprojected = gradient_rows<E>(s.N, s.P, options);
+    if (w.w_hr.defined() && need_w_hr[d]) r.hidden = kept_empty({s.N, s.H}, options);
+    BackwardParams<E>& p = directions[i];
+    p.walk = walk;
+    p.walk.reverse = d == 1;
+    p.H = s.H, p.P = s.P;
+    p.w_hh = in<E>(w.w_hh), p.w_hr = in<E>(w.w_hr);
+    p.h0 = in<A>(h0, d * s.B * s.P);
+    p.c0 = in<A>(c0, d * s.B * s.H);
+    p.y = in<E>(y, d * s.P);
+    p.dy = in<E>(dy, d * s.P);
+    p.ldy = s.D * s.P;
+    p.dhn = in<A>(dhn, d * s.B * s.P);
+    p.dcn = in<A>(dcn, d * s.B * s.H);
+    p.gates = gates.numel() ? in<A>(gates, d * gates.numel() / s.D) : nullptr;
+    p.cells = s.has_cell ? in<A>(cells, d * cells.numel() / s.D) : nullptr;
+    p.da = out<E>(r.da);
+    p.dx = r.dx.is_same(r.da) ? nullptr : out<E>(r.dx);
+    p.dprojected = out<E>(r.dprojected);
+    p.hidden = out<E>(r.hidden);
+    p.dh0 = out<A>(dh0, d * s.B * s.P);
+    p.dc0 = out<A>(dc0, d * s.B * s.H);
+  }
+  launch_with("recurrent_backward", plan, sizeof(A) == 4,
+              [&](Plan how, void* workspace, Team::Member* member) {
+                return k.layer(E()).backward(s.mode, directions.data(), how, workspace, member);
+              });
+  return gradients;
 }
 
 }  // namespace
@@ -225,19 +237,30 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
   const WalkStorage storage = walk_of(s, batch_sizes);
   const auto wanted = wanted_gradients(needs, s, b_ih, b_hh);
 
+  Shape shape = shape_of(s, k, type == at::kDouble, /*backward=*/true);
+  shape.matrix_unit = element == at::kBFloat16 && k.matrix_unit;
+  // side by side both have their da, which is memory that one after the other does not take; beyond this it
+  // would buy 2 % of time
+  constexpr int64_t kMostNumbers = 1 << 20;
+  if (s.N * s.gates * s.H <= kMostNumbers) shape.directions = static_cast<int>(s.D);
+  const Plan plan = choose_plan(shape);
+
   std::array<Tensor, kGradients> grads;
   grads[1] = dh0;
   grads[2] = dc0;
+  std::array<DirectionGradients, 2> made;  // those of d and, side by side, of the next
   for (int64_t d = 0; d < s.D; ++d) {
     const int first = 3 + 5 * static_cast<int>(d);  // of this direction's weights among the gradients
-    Directions r;
-    if (s.N > 0) {
-      const auto run = element == at::kDouble     ? backward_direction<double>
-                       : element == at::kBFloat16 ? backward_direction<Bfloat16>
-                                                  : backward_direction<float>;
-      r = run(k, s, storage.walk, d, weights[d], h0_dense, c0_dense, y_dense, dy_dense, dhn_dense, dcn_dense,
-              gates_dense, cells_dense, dh0, dc0, wanted[first + 4]);
-    } else {
+    const int i = static_cast<int>(d) % plan.directions();
+    if (i == 0 && s.N > 0) {
+      const auto run = element == at::kDouble     ? backward_directions<double>
+                       : element == at::kBFloat16 ? backward_directions<Bfloat16>
+                                                  : backward_directions<float>;
+      made = run(k, s, plan, storage.walk, d, weights, h0_dense, c0_dense, y_dense, dy_dense, dhn_dense,
+                 dcn_dense, gates_dense, cells_dense, dh0, dc0, {wanted[3 + 4], wanted[3 + 5 + 4]});
+    }
+    DirectionGradients r = std::move(made[i]);
+    if (s.N == 0) {
       dh0.zero_();
       if (s.has_cell) dc0.zero_();
       r.da = r.dx = at::zeros({0, s.gates * s.H}, options);

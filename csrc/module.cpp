@@ -43,7 +43,7 @@ py::dict last_run_dict() {
 // The plan that a call of this shape would take with `threads` threads on such a machine (0: here and now)
 py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t N,
                    bool backward, bool wide, int threads, double meeting_us, int vector_bytes,
-                   int64_t second_cache, bool frozen) {
+                   int64_t second_cache, bool frozen, int directions) {
   if (threads <= 0) vector_bytes = kernels().vector_bytes;
   const Shape shape{T,
                     B,
@@ -57,6 +57,7 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
                     backward,
                     /*matrix_unit=*/false,
                     frozen,
+                    directions,
                     vector_bytes,
                     second_cache};
   const Plan plan = threads > 0 ? make_plan(shape, threads, meeting_us * 1e3) : choose_plan(shape);
@@ -126,7 +127,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("N"), py::arg("backward") = false, py::arg("wide") = false,
         py::arg("threads") = 0, py::arg("meeting_us") = 0.075, py::arg("vector_bytes") = 64,
-        py::arg("second_cache") = 2 << 20, py::arg("frozen") = false);
+        py::arg("second_cache") = 2 << 20, py::arg("frozen") = false, py::arg("directions") = 1);
   m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
         py::arg("tf32") = false, py::arg("projected") = false, py::arg("backward") = false,
         py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);

@@ -51,12 +51,16 @@ def set_isa(name: str | None) -> None:
 
 
 def split() -> str:
-    """How work is split between threads: "serial", "units" or "rows" if forced, "" if chosen call by call."""
+    """How work is split between threads if forced, see `set_split`; "" if chosen call by call."""
     return _C.split()
 
 
 def set_split(name: str | None) -> None:
-    """Force how work is split: "serial", "units" (hidden units) or "rows" (batch); None chooses call by call.
+    """Force how work is split between threads; None chooses call by call.
+
+    Args:
+        name: "serial" (one thread), "units" (of the hidden state), "rows" (of the batch) or "directions" (a
+            thread for each, of a layer that has two; one thread for all others).
 
     Raises:
         RuntimeError: there is no such way.

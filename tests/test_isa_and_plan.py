@@ -17,7 +17,7 @@ from rnnfast.testing import assert_close_to_oracle
 # What torch says of its own LSTM, which runs here as the peer.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
-SPLITS = ["serial", "units", "rows"]
+SPLITS = ["serial", "units", "rows", "directions"]
 ISAS = info.isas()
 CELLS = {
     "lstm": ("LSTM", {}),
@@ -185,7 +185,7 @@ def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, dtype,
     if cell == "lstm_proj":
         H = max(H, 7)
     kind = getattr(torch, dtype)
-    layer = make(rnnfast, cell, features, H, kind)
+    layer = make(rnnfast, cell, features, H, kind, bidirectional=True)
     x = torch.randn(T, 13, features, dtype=kind)
     info.set_isa(isa)
     info.set_split(split)
@@ -234,7 +234,7 @@ def test_one_sequence_in_steps_gives_the_bits_of_one_call(isa, cell):
 
 
 @isas
-@splits
+@pytest.mark.parametrize("split", ["serial", "units", "rows"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_deep_transition_runs_every_forced_path_with_the_same_result(isa, split, dtype, threads):
     kind = getattr(torch, dtype)
@@ -284,7 +284,7 @@ REPORT = """
 import torch, rnnfast
 from rnnfast import info
 torch.set_num_threads(2)
-rnnfast.LSTM(5, 9)(torch.randn(4, 3, 5))[0].sum().backward()
+rnnfast.LSTM(5, 9, bidirectional=True)(torch.randn(4, 3, 5))[0].sum().backward()
 print(info.isa(), info.last_run()["isa"], info.last_run()["split"])
 """
 
@@ -385,6 +385,40 @@ def test_what_a_cache_holds_is_counted_in_bytes(vector_bytes):
 def test_one_step_of_a_frozen_layer_is_shared_where_its_weights_are_more_than_half_of_the_second_cache():
     splits = {H: planned(T=1, H=H, frozen=True)["split"] for H in (64, 128, 192, 256, 512)}
     assert splits == {64: "serial", 128: "serial", 192: "serial", 256: "units", 512: "units"}
+
+
+def test_two_directions_have_a_thread_each_where_one_reads_all_weights_from_its_own_cache():
+    def split(mode="lstm", **other):
+        return planned(mode, directions=2, **other)["split"]
+
+    for backward in (False, True):
+        assert split(H=64, backward=backward) == "directions"
+        assert split(H=256, backward=backward) == "directions"
+        assert split("gru", B=16, H=256, backward=backward) == "directions"
+        assert split(H=512, backward=backward) == "units"  # 4 MiB of W_hh, in caches of 2
+    assert split(H=256, meeting_us=2.0) == "directions"
+    assert split(T=1, H=16) == "serial"
+    assert split(H=64, threads=1) == "serial"
+    assert split(H=64, threads=16, meeting_us=0.3) == "directions"
+    assert split(B=64, H=256, threads=16) == "rows"
+    assert planned(H=64, directions=2)["parts"] == 2
+
+
+def test_a_layer_of_one_direction_is_serial_where_directions_are_forced():
+    torch.set_num_threads(2)
+    info.set_split("directions")
+    for layer in (rnnfast.LSTM(5, 9), rnnfast.DeepTransitionRNN(5, 9, depth=2, width=8)):
+        layer(torch.randn(4, 3, 5))[0].sum().backward()
+        assert info.last_run()["split"] == "serial"
+
+
+def test_directions_take_turns_in_backward_where_what_both_leave_is_much_memory():
+    torch.set_num_threads(2)
+    for H, beside in ((32, True), (300, False)):
+        layer = rnnfast.LSTM(8, H, bidirectional=True)
+        y = layer(torch.randn(10, 100, 8))[0]
+        y.sum().backward()
+        assert (info.last_run()["split"] == "directions") == beside
 
 
 def test_the_plan_never_has_more_parts_than_threads():

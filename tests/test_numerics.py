@@ -265,7 +265,7 @@ def test_nan_and_infinity_flow_as_in_torch(isa, dtype, cell, value, place):
 
 
 @every_layer
-@pytest.mark.parametrize("split", ["serial", "units", "rows"])
+@pytest.mark.parametrize("split", ["serial", "units", "rows", "directions"])
 def test_nan_in_one_row_stays_in_that_row(cell, split):
     name, extra = LAYERS[cell]
     layer = getattr(rnnfast, name)(5, 9, num_layers=2, bidirectional=True, **extra)

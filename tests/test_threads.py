@@ -25,7 +25,7 @@ faulthandler.dump_traceback_later({LIMIT - 20}, exit=True)
 import torch, rnnfast
 from rnnfast import info
 
-SPLITS = ("serial", "units", "rows", None)
+SPLITS = ("serial", "units", "rows", "directions", None)
 CELLS = ("LSTM", "GRU", "RNN")
 
 def work(cell, seed=0, T=9, B=11, I=33, H=65):
@@ -135,7 +135,7 @@ for split in SPLITS:
     info.set_split(split)
     omp.GOMP_parallel(body, None, 2, 0)
 assert not problems, problems
-assert sorted(entered) == [0] * 4 + [1] * 4, entered
+assert sorted(entered) == [0] * len(SPLITS) + [1] * len(SPLITS), entered
 print("same")
 """
 
@@ -324,15 +324,16 @@ def members_of(function):
     return largest
 
 
-@pytest.mark.parametrize("split", ["units", "rows"])
+@pytest.mark.parametrize("split", ["units", "rows", "directions"])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_two_threads_really_run(name, split):
     torch.set_num_threads(2)
     info.set_split(split)
-    layer = getattr(rnnfast, name)(64, 256)
+    layer = getattr(rnnfast, name)(64, 256, bidirectional=split == "directions")
     x = torch.randn(16, 32, 64)
     with torch.no_grad():
         assert members_of(lambda: layer(x)) == 2
+    assert info.last_run()["split"] == split
     y, _ = layer(x)
     assert members_of(lambda: torch.autograd.grad(y.sum(), [layer.weight_hh_l0], retain_graph=True)) == 2
 

@@ -9,11 +9,12 @@
 namespace rnnfast {
 
 // Each function does one member's share of a call; without a member it only returns how many bytes of
-// workspace (64-byte aligned) the call needs.
+// workspace (64-byte aligned) the call needs. forward and backward take as many params as the plan has
+// directions, unlike in pointers and in which way they walk.
 template <class E>
 struct LayerKernels {
-  size_t (*forward)(Mode, const ForwardParams<E>&, Plan, void* workspace, Team::Member*);
-  size_t (*backward)(Mode, const BackwardParams<E>&, Plan, void* workspace, Team::Member*);
+  size_t (*forward)(Mode, const ForwardParams<E>*, Plan, void* workspace, Team::Member*);
+  size_t (*backward)(Mode, const BackwardParams<E>*, Plan, void* workspace, Team::Member*);
   size_t (*gradient)(const GradientParams<E>&, Plan, void* workspace, Team::Member*);
   // Packs w_ih and w_hh for ForwardParams::frozen, for calls of any size and plan; null: only counts bytes.
   size_t (*freeze)(int gates, const ForwardParams<E>&, void* to);

@@ -75,8 +75,8 @@ struct Gradient {
     Share{plan, p.M, nullptr, member}.phase([&](const Part& whole) {
       Arena arena{workspace.base, workspace.used + whole.index * bytes};
       const int64_t column = whole.index % column_pieces;
-      const Part part{whole.index, whole.parts, share(p.M, row_pieces, whole.index / column_pieces),
-                      {1, 0},      whole.watch, whole.tiles};
+      Part part = whole;
+      part.rows = share(p.M, row_pieces, whole.index / column_pieces), part.cut = {1, 0};
       multiply(part, own(arena), column);
     });
   }

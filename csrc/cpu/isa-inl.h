@@ -41,30 +41,49 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #include "cpu/gradient-inl.h"
 // clang-format on
 
+// run(member), where there is one
+template <class F>
+void with_member(Team::Member* member, const F& run) {
+  if (!member) return;
+  run(*member);
+#ifdef RNNFAST_MATRIX_UNIT
+  release_tiles(member->tiles);
+#endif
+}
+
 template <class Loop, class Params>
 size_t run_loop(const Params& params, Plan plan, void* workspace, Team::Member* member) {
   Arena arena{static_cast<char*>(workspace)};
   const Loop loop(params, plan, arena);
-  if (member) {
-    loop.run(*member);
-#ifdef RNNFAST_MATRIX_UNIT
-    release_tiles(member->tiles);
-#endif
+  with_member(member, [&](Team::Member& m) { loop.run(m); });
+  return arena.used;
+}
+
+template <class Loop, class Params>
+size_t run_directions(const Params* params, Plan plan, void* workspace, Team::Member* member) {
+  Arena arena{static_cast<char*>(workspace)};
+  const Plan each = plan.of_direction();
+  if (plan.directions() == 2) {
+    const Loop loops[] = {Loop(params[0], each, arena), Loop(params[1], each, arena)};
+    with_member(member, [&](Team::Member& m) { Loop::run(loops, plan, m); });
+  } else {
+    const Loop loop(*params, each, arena);
+    with_member(member, [&](Team::Member& m) { Loop::run(&loop, plan, m); });
   }
   return arena.used;
 }
 
 template <template <class, class> class Loop, class E, class Params>
-size_t run_cell(Mode mode, const Params& params, Plan plan, void* workspace, Team::Member* member) {
+size_t run_cell(Mode mode, const Params* params, Plan plan, void* workspace, Team::Member* member) {
   switch (mode) {
     case Mode::kLstm:
-      return run_loop<Loop<Lstm, E>>(params, plan, workspace, member);
+      return run_directions<Loop<Lstm, E>>(params, plan, workspace, member);
     case Mode::kGru:
-      return run_loop<Loop<Gru, E>>(params, plan, workspace, member);
+      return run_directions<Loop<Gru, E>>(params, plan, workspace, member);
     case Mode::kRnnTanh:
-      return run_loop<Loop<RnnTanh, E>>(params, plan, workspace, member);
+      return run_directions<Loop<RnnTanh, E>>(params, plan, workspace, member);
     case Mode::kRnnRelu:
-      return run_loop<Loop<RnnRelu, E>>(params, plan, workspace, member);
+      return run_directions<Loop<RnnRelu, E>>(params, plan, workspace, member);
   }
   return 0;
 }

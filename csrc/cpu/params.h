@@ -9,7 +9,7 @@
 
 namespace rnnfast {
 
-enum class Split { kSerial, kUnits, kRows };
+enum class Split { kSerial, kUnits, kRows, kDirections };
 
 // The rows of x and y. Row (t, b) is offsets[t] + b * row_stride; time step t has the rows 0 .. sizes[t] - 1.
 // Dense time-major, batch-first, packed and reversed input differ in nothing else.
@@ -63,11 +63,16 @@ inline void previous_states(const Walk& walk, const char* h0, int64_t h0_bytes, 
   }
 }
 
-// How one call is shared out: `parts` slices of hidden units or of rows; a team smaller than that takes
-// several each.
+// How one call is shared out: `parts` slices of hidden units or of rows, or both directions of a layer, each
+// whole; a team smaller than that takes several each.
 struct Plan {
   Split split;
   int parts;
+
+  // how many directions one call makes, side by side
+  int directions() const { return split == Split::kDirections ? parts : 1; }
+  // how each of them is shared
+  Plan of_direction() const { return split == Split::kDirections ? Plan{Split::kSerial, 1} : *this; }
 };
 
 // Hidden widths are padded to whole vectors of every instruction set, so that what is saved suits them all.

@@ -74,16 +74,19 @@ Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
   const double by_rows = kEnterNs + (s.steps == 1 ? 2 : 1) * pack / row_parts +
                          (s.frozen ? 0 : kFetchNs * numbers * (1 - 1.0 / row_parts)) +
                          s.steps * step_ns(s, std::ceil(rows / row_parts), vectors);
-  if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts};
+  if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts}, best_ns = by_rows;
+
+  if (s.directions == 2 && kEnterNs + serial < 2 * best_ns) best = {Split::kDirections, 2};
   return best;
 }
 
 const char* name_of(Split split) {
-  return split == Split::kUnits ? "units" : split == Split::kRows ? "rows" : "serial";
+  constexpr const char* names[] = {"serial", "units", "rows", "directions"};
+  return names[static_cast<int>(split)];
 }
 
 bool parse_split(const std::string& name, Split& split) {
-  for (Split candidate : {Split::kSerial, Split::kUnits, Split::kRows})
+  for (Split candidate : {Split::kSerial, Split::kUnits, Split::kRows, Split::kDirections})
     if (name == name_of(candidate)) return split = candidate, true;
   return false;
 }

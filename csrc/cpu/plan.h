@@ -17,12 +17,13 @@ struct Shape {
   bool backward;
   bool matrix_unit = false;  // multiplies 16 rows at once, and sums go over pairs
   bool frozen = false;       // W is packed already
+  int directions = 1;        // that may be made side by side; all else here is of one
   // of the machine
   int vector_bytes = 64;
   int64_t second_cache = 2 << 20;  // bytes, of one core
 };
 
-// The cheapest of the three by a model of measured costs; threads = how many can really run; meeting_ns: how
+// The cheapest by a model of measured costs; threads = how many can really run; meeting_ns: how
 // long they take to meet (Team::meeting_ns).
 Plan make_plan(const Shape& shape, int threads, double meeting_ns);
 

@@ -1,9 +1,9 @@
-// The time loop of one direction of one layer, forward and backward, over any gated cell.
-// Forward: the input products of a chunk of steps go to the rows that hold the gates; then each step adds
-// W_hh h to them, tile by tile, and the cell finishes a tile while it is in the nearest cache. With shared
-// units the members meet once a step (twice with a projection), because each reads all of h; with shared rows
-// never. Backward: the cell gives dL/d(pre-activations) of its units, the members meet, and each adds da W_hh
-// to its dL/dh. Compiled once per instruction set, inside its namespace. No guard on purpose.
+// The time loop of one direction of a layer, or of two side by side, forward and backward, over any gated
+// cell. Forward: the input products of a chunk of steps go to the rows that hold the gates; then each step
+// adds W_hh h to them, tile by tile, and the cell finishes a tile while it is in the nearest cache. With
+// shared units the members meet once a step (twice with a projection), because each reads all of h; with
+// shared rows never. Backward: the cell gives dL/d(pre-activations) of its units, the members meet, and each
+// adds da W_hh to its dL/dh. Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 // W_ih and W_hh as ForwardParams::frozen has them
 template <class E>
@@ -39,6 +39,7 @@ struct Forward {
   const ForwardParams<E>& p;
   const Plan plan;
   const bool projected;
+  const int64_t stages;  // of a step: phases of a call that shares units
   const int64_t Hp, Pp, B;
   const int64_t ldh, ldm;  // of h and m: whole lines
   int64_t chunk;
@@ -59,6 +60,7 @@ struct Forward {
       : p(params),
         plan(how),
         projected(params.w_hr),
+        stages(projected ? 2 : 1),
         Hp(padded(params.H)),
         Pp(padded(params.P)),
         B(params.walk.batch),
@@ -94,16 +96,19 @@ struct Forward {
     for (int g = 0; g < G; ++g) slot_x[g] = g * layout.value, slot_h[g] = Cell::kHiddenSlot[g] * layout.value;
   }
 
-  void run(Team::Member& member) const {
-    const Share share{plan, B, &p.walk, member};
-    share.phase([&](const Part& part) { prepare(share, part); });
-    const int64_t stages = projected ? 2 : 1;
-    share.phases(p.walk.steps * stages, [&](const Part& part, int64_t k) {
-      const int64_t s = k / stages, local = s % chunk;
-      if (k % stages == 1) return project(part, s);
-      if (local == 0) input_product(part, s, least(s + chunk, p.walk.steps));
-      step(part, s, local);
-    });
+  static void run(const Forward* directions, Plan plan, Team::Member& member) {
+    const auto of = [&](const Part& part) -> const Forward& { return directions[part.direction]; };
+    const Share share{plan, directions->B, &directions->p.walk, member};
+    share.phase([&](const Part& part) { of(part).prepare(share, part); });
+    share.phases(directions->p.walk.steps * directions->stages,
+                 [&](const Part& part, int64_t k) { of(part).go_on(part, k); });
+  }
+
+  void go_on(const Part& part, int64_t k) const {
+    const int64_t s = k / stages, local = s % chunk;
+    if (k % stages == 1) return project(part, s);
+    if (local == 0) input_product(part, s, least(s + chunk, p.walk.steps));
+    step(part, s, local);
   }
 
   void prepare(const Share& share, const Part& part) const {
@@ -316,6 +321,7 @@ struct Backward {
   const BackwardParams<E>& p;
   const Plan plan;
   const bool projected;
+  const int64_t stages;  // of a step: phases of a call that shares units
   const int64_t Hp, Pp, B;
   const int64_t lda, ldp;  // of da and dx, and of dprojected: whole lines
   Packed<E> w_hh, w_hr;
@@ -328,6 +334,7 @@ struct Backward {
       : p(params),
         plan(how),
         projected(params.w_hr),
+        stages(projected ? 2 : 1),
         Hp(padded(params.H)),
         Pp(padded(params.P)),
         B(params.walk.batch),
@@ -347,22 +354,27 @@ struct Backward {
   Range vectors_of_h(const Part& part) const { return w_hh.vectors_of(part.cut); }
   Range vectors_of_c(const Part& part) const { return (projected ? w_hr : w_hh).vectors_of(part.cut); }
 
-  void run(Team::Member& member) const {
-    const Share share{plan, B, &p.walk, member};
-    share.phase([&](const Part& part) { prepare(share, part); });
-    const int64_t stages = projected ? 2 : 1, steps = p.walk.steps;
-    share.phases(steps * stages + 1, [&](const Part& part, int64_t k) {
-      const int64_t t = p.walk.time(steps - 1 - k / stages);  // of this step
-      if (k % stages == 0 && k > 0) carry(part, p.walk.time(steps - k / stages));
-      if (k == steps * stages) return;
-      if (projected && k % stages == 0) return collect(part, t);
-      if (projected) unproject(part, t);
-      cell(part, t);
-    });
-    share.phase([&](const Part& part) {
-      dh.write(part, p.dh0, p.P, vectors_of_h(part));
-      if (Cell::kHasCell) dc.write(part, p.dc0, p.H, vectors_of_c(part));
-    });
+  static void run(const Backward* directions, Plan plan, Team::Member& member) {
+    const auto of = [&](const Part& part) -> const Backward& { return directions[part.direction]; };
+    const Share share{plan, directions->B, &directions->p.walk, member};
+    share.phase([&](const Part& part) { of(part).prepare(share, part); });
+    share.phases(directions->p.walk.steps * directions->stages + 1,
+                 [&](const Part& part, int64_t k) { of(part).go_on(part, k); });
+    share.phase([&](const Part& part) { of(part).finish(part); });
+  }
+
+  void go_on(const Part& part, int64_t k) const {
+    const int64_t steps = p.walk.steps, t = p.walk.time(steps - 1 - k / stages);  // of this step
+    if (k % stages == 0 && k > 0) carry(part, p.walk.time(steps - k / stages));
+    if (k == steps * stages) return;
+    if (projected && k % stages == 0) return collect(part, t);
+    if (projected) unproject(part, t);
+    cell(part, t);
+  }
+
+  void finish(const Part& part) const {
+    dh.write(part, p.dh0, p.P, vectors_of_h(part));
+    if (Cell::kHasCell) dc.write(part, p.dc0, p.H, vectors_of_c(part));
   }
 
   void prepare(const Share& share, const Part& part) const {

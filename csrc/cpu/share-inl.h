@@ -1,5 +1,5 @@
-// How a call is cut into parts: rows, or vectors of hidden units, or everything; and how far apart stands
-// what parts write. Compiled once per instruction set, inside its namespace. No guard on purpose.
+// How a call is cut into parts: directions, rows, vectors of hidden units, or everything; and how far apart
+// stands what parts write. Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 // Which slice of every weight matrix: its unit vectors are cut in so many pieces, and this one is meant.
 struct Cut {
@@ -7,9 +7,10 @@ struct Cut {
 };
 
 struct Part {
-  int index, parts;
-  Range rows;  // of the batch
-  Cut cut;     // of the units
+  int direction;     // among those that the call makes
+  int index, parts;  // of this direction
+  Range rows;        // of the batch
+  Cut cut;           // of the units
   Stopwatch& watch;
   int& tiles;  // see Team::Member
 
@@ -29,14 +30,15 @@ struct Share {
   template <class F>
   RNNFAST_INLINE void phase(const F& f) const {
     member.phase([&](int i) {
+      const bool whole = plan.split == Split::kDirections;
       const Range rows = plan.split == Split::kRows ? part_of_rows(i) : Range{0, batch};
       const Cut cut = plan.split == Split::kUnits ? Cut{plan.parts, i} : Cut{1, 0};
-      f(Part{i, plan.parts, rows, cut, member.watch, member.tiles});
+      f(Part{whole ? i : 0, whole ? 0 : i, whole ? 1 : plan.parts, rows, cut, member.watch, member.tiles});
     });
   }
 
   // f(part, k) for k = 0 .. n - 1 in turn. Where units are shared one part reads what others wrote, so all of
-  // k is done before k + 1 begins; rows never meet.
+  // k is done before k + 1 begins; rows and directions never meet.
   template <class F>
   RNNFAST_INLINE void phases(int64_t n, const F& f) const {
     if (plan.split == Split::kUnits)

@@ -72,9 +72,10 @@ void launch(const char* kernel, Plan plan, int wanted, bool flush, const Call& c
   teams += members > 1;
 }
 
-Plan random_plan(bool units) {
+Plan random_plan(bool units, bool directions) {
   const int parts = static_cast<int>(rng.in(1, kThreads));
   if (rng.one_in(8)) return {Split::kSerial, 1};
+  if (directions && rng.one_in(4)) return {Split::kDirections, 2};
   if (!units || rng.one_in(2)) return {Split::kRows, parts};
   return {Split::kUnits, parts};
 }
@@ -145,24 +146,35 @@ struct Outputs {
   }
 };
 
-// call(p, plan, workspace, member) alone, and by a team; takes(p, outputs) gives p what it writes to. p keeps
-// the results of the lone call.
+// call(params, plan, workspace, member) alone, and by a team, which may take the other direction too, if
+// there is one; takes(p, outputs) gives p what it writes to. p keeps the results of the lone call.
 template <class Params, class Takes, class Call>
-Outputs run_both(const char* kernel, Params& p, bool units, bool flush, const Takes& takes,
-                 const Call& call) {
-  Outputs alone{0xff, false, {}}, shared{0x41, true, {}};
-  const auto run = [&](Params& q, Outputs& outputs, Plan plan, int wanted) {
-    takes(q, outputs);
-    launch(kernel, plan, wanted, flush,
-           [&](Plan how, void* workspace, Team::Member* member) { return call(q, how, workspace, member); });
-    outputs.check_kept();
+Outputs run_both(const char* kernel, Params& p, const Params* other, bool units, bool flush,
+                 const Takes& takes, const Call& call) {
+  const Plan plan = random_plan(units, other);
+  Params alone[] = {p, other ? *other : p}, together[] = {alone[0], alone[1]};
+  Outputs of_alone[] = {{0xff, false, {}}, {0xff, false, {}}},
+          of_team[] = {{0x41, true, {}}, {0x41, true, {}}};
+  const auto run = [&](Params* q, Outputs* outputs, Plan how, int wanted) {
+    for (int i = 0; i < how.directions(); ++i) takes(q[i], outputs[i]);
+    launch(kernel, how, wanted, flush, [&](Plan told, void* workspace, Team::Member* member) {
+      return call(q, told, workspace, member);
+    });
+    for (int i = 0; i < how.directions(); ++i) outputs[i].check_kept();
   };
-  Params other = p;
-  run(p, alone, {Split::kSerial, 1}, 1);
-  run(other, shared, random_plan(units), static_cast<int>(rng.in(fault.empty() ? 1 : 2, kThreads)));
-  if (fault == "differs") shared.arrays[0].bytes[shared.arrays[0].before] ^= 1;
-  if (fault != "race") alone.check_equal(shared);
-  return alone;
+  for (int i = 0; i < plan.directions(); ++i) run(&alone[i], &of_alone[i], {Split::kSerial, 1}, 1);
+  run(together, of_team, plan, static_cast<int>(rng.in(fault.empty() ? 1 : 2, kThreads)));
+  if (fault == "differs") of_team[0].arrays[0].bytes[of_team[0].arrays[0].before] ^= 1;
+  for (int i = 0; i < plan.directions() && fault != "race"; ++i) of_alone[i].check_equal(of_team[i]);
+  p = alone[0];
+  return std::move(of_alone[0]);
+}
+
+// what runs beside p: the same the other way round
+template <class Params>
+Params reversed(Params p) {
+  p.walk.reverse = !p.walk.reverse;
+  return p;
 }
 
 void round_to(double v, double& to) { to = v; }
@@ -279,10 +291,11 @@ std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K
     if (summed) q.product[0].sums = o.take<A>("sums", M, 1);
     if (summed && q.products > 1) q.product[1].sums = o.take<A>("second sums", M, 1);
   };
-  const auto call = [&](const GradientParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
-    return k.layer(E()).gradient(q, plan, workspace, member);
+  const auto call = [&](const GradientParams<E>* q, Plan plan, void* workspace, Team::Member* member) {
+    return k.layer(E()).gradient(*q, plan, workspace, member);
   };
-  const Outputs once = run_both("gradient", p, false, sizeof(A) == 4, takes, call);
+  const Outputs once =
+      run_both<GradientParams<E>>("gradient", p, nullptr, false, sizeof(A) == 4, takes, call);
   const std::vector<double> product = doubles(p.product[0].c, M, N, first.ldc);
   if (p.products > 1) {
     const std::vector<double> second = doubles(p.product[1].c, M, other.N, other.ldc);
@@ -305,7 +318,8 @@ std::vector<double> multiplied(const Kernels& k, int64_t M, int64_t N, int64_t K
     const auto keeps = [&](GradientParams<E>& q, Outputs& o) {
       q.product[0].c = o.take_padded<A>("sum", M, N, kByte);
     };
-    const Outputs again = run_both("gradient, accumulated", p, false, sizeof(A) == 4, keeps, call);
+    const Outputs again =
+        run_both<GradientParams<E>>("gradient, accumulated", p, nullptr, false, sizeof(A) == 4, keeps, call);
     std::vector<double> sum = doubles(p.product[0].c, M, N, first.ldc);
     for (double& v : sum) v -= before;
     check_near("sum", sum, product, sizeof(A) == 4 ? 1e-4 : 1e-12);
@@ -414,9 +428,10 @@ void recurrent_backward(const Kernels& k, const Sizes& s, const Numbers& in, con
     q.dh0 = o.take<A>("dh0", B, s.P);
     q.dc0 = q.c0 ? o.take<A>("dc0", B, s.H) : nullptr;
   };
+  const BackwardParams<E> other = reversed(p);
   const Outputs kept =
-      run_both("backward", p, true, sizeof(A) == 4, takes,
-               [&](const BackwardParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
+      run_both("backward", p, &other, true, sizeof(A) == 4, takes,
+               [&](const BackwardParams<E>* q, Plan plan, void* workspace, Team::Member* member) {
                  return k.layer(E()).backward(s.mode, q, plan, workspace, member);
                });
 
@@ -506,9 +521,10 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
     q.gates = save && !in_y ? o.take_saved<A>("gates", B, gate_rows(N) * s.S, s.H, padding) : nullptr;
     q.cells = save && lstm ? o.take_saved<A>("cells", B, N, s.H, padding) : nullptr;
   };
+  const ForwardParams<E> other = reversed(p);
   const Outputs kept =
-      run_both("forward", p, true, sizeof(A) == 4, takes,
-               [&](const ForwardParams<E>& q, Plan plan, void* workspace, Team::Member* member) {
+      run_both("forward", p, &other, true, sizeof(A) == 4, takes,
+               [&](const ForwardParams<E>* q, Plan plan, void* workspace, Team::Member* member) {
                  return k.layer(E()).forward(s.mode, q, plan, workspace, member);
                });
 
@@ -585,10 +601,10 @@ void deep(const Kernels& k, const Kernels& k_backward) {
     for (int l = 0; l < last && save; ++l) q.acts[l] = o.take_padded<A>("acts", N, q.width[l], 0);
   };
   const Outputs kept =
-      run_both("deep_forward", p, true, flush, takes,
-               [&](const DeepParams<A>& q, Plan plan, void* workspace, Team::Member* member) {
-                 return k.of(A()).deep_forward(q, plan, workspace, member);
-               });
+      run_both<DeepParams<A>>("deep_forward", p, nullptr, true, flush, takes,
+                              [&](const DeepParams<A>* q, Plan plan, void* workspace, Team::Member* member) {
+                                return k.of(A()).deep_forward(*q, plan, workspace, member);
+                              });
   const Numbers expected = deep_reference(p, in);
   check_near("y", doubles(p.y, N, H, H), expected[0], flush ? 1e-4 : 1e-9);
   check_near("hn", doubles(p.hn, B, H, H), expected[1], flush ? 1e-4 : 1e-9);
@@ -604,10 +620,10 @@ void deep(const Kernels& k, const Kernels& k_backward) {
     q.dh0 = o.take<A>("dh0", B, H);
   };
   const Outputs kept_backward =
-      run_both("deep_backward", p, true, flush, takes_backward,
-               [&](const DeepParams<A>& q, Plan plan, void* workspace, Team::Member* member) {
-                 return k_backward.of(A()).deep_backward(q, plan, workspace, member);
-               });
+      run_both<DeepParams<A>>("deep_backward", p, nullptr, true, flush, takes_backward,
+                              [&](const DeepParams<A>* q, Plan plan, void* workspace, Team::Member* member) {
+                                return k_backward.of(A()).deep_backward(*q, plan, workspace, member);
+                              });
 
   const int64_t W = p.width[0];
   Numbers g(in.size());
