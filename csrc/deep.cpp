@@ -71,7 +71,7 @@ void run_deep(const Kernels& k, const DeepSizes& s, const DeepTensors& t, double
   }
   const auto kernel = backward ? k.of(A()).deep_backward : k.of(A()).deep_forward;
   launch(backward ? "deep_transition_backward" : "deep_transition", shape_of(s, k, sizeof(A) == 8, backward),
-         sizeof(A) == 4, [&](Plan plan, void* workspace, Team::Member* member) {
+         sizeof(A) == 4, [&](int, Plan plan, void* workspace, Team::Member* member) {
            return kernel(p, plan, workspace, member);
          });
 }

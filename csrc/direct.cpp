@@ -104,26 +104,25 @@ struct Direct {
   Mode mode;
   at::ScalarType type;
   int64_t T, B, I, H;
+  int D;
   bool batch_first, graph, biased;  // biased: its biases are among the parameters, or it is none of ours
   const Tensor *x, *h, *c;          // the caller's; h and c may be null: zeros
-  const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
-  // of the weights: another thread may make the module let go of them while a kernel reads
-  std::array<pybind11::object, 4> held;
+  struct Weights {
+    const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
+    // another thread may make the module let go of them while a kernel reads
+    std::array<pybind11::object, 4> held;
+    const void* frozen;  // what they packed before, or null
+  } directions[2];
   const Kernels* set;
-  const void* frozen;  // what they packed before, or null
+  c10::SmallVector<int64_t, 3> state_size;
 
-  // Finds the tensors; false if one of them is the op's. T, B, I are set, and the size of a state is known.
-  bool read(const Names& names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
-            PyObject* packed, at::IntArrayRef leading) {
-    size_t count = 0;
-    const auto parameter = [&](PyObject* name) {
-      PyObject* const object = PyDict_GetItemWithError(parameters, name);
-      held[count++] = pybind11::reinterpret_borrow<pybind11::object>(object);
-      return object;
-    };
-    PyObject* const hh = parameter(names.w_hh);
-    if (!hh || !THPVariable_CheckExact(hh) || THPVariable_Unpack(hh).dim() != 2) return false;
-    H = THPVariable_Unpack(hh).size(1);
+  // Finds the tensors; false if one of them is the op's. T, B, I, D are set, and the size of a state is
+  // known. names, packed: of each direction; packed of None or what `freeze` returned
+  bool read(const Names* names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
+            PyObject* const* packed, at::IntArrayRef leading) {
+    PyObject* const first = PyDict_GetItemWithError(parameters, names->w_hh);
+    if (!first || !THPVariable_CheckExact(first) || THPVariable_Unpack(first).dim() != 2) return false;
+    H = THPVariable_Unpack(first).size(1);
     if (T == 0 || B == 0 || I == 0 || H == 0) return false;
     // None is null, which is fine; what cannot be read is not
     bool all = true;
@@ -133,25 +132,33 @@ struct Direct {
       all &= t != nullptr;
       return t;
     };
-    const int64_t rows = gates_of(mode) * H;
     state_size.assign(leading.begin(), leading.end());
     state_size.push_back(H);
     x = readable(input, type, THPVariable_Unpack(input).sizes(), graph);
-    w_ih = readable(parameter(names.w_ih), type, {rows, I}, graph);
-    w_hh = readable(hh, type, {rows, H}, graph);
-    b_ih = optional(biased ? parameter(names.b_ih) : Py_None, {rows});
-    b_hh = optional(biased ? parameter(names.b_hh) : Py_None, {rows});
     h = optional(hx, state_size);
     c = optional(cx, state_size);
-    if (!all || !x || !w_ih || !w_hh || !b_ih != !b_hh || (mode == Mode::kLstm && !h != !c)) return false;
-    // a longer sequence packs panels as wide as suits its batch
-    constexpr int64_t kFewSteps = 12;
+    if (!all || !x || (mode == Mode::kLstm && !h != !c)) return false;
     set = &kernels();
-    if (packed != Py_None && T <= kFewSteps) frozen = frozen_of(packed, *set, *w_ih, *w_hh);
+    for (int d = 0; d < D; ++d) {
+      Weights& w = directions[d];
+      size_t count = 0;
+      const auto parameter = [&](PyObject* name) {
+        PyObject* const object = PyDict_GetItemWithError(parameters, name);
+        w.held[count++] = pybind11::reinterpret_borrow<pybind11::object>(object);
+        return object;
+      };
+      const int64_t rows = gates_of(mode) * H;
+      w.w_ih = readable(parameter(names[d].w_ih), type, {rows, I}, graph);
+      w.w_hh = readable(parameter(names[d].w_hh), type, {rows, H}, graph);
+      w.b_ih = optional(biased ? parameter(names[d].b_ih) : Py_None, {rows});
+      w.b_hh = optional(biased ? parameter(names[d].b_hh) : Py_None, {rows});
+      if (!all || !w.w_ih || !w.w_hh || !w.b_ih != !w.b_hh) return false;
+      // a longer sequence packs panels as wide as suits its batch
+      constexpr int64_t kFewSteps = 12;
+      if (packed[d] != Py_None && T <= kFewSteps) w.frozen = frozen_of(packed[d], *set, *w.w_ih, *w.w_hh);
+    }
     return true;
   }
-
-  c10::SmallVector<int64_t, 3> state_size;
 
   // y, h_n and c_n as the op has them
   std::array<Tensor, 3> recorded() const {
@@ -159,19 +166,24 @@ struct Direct {
     static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
     const pybind11::gil_scoped_release without_gil;
     const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
+    const auto of = [&](const Tensor* Weights::* which) -> OptTensor {
+      return D == 2 ? given(directions[1].*which) : std::nullopt;
+    };
     // a view is recorded too, even one of the same size
     const auto view = [](const Tensor& t, at::IntArrayRef size) {
       return t.sizes() == size ? t : t.view(size);
     };
     const auto state = [&](const Tensor* t) {
-      return t ? view(*t, {1, B, H}) : at::zeros({1, B, H}, x->options());
+      return t ? view(*t, {D, B, H}) : at::zeros({D, B, H}, x->options());
     };
     const bool has_cell = mode == Mode::kLstm;
+    const Weights& w = directions[0];
     const OptTensor none;
     auto [y, hn, cn, gates, cells] =
         op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
-                has_cell ? OptTensor(state(c)) : none, *w_ih, *w_hh, given(b_ih), given(b_hh), none, none,
-                none, none, none, none, none, batch_first, /*save=*/true, none, none, none, none);
+                has_cell ? OptTensor(state(c)) : none, *w.w_ih, *w.w_hh, given(w.b_ih), given(w.b_hh), none,
+                of(&Weights::w_ih), of(&Weights::w_hh), of(&Weights::b_ih), of(&Weights::b_hh), none, none,
+                batch_first, /*save=*/true, none, none, none, none);
     return {y, view(hn, state_size), has_cell ? view(cn, state_size) : Tensor()};
   }
 
@@ -185,25 +197,37 @@ struct Direct {
 
   template <class A>
   void run_as(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
-    const auto in = [](const Tensor* t) { return t ? t->const_data_ptr<A>() : nullptr; };
+    const auto in = [](const Tensor* t, int64_t offset = 0) {
+      return t ? t->const_data_ptr<A>() + offset : nullptr;
+    };
     const Kernels& k = *set;
     const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
-    ForwardParams<A> p{};
-    p.walk = walk.walk;
-    p.I = I, p.H = H, p.P = H;
-    p.x = in(x), p.h0 = in(h), p.c0 = in(c);
-    p.w_ih = in(w_ih), p.w_hh = in(w_hh);
-    p.b_ih = in(b_ih), p.b_hh = in(b_hh);
-    p.frozen = frozen;
-    p.y = y.mutable_data_ptr<A>();
-    p.ldy = H;
-    p.hn = hn.mutable_data_ptr<A>();
-    p.cn = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
+    A* const last_c = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
+    ForwardParams<A> params[2]{};
+    bool frozen = true;
+    for (int d = 0; d < D; ++d) {
+      const Weights& w = directions[d];
+      const int64_t state = d * B * H;
+      ForwardParams<A>& p = params[d];
+      p.walk = walk.walk;
+      p.walk.reverse = d == 1;
+      p.I = I, p.H = H, p.P = H;
+      p.x = in(x), p.h0 = in(h, state), p.c0 = in(c, state);
+      p.w_ih = in(w.w_ih), p.w_hh = in(w.w_hh);
+      p.b_ih = in(w.b_ih), p.b_hh = in(w.b_hh);
+      p.frozen = w.frozen;
+      p.y = y.mutable_data_ptr<A>() + d * H;
+      p.ldy = D * H;
+      p.hn = hn.mutable_data_ptr<A>() + state;
+      p.cn = last_c ? last_c + state : nullptr;
+      frozen &= w.frozen != nullptr;
+    }
     Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
     shape.frozen = frozen;
+    shape.directions = D;
     launch(frozen ? "frozen" : "direct", shape, sizeof(A) == 4,
-           [&](Plan plan, void* workspace, Team::Member* member) {
-             return k.layer(A()).forward(mode, &p, plan, workspace, member);
+           [&](int d, Plan plan, void* workspace, Team::Member* member) {
+             return k.layer(A()).forward(mode, &params[d], plan, workspace, member);
            });
   }
 };
@@ -259,9 +283,9 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (!begin(d, "try_cell", args)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
-  d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back();
+  d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back(), d.D = 1;
   d.biased = true;  // a cell without them has None under their names
-  if (!d.read(names, args[1], args[2], args[3], args[4], args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  if (!d.read(&names, args[1], args[2], args[3], args[4], &args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
     return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
@@ -273,16 +297,21 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_layer(mode, parameters, input, hx, cx, bias, batch_first, layer, frozen) -> (y, h_n, c_n or None), of
-// one layer in one direction
+// try_layer(mode, parameters, input, hx, cx, bias, batch_first, layer, both, frozen) -> (y, h_n, c_n or
+// None), of one layer in one direction or both; frozen is a tuple of what `freeze` returned for each of them,
+// or None
 PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
-  static std::deque<Names> names;  // of all layers that were asked for
-  TORCH_CHECK(n == 9,
-              "try_layer: expected mode, parameters, input, hx, cx, bias, batch_first, layer and frozen");
+  static std::deque<std::array<Names, 2>> names;  // of all layers that were asked for
+  TORCH_CHECK(
+      n == 10,
+      "try_layer: expected mode, parameters, input, hx, cx, bias, batch_first, layer, both and frozen");
   const size_t layer = PyLong_AsSize_t(args[7]);
   if (PyErr_Occurred()) return nullptr;
-  while (names.size() <= layer) names.emplace_back("_l" + std::to_string(names.size()));
+  while (names.size() <= layer) {
+    const std::string suffix = "_l" + std::to_string(names.size());
+    names.push_back({Names(suffix), Names(suffix + "_reverse")});
+  }
   Direct d{};
   if (!begin(d, "try_layer", args)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
@@ -290,12 +319,16 @@ PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const bool batched = x.size() == 3;
   d.biased = args[5] == Py_True;
   d.batch_first = batched && args[6] == Py_True;
+  d.D = args[8] == Py_True ? 2 : 1;
   d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
-  const int64_t leading[] = {1, d.B};
-  if (!d.read(names[layer], args[1], args[2], args[3], args[4], args[8], {leading, batched ? 2u : 1u}))
+  const int64_t leading[] = {d.D, d.B};
+  PyObject* packed[] = {Py_None, Py_None};
+  if (PyTuple_Check(args[9]) && PyTuple_GET_SIZE(args[9]) == d.D)
+    for (int i = 0; i < d.D; ++i) packed[i] = PyTuple_GET_ITEM(args[9], i);
+  if (!d.read(names[layer].data(), args[1], args[2], args[3], args[4], packed, {leading, batched ? 2u : 1u}))
     Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
-  y_size.back() = d.H;
+  y_size.back() = d.D * d.H;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
     return Py_BuildValue("(NNN)", wrap(batched ? y : y.view(y_size)), wrap(h), wrap(c));
@@ -317,7 +350,7 @@ PyMethodDef method(const char* name, F function, const char* text) {
 
 PyMethodDef direct_methods[] = {
     method("try_cell", try_cell, "One step of a cell, or None: then there is more to it."),
-    method("try_layer", try_layer, "One layer in one direction, or None: then there is more to it."),
+    method("try_layer", try_layer, "One layer, or None: then there is more to it."),
     method("freeze", freeze, "A layer's weights, packed once."),
     {nullptr, nullptr, 0, nullptr}};
 

@@ -41,9 +41,15 @@ void launch_with(const char* op, Plan plan, bool flush, const F& call) {
       &call);
 }
 
+// All directions of a shape, one after the other or side by side: call takes the first one of a launch before
+// all else.
 template <class F>
 void launch(const char* op, const Shape& shape, bool flush, const F& call) {
-  launch_with(op, choose_plan(shape), flush, call);
+  const Plan plan = choose_plan(shape);
+  for (int d = 0; d < shape.directions; d += plan.directions())
+    launch_with(op, plan, flush, [&](Plan how, void* workspace, Team::Member* member) {
+      return call(d, how, workspace, member);
+    });
 }
 
 // at::empty whose large blocks are kept when the tensor has ended, up to 1 GiB of them: a training step on

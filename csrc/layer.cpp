@@ -95,11 +95,9 @@ void forward_directions(const Kernels& k, const LayerSizes& s, const Walk& walk,
     p.gates = out<A>(gates, d * gates.numel() / s.D);
     p.cells = out<A>(cells, d * cells.numel() / s.D);
   }
-  const Plan plan = choose_plan(shape);
-  for (int64_t d = 0; d < s.D; d += plan.directions())
-    launch_with("recurrent", plan, sizeof(A) == 4, [&](Plan how, void* workspace, Team::Member* member) {
-      return k.layer(E()).forward(s.mode, &directions[d], how, workspace, member);
-    });
+  launch("recurrent", shape, sizeof(A) == 4, [&](int d, Plan plan, void* workspace, Team::Member* member) {
+    return k.layer(E()).forward(s.mode, &directions[d], plan, workspace, member);
+  });
 }
 
 // What backward leaves of one direction; see BackwardParams

@@ -76,10 +76,9 @@ class _Layers(_Freezable, RNNBase):
 
     def _run(self, input, h, c):
         """input, h_0 and c_0 (None: zeros; c_0 for LSTM only) as the caller gave them -> output, h_n, c_n."""
-        if not self.bidirectional and not self.proj_size:
-            done = self._try_layers(input, h, c)
-            if done is not None:
-                return done
+        done = self._try_layers(input, h, c)
+        if done is not None:
+            return done
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
         if packed:
@@ -120,20 +119,31 @@ class _Layers(_Freezable, RNNBase):
         return y, h, c
 
     def _try_layers(self, input, h, c):
-        """The same in one direction without detours, or None: one layer, or several that are frozen."""
-        mode, parameters, bias, first = _MODES[self.mode], self._parameters, self.bias, self.batch_first
-        frozen, L = self._frozen, self.num_layers
-        if L == 1:
-            return functional.try_layer(mode, parameters, input, h, c, bias, first, 0, frozen and frozen[0])
-        if frozen is None or (self.dropout and self.training):
+        """The same without detours, or None."""
+        L, both = self.num_layers, self.bidirectional
+        if self.proj_size or (L > 1 and self.dropout and self.training):
             return None
+        mode, parameters, bias, first = _MODES[self.mode], self._parameters, self.bias, self.batch_first
+        frozen = self._frozen
+        if L == 1:
+            return functional.try_layer(
+                mode, parameters, input, h, c, bias, first, 0, both, frozen and frozen[0]
+            )
+        # of several layers none is tried if weights that are no parameters stop a later one
+        if not all(map(parameters.__contains__, self._flat_weights_names)):
+            return None
+        D = 2 if both else 1
         for state in (h, c):
-            if state is not None and not (isinstance(state, Tensor) and state.dim() and state.size(0) == L):
+            if state is not None and not (
+                isinstance(state, Tensor) and state.dim() and state.size(0) == L * D
+            ):
                 return None
         states = []
         for k in range(L):
-            h_k, c_k = (None if state is None else state[k : k + 1] for state in (h, c))
-            done = functional.try_layer(mode, parameters, input, h_k, c_k, bias, first, k, frozen[k])
+            h_k, c_k = (None if state is None else state[k * D : (k + 1) * D] for state in (h, c))
+            done = functional.try_layer(
+                mode, parameters, input, h_k, c_k, bias, first, k, both, frozen and frozen[k]
+            )
             if done is None:
                 return None
             input, *state = done
@@ -142,9 +152,11 @@ class _Layers(_Freezable, RNNBase):
         return input, torch.cat(hn), cn[0] if cn[0] is None else torch.cat(cn)
 
     def _packed(self):
-        if self.bidirectional or self.proj_size:
+        if self.proj_size:
             return None
-        return [functional.freeze(_MODES[self.mode], *w[:2]) for w in self._weights()]
+        directions = [functional.freeze(_MODES[self.mode], *w[:2]) for w in self._weights()]
+        D = 2 if self.bidirectional else 1
+        return [tuple(directions[k : k + D]) for k in range(0, len(directions), D)]
 
     def _raise_input_dim(self, x):
         name, tail = ("RNN", " tensor") if self.mode.startswith("RNN") else (self.mode, "")
@@ -457,8 +469,8 @@ def freeze(model: Module) -> Module:
     A call packs W_ih and W_hh before it multiplies with them, or, of one step, turns them on the way, which
     takes most of its time. A frozen layer has them packed, so a stream of steps is up to 1.7 times as fast.
     That is for calls of up to a dozen steps that record no graph (`torch.no_grad`, `torch.inference_mode`),
-    of RNN, LSTM, GRU (in one direction, without projections) and their cells, in float32 and float64 on the
-    CPU; other calls and layers run as ever. The packed copies take as much memory as the weights.
+    of RNN, LSTM, GRU (without projections) and their cells, in float32 and float64 on the CPU; other calls
+    and layers run as ever. The packed copies take as much memory as the weights.
 
     Weights are expected to stay as they are: `model.train()` takes the packed copies away, and so does
     `unfreeze`; a copy of the model, or one that was saved and loaded, has none. Changes of a weight that

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import rnnfast
 from rnnfast import functional, info
@@ -17,6 +18,11 @@ KINDS = [*CELLS, *LAYERS.keys() - {"lstm_proj"}]
 cells = pytest.mark.parametrize("kind", list(CELLS))
 layers = pytest.mark.parametrize("kind", sorted(LAYERS.keys() - {"lstm_proj"}))
 kinds = pytest.mark.parametrize("kind", sorted(KINDS))
+SEVERAL = [
+    {"bidirectional": True},
+    {"num_layers": 2},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+]
 
 
 def inputs(kind, B=3, dtype=torch.float32, I=5, H=19, T=4):  # noqa: E741
@@ -126,13 +132,59 @@ def test_batch_first_and_one_step_go_straight_too(kind):
 
 
 @layers
-@pytest.mark.parametrize("option", [{"num_layers": 2}, {"bidirectional": True}])
-def test_several_layers_directions_and_packed_input_are_the_ops(kind, option):
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("B", [None, 1, 3])
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
+def test_several_layers_and_both_directions_go_straight_too(kind, options, B, state, bias, monkeypatch):
+    ours, theirs = pair(kind, 5, 19, bias=bias, **options)
+    x, hx = inputs(kind, B)
+    if B and options.get("batch_first"):
+        x = x.transpose(0, 1).contiguous()
+    D = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    hx = tree_map(lambda t: torch.cat([t + k for k in range(D)]) if B else draw(D, 19, seed=8), hx)
+    hx = tree_map(lambda t: t.float().detach(), hx)
+    leaves = [x, *tensors(hx)] if state else [x]
+
+    def run():
+        for leaf in (*leaves, *ours.parameters()):
+            leaf.requires_grad_().grad = None
+        args = (x, hx) if state else (x,)
+        with torch.no_grad():
+            plain = tensors(ours(*args))
+        way = ran()
+        outputs = tensors(ours(*args))
+        sum(output.square().sum() for output in outputs).backward()
+        return way, [*plain, *outputs, *(leaf.grad for leaf in (*leaves, *ours.parameters()))]
+
+    way, direct = run()
+    assert way == "direct"
     with torch.no_grad():
-        ours, theirs = pair(kind, 5, 19, **option)
-        x, _ = inputs(kind)
+        same(ours(x, hx), theirs(x, hx))
+    monkeypatch.setattr(functional, "try_layer", lambda *args: None)
+    way, by_op = run()
+    assert way == "recurrent"
+    same(direct, by_op, rtol=0, atol=0)
+
+
+@layers
+@pytest.mark.parametrize("name", ["weight_hh_l1", "bias_ih_l1_reverse"])
+def test_no_layer_runs_twice_because_a_later_one_has_other_weights(kind, name, monkeypatch):
+    ours, theirs = pair(kind, 5, 19, num_layers=2, bidirectional=True)
+    for module in ours, theirs:
+        prune.identity(module, name)
+    x, _ = inputs(kind)
+    calls = []
+    through = functional.try_layer
+    monkeypatch.setattr(functional, "try_layer", lambda *args: calls.append(args) or through(*args))
+    with torch.no_grad():
         same(ours(x), theirs(x))
-        assert ran() == "recurrent"
+    assert not calls
+
+
+@layers
+def test_packed_input_is_the_ops(kind):
+    with torch.no_grad():
         ours, theirs = pair(kind, 4, 19)
         rows = packed(3, 2, 2, dtype=torch.float32)
         same(ours(rows)[0].data, theirs(rows)[0].data)
@@ -366,13 +418,16 @@ def test_frozen_weights_are_for_one_instruction_set():
 
 
 @layers
-@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"dropout": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"dropout": 0.5}, {"bidirectional": True}], ids=str
+)
 def test_several_frozen_layers_need_no_op(kind, options):
     ours, theirs = pair(kind, 5, 19, num_layers=3, **options)
     x, hx = inputs(kind, 2)
     if options.get("batch_first"):
         x = x.transpose(0, 1).contiguous()
-    hx = tuple(t.repeat(3, 1, 1) * 0.5 for t in hx) if isinstance(hx, tuple) else hx.repeat(3, 1, 1)
+    D = 6 if options.get("bidirectional") else 3
+    hx = tuple(t.repeat(D, 1, 1) * 0.5 for t in hx) if isinstance(hx, tuple) else hx.repeat(D, 1, 1)
     theirs.eval(), rnnfast.freeze(ours.eval())
     with torch.no_grad():
         same(ours(x, hx), theirs(x, hx))
@@ -392,7 +447,7 @@ def test_several_frozen_layers_need_no_op(kind, options):
     assert ran() == "recurrent"
     with torch.no_grad():
         ours.train()(x, hx)
-    assert ran() == "recurrent"
+    assert ran() == ("recurrent" if options.get("dropout") else "direct")
 
 
 def test_a_frozen_model_is_copied_saved_and_loaded_thawed(tmp_path):
@@ -418,9 +473,8 @@ def test_a_frozen_model_is_copied_saved_and_loaded_thawed(tmp_path):
 
 
 def test_what_cannot_be_frozen():
-    for options in {"bidirectional": True}, {"proj_size": 3}:
-        layer = rnnfast.freeze(rnnfast.LSTM(5, 19, **options).eval())
-        layer(torch.zeros(2, 1, 5))  # as ever
+    layer = rnnfast.freeze(rnnfast.LSTM(5, 19, proj_size=3).eval())
+    layer(torch.zeros(2, 1, 5))  # as ever
     layer, x = rnnfast.LSTM(5, 19).eval(), torch.zeros(2, 1, 5)
     frozen = functional.freeze("lstm", *layer._weights()[0][:2])
     for nonsense in (
@@ -432,8 +486,11 @@ def test_what_cannot_be_frozen():
         (*frozen[:3], 1, *frozen[4:]),
     ):
         with torch.no_grad():
-            functional.try_layer("lstm", layer._parameters, x, None, None, True, False, 0, nonsense)
-        assert ran() == "direct"
+            for packed_of_layer in nonsense, (nonsense,):
+                functional.try_layer(
+                    "lstm", layer._parameters, x, None, None, True, False, frozen=packed_of_layer
+                )
+                assert ran() == "direct"
 
     def refused(model, match):
         model = torch.nn.Sequential(rnnfast.GRU(4, 5).eval(), model)
@@ -463,7 +520,7 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
     ):
         rnnfast.ops.try_layer("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="try_layer: expected mode, a str, and parameters, a dict"):
-        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, True, False, 0, None)
+        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, True, False, 0, False, None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
         functional.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

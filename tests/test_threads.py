@@ -201,10 +201,10 @@ def beside(change, call, rounds, tolerance=0):
 """
 
 OTHER_WEIGHTS = """
-layer, x = rnnfast.LSTM(256, 256), torch.randn(200, 4, 256)
+layer, x = rnnfast.LSTM(256, 256, bidirectional=True), torch.randn(200, 4, 256)
 
 def change():  # numbers as before, in other memory
-    for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+    for name in list(layer._parameters):
         setattr(layer, name, torch.nn.Parameter(getattr(layer, name).detach().clone()))
 
 def infer():
