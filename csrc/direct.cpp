@@ -1,5 +1,5 @@
 // From Python straight to the kernel, or to the op's autograd kernel where a graph is wanted: `_C.try_cell`
-// and `_C.try_layer`, plain functions. They take what a kernel can read as it is, and leave everything else,
+// and `_C.try_layers`, plain functions. They take what a kernel can read as it is, and leave everything else,
 // every error too, to the way through Python by returning None. A stream calls a layer thousands of times a
 // second, and Python's checks and the dispatcher take 10 us, which is more than a step.
 #include "direct.h"
@@ -57,6 +57,10 @@ struct Names {
         b_hh(PyUnicode_InternFromString(("bias_hh" + suffix).c_str())) {}
 };
 
+// of each layer and direction
+using NamesOfLayers = std::deque<std::array<Names, 2>>;
+constexpr size_t kMostLayers = 1 << 16;
+
 // W_ih and W_hh packed once: the tuple that `freeze` returns. Of each matrix it keeps the tensor, the storage
 // that it had (so that no other can stand at that address) and the version.
 enum FrozenMatrix { kTensor, kStorage, kVersion, kMatrixItems };
@@ -104,7 +108,7 @@ struct Direct {
   Mode mode;
   at::ScalarType type;
   int64_t T, B, I, H;
-  int D;
+  int L, D;                         // layers, and directions of each
   bool batch_first, graph, biased;  // biased: its biases are among the parameters, or it is none of ours
   const Tensor *x, *h, *c;          // the caller's; h and c may be null: zeros
   struct Weights {
@@ -112,15 +116,17 @@ struct Direct {
     // another thread may make the module let go of them while a kernel reads
     std::array<pybind11::object, 4> held;
     const void* frozen;  // what they packed before, or null
-  } directions[2];
+  };
+  c10::SmallVector<Weights, 2> weights;  // of the first layer's directions, of the second's, and so on
   const Kernels* set;
   c10::SmallVector<int64_t, 3> state_size;
 
-  // Finds the tensors; false if one of them is the op's. T, B, I, D are set, and the size of a state is
-  // known. names, packed: of each direction; packed of None or what `freeze` returned
-  bool read(const Names* names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
+  // Finds the tensors, of all layers before one of them runs; false if one is the op's. T, B, I, L, D are
+  // set, and the size of a state is known. packed: what `freeze` returned, or None, for each of `weights`; or
+  // null
+  bool read(const NamesOfLayers& names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
             PyObject* const* packed, at::IntArrayRef leading) {
-    PyObject* const first = PyDict_GetItemWithError(parameters, names->w_hh);
+    PyObject* const first = PyDict_GetItemWithError(parameters, names[0][0].w_hh);
     if (!first || !THPVariable_CheckExact(first) || THPVariable_Unpack(first).dim() != 2) return false;
     H = THPVariable_Unpack(first).size(1);
     if (T == 0 || B == 0 || I == 0 || H == 0) return false;
@@ -139,23 +145,27 @@ struct Direct {
     c = optional(cx, state_size);
     if (!all || !x || (mode == Mode::kLstm && !h != !c)) return false;
     set = &kernels();
-    for (int d = 0; d < D; ++d) {
-      Weights& w = directions[d];
+    weights.resize(L * D);
+    for (int i = 0; i < L * D; ++i) {
+      Weights& w = weights[i];
+      const Names& name = names[i / D][i % D];
       size_t count = 0;
-      const auto parameter = [&](PyObject* name) {
-        PyObject* const object = PyDict_GetItemWithError(parameters, name);
+      const auto parameter = [&](PyObject* of) {
+        PyObject* const object = PyDict_GetItemWithError(parameters, of);
         w.held[count++] = pybind11::reinterpret_borrow<pybind11::object>(object);
         return object;
       };
       const int64_t rows = gates_of(mode) * H;
-      w.w_ih = readable(parameter(names[d].w_ih), type, {rows, I}, graph);
-      w.w_hh = readable(parameter(names[d].w_hh), type, {rows, H}, graph);
-      w.b_ih = optional(biased ? parameter(names[d].b_ih) : Py_None, {rows});
-      w.b_hh = optional(biased ? parameter(names[d].b_hh) : Py_None, {rows});
-      if (!all || !w.w_ih || !w.w_hh || !w.b_ih != !w.b_hh) return false;
+      w.w_ih = readable(parameter(name.w_ih), type, {rows, i < D ? I : D * H}, graph);
+      w.w_hh = readable(parameter(name.w_hh), type, {rows, H}, graph);
+      w.b_ih = optional(biased ? parameter(name.b_ih) : Py_None, {rows});
+      w.b_hh = optional(biased ? parameter(name.b_hh) : Py_None, {rows});
+      const Tensor* const as_first = weights[0].b_ih;
+      if (!all || !w.w_ih || !w.w_hh || !w.b_ih != !as_first || !w.b_hh != !as_first) return false;
       // a longer sequence packs panels as wide as suits its batch
       constexpr int64_t kFewSteps = 12;
-      if (packed[d] != Py_None && T <= kFewSteps) w.frozen = frozen_of(packed[d], *set, *w.w_ih, *w.w_hh);
+      if (packed && packed[i] != Py_None && T <= kFewSteps)
+        w.frozen = frozen_of(packed[i], *set, *w.w_ih, *w.w_hh);
     }
     return true;
   }
@@ -166,25 +176,34 @@ struct Direct {
     static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
     const pybind11::gil_scoped_release without_gil;
     const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
-    const auto of = [&](const Tensor* Weights::* which) -> OptTensor {
-      return D == 2 ? given(directions[1].*which) : std::nullopt;
-    };
     // a view is recorded too, even one of the same size
     const auto view = [](const Tensor& t, at::IntArrayRef size) {
       return t.sizes() == size ? t : t.view(size);
     };
-    const auto state = [&](const Tensor* t) {
-      return t ? view(*t, {D, B, H}) : at::zeros({D, B, H}, x->options());
+    const auto state = [&](const Tensor* t, int k) {
+      if (!t) return at::zeros({D, B, H}, x->options());
+      const Tensor all = view(*t, {L * D, B, H});
+      return L == 1 ? all : all.narrow(0, k * D, D);
     };
     const bool has_cell = mode == Mode::kLstm;
-    const Weights& w = directions[0];
     const OptTensor none;
-    auto [y, hn, cn, gates, cells] =
-        op.call(kModes[static_cast<int>(mode)], x->dim() == 3 ? *x : x->view({T, B, I}), state(h),
-                has_cell ? OptTensor(state(c)) : none, *w.w_ih, *w.w_hh, given(w.b_ih), given(w.b_hh), none,
-                of(&Weights::w_ih), of(&Weights::w_hh), of(&Weights::b_ih), of(&Weights::b_hh), none, none,
-                batch_first, /*save=*/true, none, none, none, none);
-    return {y, view(hn, state_size), has_cell ? view(cn, state_size) : Tensor()};
+    Tensor y = x->dim() == 3 ? *x : x->view({T, B, I});
+    c10::SmallVector<Tensor, 2> hn, cn;
+    for (int k = 0; k < L; ++k) {
+      const Weights &w = weights[k * D], &reverse = weights[k * D + D - 1];
+      const auto of_reverse = [&](const Tensor* t) { return D == 2 ? given(t) : none; };
+      auto [above, h_k, c_k, gates, cells] =
+          op.call(kModes[static_cast<int>(mode)], y, state(h, k), has_cell ? OptTensor(state(c, k)) : none,
+                  *w.w_ih, *w.w_hh, given(w.b_ih), given(w.b_hh), none, of_reverse(reverse.w_ih),
+                  of_reverse(reverse.w_hh), of_reverse(reverse.b_ih), of_reverse(reverse.b_hh), none, none,
+                  batch_first, /*save=*/true, none, none, none, none);
+      y = std::move(above);
+      hn.push_back(std::move(h_k)), cn.push_back(std::move(c_k));
+    }
+    const auto all = [&](at::ArrayRef<Tensor> states) {
+      return view(L == 1 ? states[0] : at::cat(states), state_size);
+    };
+    return {y, all(hn), has_cell ? all(cn) : Tensor()};
   }
 
   Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }
@@ -192,27 +211,35 @@ struct Direct {
   // y, h_n and c_n; y may be h_n (one step), c_n is undefined for a cell without c
   void run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
     const pybind11::gil_scoped_release without_gil;
-    type == at::kDouble ? run_as<double>(y, hn, cn) : run_as<float>(y, hn, cn);
+    const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
+    const auto run_layer = type == at::kDouble ? &Direct::run_as<double> : &Direct::run_as<float>;
+    Tensor below = *x;
+    for (int k = 0; k < L; ++k) {
+      const Tensor above = k + 1 < L ? empty(y.sizes()) : y;
+      (this->*run_layer)(k, walk.walk, below, above, hn, cn);
+      below = above;
+    }
   }
 
   template <class A>
-  void run_as(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+  void run_as(int layer, const Walk& walk, const Tensor& input, const Tensor& y, const Tensor& hn,
+              const Tensor& cn) const {
     const auto in = [](const Tensor* t, int64_t offset = 0) {
       return t ? t->const_data_ptr<A>() + offset : nullptr;
     };
     const Kernels& k = *set;
-    const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
+    const int64_t inputs = layer ? D * H : I;
     A* const last_c = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
     ForwardParams<A> params[2]{};
     bool frozen = true;
     for (int d = 0; d < D; ++d) {
-      const Weights& w = directions[d];
-      const int64_t state = d * B * H;
+      const Weights& w = weights[layer * D + d];
+      const int64_t state = (layer * D + d) * B * H;
       ForwardParams<A>& p = params[d];
-      p.walk = walk.walk;
+      p.walk = walk;
       p.walk.reverse = d == 1;
-      p.I = I, p.H = H, p.P = H;
-      p.x = in(x), p.h0 = in(h, state), p.c0 = in(c, state);
+      p.I = inputs, p.H = H, p.P = H;
+      p.x = in(&input), p.h0 = in(h, state), p.c0 = in(c, state);
       p.w_ih = in(w.w_ih), p.w_hh = in(w.w_hh);
       p.b_ih = in(w.b_ih), p.b_hh = in(w.b_hh);
       p.frozen = w.frozen;
@@ -222,7 +249,7 @@ struct Direct {
       p.cn = last_c ? last_c + state : nullptr;
       frozen &= w.frozen != nullptr;
     }
-    Shape shape{T, B, T * B, I, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
+    Shape shape{T, B, T * B, inputs, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
     shape.frozen = frozen;
     shape.directions = D;
     launch(frozen ? "frozen" : "direct", shape, sizeof(A) == 4,
@@ -277,15 +304,15 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
 // what `freeze` returned for these weights, or None
 PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
-  static const Names names("");
+  static const NamesOfLayers names{{Names(""), Names("")}};
   TORCH_CHECK(n == 6, "try_cell: expected mode, parameters, input, hx, cx and frozen");
   Direct d{};
   if (!begin(d, "try_cell", args)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
-  d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back(), d.D = 1;
+  d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back(), d.L = d.D = 1;
   d.biased = true;  // a cell without them has None under their names
-  if (!d.read(&names, args[1], args[2], args[3], args[4], &args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  if (!d.read(names, args[1], args[2], args[3], args[4], &args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
     return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
@@ -297,35 +324,36 @@ PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_layer(mode, parameters, input, hx, cx, bias, batch_first, layer, both, frozen) -> (y, h_n, c_n or
-// None), of one layer in one direction or both; frozen is a tuple of what `freeze` returned for each of them,
-// or None
-PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
+// try_layers(mode, parameters, input, hx, cx, bias, batch_first, layers, both, frozen) -> (y, h_n, c_n or
+// None), of so many layers in one direction or both; frozen is a tuple of what `freeze` returned for each of
+// them, or None
+PyObject* try_layers(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
-  static std::deque<std::array<Names, 2>> names;  // of all layers that were asked for
+  static NamesOfLayers names;  // of all layers that were asked for
   TORCH_CHECK(
       n == 10,
-      "try_layer: expected mode, parameters, input, hx, cx, bias, batch_first, layer, both and frozen");
-  const size_t layer = PyLong_AsSize_t(args[7]);
+      "try_layers: expected mode, parameters, input, hx, cx, bias, batch_first, layers, both and frozen");
+  const size_t layers = PyLong_AsSize_t(args[7]);
   if (PyErr_Occurred()) return nullptr;
-  while (names.size() <= layer) {
+  TORCH_CHECK(layers > 0 && layers <= kMostLayers, "try_layers: expected 1 to ", kMostLayers, " layers, got ",
+              layers);
+  while (names.size() < layers) {
     const std::string suffix = "_l" + std::to_string(names.size());
     names.push_back({Names(suffix), Names(suffix + "_reverse")});
   }
   Direct d{};
-  if (!begin(d, "try_layer", args)) Py_RETURN_NONE;
+  if (!begin(d, "try_layers", args)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
   if (x.size() < 2 || x.size() > 3) Py_RETURN_NONE;
   const bool batched = x.size() == 3;
   d.biased = args[5] == Py_True;
   d.batch_first = batched && args[6] == Py_True;
-  d.D = args[8] == Py_True ? 2 : 1;
+  d.L = static_cast<int>(layers), d.D = args[8] == Py_True ? 2 : 1;
   d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
-  const int64_t leading[] = {d.D, d.B};
-  PyObject* packed[] = {Py_None, Py_None};
-  if (PyTuple_Check(args[9]) && PyTuple_GET_SIZE(args[9]) == d.D)
-    for (int i = 0; i < d.D; ++i) packed[i] = PyTuple_GET_ITEM(args[9], i);
-  if (!d.read(names[layer].data(), args[1], args[2], args[3], args[4], packed, {leading, batched ? 2u : 1u}))
+  const int64_t leading[] = {d.L * d.D, d.B};
+  const bool packed = PyTuple_Check(args[9]) && PyTuple_GET_SIZE(args[9]) == d.L * d.D;
+  if (!d.read(names, args[1], args[2], args[3], args[4], packed ? PySequence_Fast_ITEMS(args[9]) : nullptr,
+              {leading, batched ? 2u : 1u}))
     Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
   y_size.back() = d.D * d.H;
@@ -333,7 +361,7 @@ PyObject* try_layer(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const auto [y, h, c] = d.recorded();
     return Py_BuildValue("(NNN)", wrap(batched ? y : y.view(y_size)), wrap(h), wrap(c));
   }
-  RECORD_FUNCTION("rnnfast::layer", {});
+  RECORD_FUNCTION("rnnfast::layers", {});
   const Tensor y = d.empty(y_size), h = d.empty(d.state_size),
                c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
   d.run(y, h, c);
@@ -350,7 +378,7 @@ PyMethodDef method(const char* name, F function, const char* text) {
 
 PyMethodDef direct_methods[] = {
     method("try_cell", try_cell, "One step of a cell, or None: then there is more to it."),
-    method("try_layer", try_layer, "One layer, or None: then there is more to it."),
+    method("try_layers", try_layers, "One or more layers, or None: then there is more to it."),
     method("freeze", freeze, "A layer's weights, packed once."),
     {nullptr, nullptr, 0, nullptr}};
 

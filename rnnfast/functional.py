@@ -272,7 +272,7 @@ def _by_torch(mode, x, hs, cs, weights, how, batch_first, batch_sizes):
 
 
 def freeze(mode, w_ih, w_hh):
-    """The weights of one direction of a layer, packed once: `frozen` of `try_cell` and `try_layer`.
+    """The weights of one direction of a layer, packed once: `frozen` of `try_cell` and `try_layers`.
 
     mode is that of `layers`; w_ih [G·H, I] and w_hh [G·H, H], float32 or float64 on the CPU, G gates. As long
     as these are the tensors of a call that records no graph, and torch counts no change of them (`_version`,
@@ -292,14 +292,14 @@ def try_cell(mode, parameters, x, h, c, frozen=None):
     return ops.try_cell(mode, parameters, x, h, c, frozen)
 
 
-def try_layer(mode, parameters, x, h, c, bias, batch_first, layer=0, both=False, frozen=None):
-    """A module's layer, of one direction or both, likewise -> (y, h_n, c_n or None); or None, as `try_cell`.
+def try_layers(mode, parameters, x, h, c, bias, batch_first, layers=1, both=False, frozen=None):
+    """A module's layers, in one direction or both, likewise -> (y, h_n, c_n or None); or None, as `try_cell`.
 
-    frozen: a tuple with what `freeze` returned for each direction, or None.
+    frozen: a tuple with what `freeze` returned for each layer and direction in turn, or None.
     """
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_layer(mode, parameters, x, h, c, bias, batch_first, layer, both, frozen)
+    return ops.try_layers(mode, parameters, x, h, c, bias, batch_first, layers, both, frozen)
 
 
 def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):

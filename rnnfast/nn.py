@@ -76,9 +76,13 @@ class _Layers(_Freezable, RNNBase):
 
     def _run(self, input, h, c):
         """input, h_0 and c_0 (None: zeros; c_0 for LSTM only) as the caller gave them -> output, h_n, c_n."""
-        done = self._try_layers(input, h, c)
-        if done is not None:
-            return done
+        if not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
+            done = functional.try_layers(
+                _MODES[self.mode], self._parameters, input, h, c, self.bias, self.batch_first,
+                self.num_layers, self.bidirectional, self._frozen,
+            )  # fmt: skip
+            if done is not None:
+                return done
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
         if packed:
@@ -118,45 +122,10 @@ class _Layers(_Freezable, RNNBase):
             y, h, c = y.squeeze(batch_dim), h.squeeze(1), c.squeeze(1) if self.mode == "LSTM" else c
         return y, h, c
 
-    def _try_layers(self, input, h, c):
-        """The same without detours, or None."""
-        L, both = self.num_layers, self.bidirectional
-        if self.proj_size or (L > 1 and self.dropout and self.training):
-            return None
-        mode, parameters, bias, first = _MODES[self.mode], self._parameters, self.bias, self.batch_first
-        frozen = self._frozen
-        if L == 1:
-            return functional.try_layer(
-                mode, parameters, input, h, c, bias, first, 0, both, frozen and frozen[0]
-            )
-        # of several layers none is tried if weights that are no parameters stop a later one
-        if not all(map(parameters.__contains__, self._flat_weights_names)):
-            return None
-        D = 2 if both else 1
-        for state in (h, c):
-            if state is not None and not (
-                isinstance(state, Tensor) and state.dim() and state.size(0) == L * D
-            ):
-                return None
-        states = []
-        for k in range(L):
-            h_k, c_k = (None if state is None else state[k * D : (k + 1) * D] for state in (h, c))
-            done = functional.try_layer(
-                mode, parameters, input, h_k, c_k, bias, first, k, both, frozen and frozen[k]
-            )
-            if done is None:
-                return None
-            input, *state = done
-            states.append(state)
-        hn, cn = zip(*states, strict=True)
-        return input, torch.cat(hn), cn[0] if cn[0] is None else torch.cat(cn)
-
     def _packed(self):
         if self.proj_size:
             return None
-        directions = [functional.freeze(_MODES[self.mode], *w[:2]) for w in self._weights()]
-        D = 2 if self.bidirectional else 1
-        return [tuple(directions[k : k + D]) for k in range(0, len(directions), D)]
+        return tuple(functional.freeze(_MODES[self.mode], *w[:2]) for w in self._weights())
 
     def _raise_input_dim(self, x):
         name, tail = ("RNN", " tensor") if self.mode.startswith("RNN") else (self.mode, "")

@@ -33,7 +33,7 @@ deep_transition = torch.ops.rnnfast.deep_transition.default
 deep_transition_backward = torch.ops.rnnfast.deep_transition_backward.default
 
 try_cell = _C.try_cell
-try_layer = _C.try_layer
+try_layers = _C.try_layers
 freeze = _C.freeze
 
 SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}  # values saved for each unit and step

@@ -73,7 +73,7 @@ def test_a_graph_made_straight_is_the_one_made_through_python(kind, B, bias, sta
         return [*outputs, *(leaf.grad for leaf in (*leaves, *ours.parameters()))]
 
     direct = run()
-    name = "try_cell" if kind in CELLS else "try_layer"
+    name = "try_cell" if kind in CELLS else "try_layers"
     made = []
     monkeypatch.setattr(functional, name, lambda *args: made.append(args))
     same(direct, run(), rtol=0, atol=0)
@@ -161,25 +161,84 @@ def test_several_layers_and_both_directions_go_straight_too(kind, options, B, st
     assert way == "direct"
     with torch.no_grad():
         same(ours(x, hx), theirs(x, hx))
-    monkeypatch.setattr(functional, "try_layer", lambda *args: None)
+    monkeypatch.setattr(functional, "try_layers", lambda *args: None)
     way, by_op = run()
     assert way == "recurrent"
     same(direct, by_op, rtol=0, atol=0)
 
 
+def not_contiguous(weight):
+    return torch.nn.Parameter(weight.detach().t().contiguous().t())
+
+
+class OtherParameter(torch.nn.Parameter):
+    pass
+
+
 @layers
-@pytest.mark.parametrize("name", ["weight_hh_l1", "bias_ih_l1_reverse"])
-def test_no_layer_runs_twice_because_a_later_one_has_other_weights(kind, name, monkeypatch):
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("change", [not_contiguous, OtherParameter])
+@pytest.mark.parametrize("name", ["weight_hh_l1", "weight_ih_l1_reverse"])
+def test_no_layer_runs_in_vain_because_a_later_one_has_other_weights(kind, name, change, grad):
     ours, theirs = pair(kind, 5, 19, num_layers=2, bidirectional=True)
     for module in ours, theirs:
-        prune.identity(module, name)
+        setattr(module, name, change(getattr(module, name)))
     x, _ = inputs(kind)
-    calls = []
-    through = functional.try_layer
-    monkeypatch.setattr(functional, "try_layer", lambda *args: calls.append(args) or through(*args))
+    with torch.set_grad_enabled(grad), torch.profiler.profile() as profile:
+        found = ours(x)
+    same(found, theirs(x))
+    names = [event.name for event in profile.events()]
+    assert names.count("rnnfast::recurrent") == 2 and "rnnfast::layers" not in names
+
+
+@layers
+@pytest.mark.parametrize(
+    "suffix, message", [("", "has shape .*, expected None"), ("_reverse", "is None, expected")]
+)
+def test_biases_in_one_direction_only_are_an_error_with_a_graph_and_without(kind, suffix, message):
+    modules = pair(kind, 5, 19, bidirectional=True)
+    for module in modules:
+        setattr(module, f"bias_ih_l0{suffix}", None), setattr(module, f"bias_hh_l0{suffix}", None)
+    ours, theirs = modules
+    x, _ = inputs(kind)
+    for grad in True, False:
+        with torch.set_grad_enabled(grad):
+            with pytest.raises(TypeError):
+                theirs(x)
+            with pytest.raises(RuntimeError, match=f"b_ih_r {message}"):
+                ours(x)
+
+
+@layers
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("B", [None, 2])
+@pytest.mark.parametrize("more", [1, -1])
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
+def test_a_state_of_more_or_fewer_layers_is_torchs_error(kind, options, more, B, grad):
+    modules = pair(kind, 5, 19, **{**options, "batch_first": False})
+    n = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    x, rows = draw(4, *([B] if B else []), 5, dtype=torch.float32), [B] if B else []
+    right, wrong = (draw(k, *rows, 19, dtype=torch.float32) for k in (n, n + more))
+    states = [(wrong, wrong), (right, wrong), (wrong, right)] if kind == "lstm" else [wrong]
+    for hx in states:
+        errors = []
+        for module in modules:
+            with torch.set_grad_enabled(grad), pytest.raises(RuntimeError) as error:
+                module(x, hx)
+            errors.append(str(error.value))
+        assert errors[0] == errors[1]
+
+
+@layers
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0_reverse", "weight_ih_l1_reverse"])
+def test_of_frozen_directions_the_one_that_changed_is_read_anew(kind, name):
+    ours, theirs = pair(kind, 5, 19, num_layers=2, bidirectional=True)
+    rnnfast.freeze(ours.eval())
+    x, hx = inputs(kind)
     with torch.no_grad():
+        for module in ours, theirs:
+            getattr(module, name).mul_(2)
         same(ours(x), theirs(x))
-    assert not calls
 
 
 @layers
@@ -487,7 +546,7 @@ def test_what_cannot_be_frozen():
     ):
         with torch.no_grad():
             for packed_of_layer in nonsense, (nonsense,):
-                functional.try_layer(
+                functional.try_layers(
                     "lstm", layer._parameters, x, None, None, True, False, frozen=packed_of_layer
                 )
                 assert ran() == "direct"
@@ -516,11 +575,13 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
     with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx, cx and frozen"):
         rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(
-        RuntimeError, match="try_layer: expected mode, parameters, input, hx, cx, bias, batch_first, layer"
+        RuntimeError, match="try_layers: expected mode, parameters, input, hx, cx, bias, batch_first, layers"
     ):
-        rnnfast.ops.try_layer("gru", {}, torch.zeros(1, 1), None)
-    with pytest.raises(RuntimeError, match="try_layer: expected mode, a str, and parameters, a dict"):
-        rnnfast.ops.try_layer("gru", [], torch.zeros(1, 1), None, None, True, False, 0, False, None)
+        rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None)
+    with pytest.raises(RuntimeError, match="try_layers: expected mode, a str, and parameters, a dict"):
+        rnnfast.ops.try_layers("gru", [], torch.zeros(1, 1), None, None, True, False, 1, False, None)
+    with pytest.raises(RuntimeError, match="try_layers: expected 1 to 65536 layers, got 0"):
+        rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None, None, True, False, 0, False, None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
         functional.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)
