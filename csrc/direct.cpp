@@ -213,10 +213,11 @@ struct Direct {
     const pybind11::gil_scoped_release without_gil;
     const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
     const auto run_layer = type == at::kDouble ? &Direct::run_as<double> : &Direct::run_as<float>;
-    Tensor below = *x;
+    // layers write to y and to another in turn, the last one to y
+    const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
     for (int k = 0; k < L; ++k) {
-      const Tensor above = k + 1 < L ? empty(y.sizes()) : y;
-      (this->*run_layer)(k, walk.walk, below, above, hn, cn);
+      const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
+      (this->*run_layer)(k, walk.walk, *below, *above, hn, cn);
       below = above;
     }
   }
