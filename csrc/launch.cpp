@@ -60,9 +60,10 @@ Plan choose_plan(Shape shape) {
   const int threads = Team::usable_threads();
   if (now == kFree) return make_plan(shape, threads, Team::meeting_ns());
   const Split split = static_cast<Split>(now);
-  if (split == Split::kSerial || (split == Split::kDirections && shape.directions == 1))
-    return {Split::kSerial, 1};
-  return {split, split == Split::kDirections ? shape.directions : std::max(2, threads)};
+  const int parts = split == Split::kSerial       ? 1
+                    : split == Split::kDirections ? shape.directions
+                                                  : std::max(2, threads);
+  return {parts == 1 ? Split::kSerial : split, parts};
 }
 
 void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context) {

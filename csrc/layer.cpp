@@ -237,11 +237,12 @@ RecurrentGradients recurrent_backward(const OptTensor& dy, const OptTensor& dhn,
 
   Shape shape = shape_of(s, k, type == at::kDouble, /*backward=*/true);
   shape.matrix_unit = element == at::kBFloat16 && k.matrix_unit;
-  // side by side both have their da and dx, which is memory that one after the other does not take; beyond
-  // this it would buy 2 % of time
-  constexpr int64_t kMostBytes = 4 << 20;
+  // side by side both have their da and dx, which is memory that one after the other does not take; with
+  // more than a few rows it would buy 0 to 4 % of time
+  constexpr int64_t kFewRows = 4, kLittleBytes = 4 << 20;
   const int64_t numbers = s.N * s.gates * s.H * (s.slots > s.gates ? 2 : 1);
-  if (numbers * y_dense.element_size() <= kMostBytes) shape.directions = static_cast<int>(s.D);
+  if (s.B <= kFewRows || numbers * y_dense.element_size() <= kLittleBytes)
+    shape.directions = static_cast<int>(s.D);
   const Plan plan = choose_plan(shape);
 
   std::array<Tensor, kGradients> grads;

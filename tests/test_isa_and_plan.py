@@ -412,12 +412,11 @@ def test_a_layer_of_one_direction_is_serial_where_directions_are_forced():
         assert info.last_run()["split"] == "serial"
 
 
-def test_directions_take_turns_in_backward_where_what_both_leave_is_much_memory():
+def test_directions_take_turns_in_backward_where_many_rows_would_take_much_memory():
     torch.set_num_threads(2)
-    for H, beside in ((32, True), (300, False)):
+    for T, B, H, beside in ((10, 100, 32, True), (10, 100, 300, False), (5000, 1, 64, True)):
         layer = rnnfast.LSTM(8, H, bidirectional=True)
-        y = layer(torch.randn(10, 100, 8))[0]
-        y.sum().backward()
+        layer(torch.randn(T, B, 8))[0].sum().backward()
         assert (info.last_run()["split"] == "directions") == beside
 
 

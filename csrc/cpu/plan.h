@@ -23,8 +23,8 @@ struct Shape {
   int64_t second_cache = 2 << 20;  // bytes, of one core
 };
 
-// The cheapest by a model of measured costs; threads = how many can really run; meeting_ns: how
-// long they take to meet (Team::meeting_ns).
+// The cheapest by a model of measured costs; threads = how many can really run; meeting_ns: how long they
+// take to meet (Team::meeting_ns).
 Plan make_plan(const Shape& shape, int threads, double meeting_ns);
 
 const char* name_of(Split split);
