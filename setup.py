@@ -48,7 +48,7 @@ CUDA_SOURCES = [
     "csrc/cuda/device.cu",
 ]
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
-CUDA_ARCHITECTURES = "8.0;9.0a;9.0+PTX"
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 if X86:
     SOURCES += [f"csrc/cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "avx512_bf16", "amx_bf16")]
 

@@ -2,7 +2,7 @@
 #include <ATen/ops/cat.h>
 
 #include "check.h"
-#include "cuda/kernels.h"
+#include "cuda/plan.h"
 #include "cuda_tensors.h"
 
 namespace rnnfast::cuda {
@@ -108,6 +108,7 @@ DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList wei
   const at::TensorOptions options = element.dtype(accumulation_type(x));
   const Tensor y = at::empty({s.B, s.T, s.H}, element), hn = at::empty({s.B, s.H}, options);
   const Tensor acts = at::zeros({save ? s.saved : 0}, options);
+  set_last_run("deep_transition", kOneLaunchAStep);
   if (s.B > 0)
     with_element(x.scalar_type(), [&](auto e) {
       forward<decltype(e)>(s, x, h0, weights, biases, negative_slope, y, hn, acts);
@@ -130,6 +131,7 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
   for (int l = 0; l < s.depth; ++l) da.push_back(padded_empty(N, s.width[l], element));
   const Tensor h_previous = at::empty({N, s.H}, element), dh0 = at::empty({s.B, s.H}, element.dtype(type));
   const Tensor dense_acts = acts.contiguous();
+  set_last_run("deep_transition_backward", kOneLaunchAStep);
   if (N > 0)
     with_element(back, [&](auto e) {
       backward<decltype(e)>(s, dense(dy), dense(dhn, type), dense(h0, type), weights, negative_slope,

@@ -6,8 +6,6 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/index_select.h>
 
-#include <utility>
-
 #include "cuda/plan.h"
 #include "cuda_tensors.h"
 #include "layer.h"
@@ -63,17 +61,18 @@ Rows rows_of(const LayerSizes& s, const Walk& walk, const Tensor& like, Tensor& 
 
 Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
   const int bytes = static_cast<int>(x.element_size());
-  return {s.mode, bytes, tf32_allowed(), s.H, s.B, s.projected, backward, current_device()};
+  return {s.mode, bytes, tf32_allowed(), s.H, s.B, s.projected, backward, planned_device(current_device())};
 }
 
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
 // kernel has them as arguments.
 ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
-  uint32_t* const failed = failure_word();
-  TORCH_CHECK(!failed || !std::exchange(*failed, 0),
+  TORCH_CHECK(!take_failure(),
               "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
-  if (s.packed && capturing(current_stream(x.device()))) return kOneLaunchAStep;
-  return choose_plan(shape_of(s, x, backward));
+  const bool resident = !(s.packed && capturing(current_stream(x.device())));
+  const ResidentPlan plan = resident ? choose_plan(shape_of(s, x, backward)) : kOneLaunchAStep;
+  set_last_run(backward ? "recurrent_backward" : "recurrent", plan);
+  return plan;
 }
 
 // What ties the blocks of a resident kernel's teams, where a row of the batch takes so many packets; `places`
@@ -82,10 +81,11 @@ Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const T
   Links links{};
   links.blocks = plan.blocks, links.split = plan.split, links.batches = plan.batches, links.held = plan.held;
   links.cluster = plan.team == Team::kCluster;
-  if (plan.team != Team::kGrid) return links;
+  if (plan.team == Team::kBlock) return links;
   links.patience = current_device().patience;
   links.failed = failure_word();
   TORCH_CHECK(links.failed, "rnnfast: no memory that the host and the GPU share");
+  if (plan.team == Team::kCluster) return links;
   const int64_t team = kBatch * plan.batches, rows = (batch + team - 1) / team * team;
   places = at::zeros({rows * numbers}, like.options().dtype(at::kLong));
   links.places = static_cast<uint64_t*>(places.mutable_data_ptr());

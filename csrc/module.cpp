@@ -69,22 +69,44 @@ py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int
   return d;
 }
 
-// The kernel that a layer takes on a GPU of this compute capability
-py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, bool tf32, bool projected,
-                        bool backward, int capability, int multiprocessors, int64_t shared_bytes) {
-  const cuda::ResidentPlan plan =
-      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward,
-                         cuda::assumed_device(capability, multiprocessors, shared_bytes)});
+py::dict dict_of(const cuda::ResidentPlan& plan) {
   py::dict d;
-  d["kernel"] = plan.tiles ? "resident" : "stepwise";
-  d["tiles"] = plan.tiles;
+  d["kernel"] = cuda::kernel_name(plan);
+  d["team"] = cuda::team_name(plan);
   d["blocks"] = plan.blocks;
   d["warps"] = plan.warps;
   d["split"] = plan.split;
-  d["batches"] = plan.batches;
   d["held"] = plan.held;
-  constexpr const char* teams[] = {"block", "cluster", "grid"};
-  d["team"] = teams[static_cast<int>(plan.team)];
+  d["batches"] = plan.batches;
+  return d;
+}
+
+// What the last call on a GPU did, or None
+py::object last_cuda_run() {
+  const cuda::LastRun last = cuda::last_run();
+  if (last.op.empty()) return py::none();
+  py::dict d = dict_of(last.plan);
+  d["op"] = last.op;
+  return d;
+}
+
+bool cuda_failure() {
+#ifdef RNNFAST_CUDA
+  return cuda::take_failure();
+#else
+  return false;
+#endif
+}
+
+// The kernel that a layer takes on a GPU of this compute capability
+py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, bool tf32, bool projected,
+                        bool backward, int capability, int multiprocessors, int64_t shared_bytes,
+                        int clusters_of_16) {
+  const cuda::ResidentPlan plan =
+      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward,
+                         cuda::assumed_device(capability, multiprocessors, shared_bytes, clusters_of_16)});
+  py::dict d = dict_of(plan);
+  d["tiles"] = plan.tiles;
   d["bytes"] = plan.bytes;
   return d;
 }
@@ -130,9 +152,14 @@ PYBIND11_MODULE(_C, m) {
         py::arg("second_cache") = 2 << 20, py::arg("frozen") = false, py::arg("directions") = 1);
   m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
         py::arg("tf32") = false, py::arg("projected") = false, py::arg("backward") = false,
-        py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448);
+        py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448,
+        py::arg("clusters_of_16") = -1);
   m.def("cuda_kernel", &cuda::forced_kernel);
   m.def("set_cuda_kernel", &cuda::set_kernel, py::arg("name"));
+  m.def("set_cuda_device", &cuda::set_device, py::arg("capability"), py::arg("multiprocessors"),
+        py::arg("clusters_of_16"));
+  m.def("last_cuda_run", &last_cuda_run);
+  m.def("cuda_failure", &cuda_failure);
   PyModule_AddFunctions(m.ptr(), direct_methods);
   m.def("math", &math<float>, py::arg("function"), py::arg("x"));
   m.def("math64", &math<double>, py::arg("function"), py::arg("x"));

@@ -14,6 +14,7 @@ import torch
 from .ops import _C
 
 __all__ = [
+    "cuda_failure",
     "cuda_kernel",
     "describe",
     "empty_cache",
@@ -21,6 +22,7 @@ __all__ = [
     "isas",
     "last_run",
     "profile",
+    "set_cuda_device",
     "set_cuda_kernel",
     "set_isa",
     "set_split",
@@ -89,9 +91,40 @@ def set_cuda_kernel(name: str | None) -> None:
     _C.set_cuda_kernel(name or "")
 
 
+def set_cuda_device(
+    capability: int | None, multiprocessors: int = 132, clusters_of_16: int | None = None
+) -> None:
+    """Plan layers as for a smaller GPU than the one that runs them; None plans for that one again. For tests.
+
+    Args:
+        capability: compute capability, 10 times major plus minor; below 90 there are no clusters of blocks.
+        multiprocessors: how many.
+        clusters_of_16: how many clusters of 16 blocks run at once; None: one for each 16 multiprocessors.
+
+    Raises:
+        RuntimeError: at the next call, if it is more than the GPU has.
+    """
+    _C.set_cuda_device(capability or 0, multiprocessors, -1 if clusters_of_16 is None else clusters_of_16)
+
+
+def cuda_failure() -> bool:
+    """Whether a CUDA kernel has waited in vain for another of its blocks since this was asked last.
+
+    Its output is NaN then, and the next call of a layer raises RuntimeError, unless this was asked before.
+    Kernels that are still running are not waited for: call torch.cuda.synchronize() first.
+    """
+    return torch.cuda.is_initialized() and _C.cuda_failure()
+
+
 def last_run() -> dict:
-    """The last kernel call of this process: op, isa, split, members (threads that ran), wanted, and so on."""
-    return dict(_C.last_run())
+    """The last kernel call of this process.
+
+    On the CPU: op, isa, split, members (threads that ran), wanted and parts. `cuda` is the last one on a GPU,
+    or None: op, kernel ("resident" or "stepwise") and how a resident one lies on the device: team ("block",
+    "cluster", "grid"), blocks of a team, warps of a block, split (warps that share a sum), held (parts of W
+    in shared memory), batches (times 8 rows that a team takes).
+    """
+    return dict(_C.last_run()) | {"cuda": _C.last_cuda_run()}
 
 
 @contextmanager
@@ -148,9 +181,10 @@ def describe() -> str:
         "threads": f"up to {torch.get_num_threads()} (torch.get_num_threads())",
     }
     run = last_run()
-    if run["op"]:
-        rows["last run"] = ", ".join(f"{k} {v}" for k, v in run.items())
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+    for name, one in ("last on a GPU", run.pop("cuda")), ("last run", run):
+        if one and one["op"]:
+            rows[name] = ", ".join(f"{k} {v}" for k, v in one.items())
+    return "\n".join(f"{name:<13} {value}" for name, value in rows.items())
 
 
 if __name__ == "__main__":

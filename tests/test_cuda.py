@@ -5,59 +5,78 @@ tests/native/emulation, on CPU tensors. That proves indices, meeting points, len
 hardware.
 """
 
-import os
 import random
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import device_check
 import pytest
 import torch
-from helpers import COMPILER, EMULATION, GPU, LAYERS, ROOT, draw, packed, pair, tensors, total
+from helpers import (
+    COMPILER,
+    EMULATION,
+    GPU,
+    LAYERS,
+    ROOT,
+    compile_all,
+    draw,
+    packed,
+    pair,
+    tensors,
+    total,
+)
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import rnnfast
 from rnnfast import _C, info, ops
 from rnnfast.testing import assert_close_to_oracle
 
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+FLAGS = ["-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 SOURCES = ["tests/native/emulated_ops.cpp", "csrc/cuda_layer.cpp", "csrc/cuda_deep.cpp", "csrc/cuda/plan.cpp"]
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
 
 # What torch says of its own LSTM, which runs here as the peer, and of an op that is replaced on purpose
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk"),
     pytest.mark.filterwarnings("ignore:Warning only once for all operators"),
 ]
 
-DEVICES = ["emulated"] + ["cuda"][:GPU]
-on_a_gpu = pytest.mark.skipif(not GPU, reason="no GPU, or a build without CUDA kernels")
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU, or a build without CUDA kernels")]
+DEVICES = ["emulated"] + [pytest.param("cuda", marks=ON_A_GPU)][:GPU]
+
+
+def on_a_gpu(test):
+    for mark in ON_A_GPU:
+        test = mark(test)
+    return test
+
+
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+PLAN = ("team", "blocks", "warps", "split", "held", "batches")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """The ops of a GPU, emulated: name -> an op on CPU tensors."""
-    library = tmp_path_factory.mktemp("emulated") / "emulated.so"
+    folder = tmp_path_factory.mktemp("emulated")
     includes = [*EMULATION, *(f"-isystem{path}" for path in include_paths())]
+    objects = compile_all([ROOT / source for source in SOURCES], folder, *FLAGS, *includes)
+    objects += device_check.emulated_kernels(tmp_path_factory.getbasetemp())
+    library = folder / "emulated.so"
     links = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-
-    def compile_one(source):
-        target = library.with_name(Path(source).stem + ".o")
-        command = [*COMPILER, *FLAGS[:2], "-c", *FLAGS[2:], *includes, str(ROOT / source), "-o", str(target)]
-        built = subprocess.run([c for c in command if c != "-shared"], capture_output=True, text=True)
-        assert built.returncode == 0, built.stderr[-6000:]
-        return str(target)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
     linked = subprocess.run(
         [*COMPILER, "-shared", *objects, *links, "-o", str(library)], capture_output=True, text=True
     )
     assert linked.returncode == 0, linked.stderr[-6000:]
     torch.ops.load_library(str(library))
     return {name: getattr(torch.ops.rnnfast_emulated, name).default for name in OPS}
+
+
+def emulated_run():
+    """What info.last_run()["cuda"] is on a GPU, of the emulated one."""
+    op, kernel, *rest = torch.ops.rnnfast_emulated.last_run()
+    return {"op": op, "kernel": kernel} | dict(zip(PLAN, [rest[0], *rest[1]], strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +90,10 @@ def ieee():
 
 @pytest.fixture(params=DEVICES)
 def on_gpu(request):
-    """op(name, *arguments) of CPU tensors on the GPU, real or emulated; the results come back to the CPU."""
+    """op(name, *arguments) of CPU tensors on the GPU, real or emulated; the results come back to the CPU.
+
+    set_kernel forces a kernel, set_device plans as for a smaller GPU, last_run says what ran.
+    """
 
     def moved(value, device):
         if isinstance(value, (list, tuple)):
@@ -88,10 +110,12 @@ def on_gpu(request):
         call.emulated = True
         call.set_kernel = torch.ops.rnnfast_emulated.set_kernel
         call.set_device = torch.ops.rnnfast_emulated.set_device
+        call.last_run = emulated_run
         yield call
         call.set_kernel("")
-        call.set_device(90, 132)
+        call.set_device(0, 0)
         torch.ops.rnnfast_emulated.let_warps_fall_behind(False)
+        assert not torch.ops.rnnfast_emulated.take_failure()
         return
 
     def call(name, *arguments):
@@ -99,7 +123,8 @@ def on_gpu(request):
 
     call.emulated = False
     call.set_kernel = info.set_cuda_kernel
-    call.set_device = lambda capability, multiprocessors: None
+    call.set_device = info.set_cuda_device
+    call.last_run = lambda: info.last_run()["cuda"]
     yield call
 
 
@@ -326,7 +351,10 @@ def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, bac
 
     H = arguments[5].size(1)
     expected = run("stepwise", "recurrent", *arguments, True)
+    assert on_gpu.last_run()["kernel"] == "stepwise"
     found = run("resident", "recurrent", *arguments, True)
+    ran = on_gpu.last_run()
+    assert (ran["op"], ran["kernel"]) == ("recurrent", "resident")
     near([t[..., :H] for t in found], [t[..., :H] for t in expected])
     near(run("resident", "recurrent", *arguments, False)[:3], expected[:3])
     dy, dhn = numbers(*expected[0].shape), numbers(*expected[1].shape) if seed % 3 else None
@@ -342,9 +370,38 @@ def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, bac
 
 @pytest.mark.parametrize("seed", range(78))
 def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
-    # devices with and without clusters, and so small that a team takes several times eight rows
-    on_gpu.set_device([90, 80][seed // 13 % 2], [132, 26, 70][seed // 26])
+    on_gpu.set_device(*device_of(seed))
     assert_resident_equals_stepwise(on_gpu, seed, *resident_case(seed))
+
+
+def plans_of(seed, **device):
+    """Forward's and backward's, of a case on a device."""
+    (mode, _, h0, *_), dtype, _ = resident_case(seed)
+    B, H = h0.shape[1:]
+    return [
+        _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=backward, **device)
+        for backward in (False, True)
+    ]
+
+
+def device_of(seed):
+    """With and without clusters; large, or just large enough: a team then takes several times eight rows."""
+    capability = [90, 80][seed // 13 % 2]
+    for multiprocessors in range(1 if seed >= 26 else 132, 133):
+        plans = plans_of(seed, capability=capability, multiprocessors=multiprocessors)
+        if all(plan["tiles"] for plan in plans):
+            break
+    return capability, multiprocessors
+
+
+def test_the_seeds_take_every_team_and_more_rows_than_one_tile_in_each():
+    taken = set()
+    for seed in range(78):
+        capability, multiprocessors = device_of(seed)
+        plans = plans_of(seed, capability=capability, multiprocessors=multiprocessors)
+        taken |= {(plan["team"], plan["batches"] > 1, way) for way, plan in enumerate(plans)}
+    expected = {("block", False), *((team, several) for team in ("cluster", "grid") for several in (0, 1))}
+    assert taken == {(team, several, way) for team, several in expected for way in (0, 1)}
 
 
 @pytest.mark.parametrize("capability", [90, 80])
@@ -403,7 +460,7 @@ def test_the_kernel_that_is_forced_runs_or_says_why_not(emulated):
     for name, expected in ("", "resident"), ("stepwise", "stepwise"), ("resident", "resident"):
         ops_of.set_kernel(name)
         emulated["recurrent"](*arguments, False)
-        assert ops_of.last_kernel() == expected
+        assert emulated_run()["kernel"] == expected
     arguments[1:13] = [t.float() if isinstance(t, torch.Tensor) else t for t in arguments[1:13]]
     with pytest.raises(
         RuntimeError, match="the resident CUDA kernel is forced, but it takes layers of bfloat16"
@@ -411,11 +468,11 @@ def test_the_kernel_that_is_forced_runs_or_says_why_not(emulated):
         emulated["recurrent"](*arguments, False)
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
     emulated["recurrent"](*arguments, False)
-    assert ops_of.last_kernel() == "resident"
+    assert emulated_run()["kernel"] == "resident"
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
     ops_of.set_kernel("")
     emulated["recurrent"](*arguments, False)
-    assert ops_of.last_kernel() == "stepwise"
+    assert emulated_run()["kernel"] == "stepwise"
     with pytest.raises(RuntimeError, match="CUDA kernel 'grid' is unknown, expected stepwise or resident"):
         info.set_cuda_kernel("grid")
 
@@ -468,25 +525,122 @@ def test_a_graph_of_a_packed_sequence_takes_what_it_can_replay(emulated):
     assert not torch.equal(found, expected)
 
 
-def test_a_block_that_waits_in_vain_gives_up_and_the_next_call_says_so(emulated):
+@pytest.mark.parametrize("capability, H, team", [(90, 40, "block"), (90, 130, "cluster"), (80, 130, "grid")])
+def test_a_graph_of_equal_lengths_takes_the_resident_kernel(emulated, capability, H, team):
     ops_of = torch.ops.rnnfast_emulated
-    weights = [draw(257, 3), draw(257, 257).mul(0.03), None, None, None, *[None] * 5]
-    arguments = ["rnn_tanh", draw(9, 2, 3), draw(1, 2, 257), None, *weights, None, False, False]
+    ops_of.set_device(capability, 132)
+    arguments, _, numbers = resident_case(0, H)
+    arguments[1], arguments[-2:] = numbers(2, 1, arguments[4].size(1)), [None, False]
+    arguments[2:4] = [state[:, :1] for state in arguments[2:4]]
+    expected = emulated["recurrent"](*arguments, False)[0]
+    ops_of.set_capturing(True)
+    found = emulated["recurrent"](*arguments, False)[0]
+    ops_of.set_capturing(False)
+    ops_of.set_device(0, 0)
+    assert (emulated_run()["kernel"], emulated_run()["team"]) == ("resident", team)
+    assert torch.equal(found, expected)
+
+
+@pytest.fixture
+def losing(emulated):
+    """lose(each, block): every so many-th store to another block never arrives, or none of a block's."""
+    ops_of = torch.ops.rnnfast_emulated
+    yield ops_of.lose
+    ops_of.lose(0, -1)
+    ops_of.set_kernel("")
+    ops_of.set_device(0, 0)
+    ops_of.take_failure()
+
+
+LOSSES = {"some_words": (100, -1), "all_words": (1, -1), "a_block": (0, 1)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("capability", [90, 80], ids=["cluster", "grid"])
+@pytest.mark.parametrize("mode", GATES)
+def test_who_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(
+    emulated, losing, mode, capability, loss
+):
+    ops_of, T, B = torch.ops.rnnfast_emulated, 6, 9
+    H = 257 if GATES[mode] == 1 else 130  # of several blocks, and of no more than needed
+    rows = GATES[mode] * H
+    weights = [draw(rows, 3), draw(rows, H).mul(0.03), None, None, None, *[None] * 5]
+    c0 = draw(1, B, H) if mode == "lstm" else None
+    arguments = [mode, draw(T, B, 3), draw(1, B, H), c0, *weights, None, False]
     arguments = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in arguments]
-    ops_of.set_device(80, 132)  # no clusters
-    expected = emulated["recurrent"](*arguments)[0]
-    ops_of.lose_packets(True)
-    lost = emulated["recurrent"](*arguments)[0]
-    ops_of.lose_packets(False)
-    assert lost[-1].isnan().any()
-    assert torch.equal(lost[0], expected[0])
+    ops_of.set_device(capability, 132)
+    expected = emulated["recurrent"](*arguments, True)
+    assert emulated_run()["team"] == {90: "cluster", 80: "grid"}[capability]
+    assert emulated_run()["blocks"] > 1
+    given = [expected[0], None, None, *arguments, expected[0], *expected[3:], [True] * 13]
+    gradients = emulated["recurrent_backward"](*given)
+
+    losing(*LOSSES[loss])
+    y, hn, cn, *_ = emulated["recurrent"](*arguments, True)
+    assert torch.equal(y[0], expected[0][0])  # for which nobody waits
+    assert y[-1].isnan().any()
+    assert hn.isnan().any()
+    if loss == "all_words":
+        assert y[1:].isnan().all()
+        assert cn.isnan().all()
+    losing(0, -1)
     with pytest.raises(RuntimeError, match="waited in vain for blocks that never ran; its output is NaN"):
-        emulated["recurrent"](*arguments)
-    assert torch.equal(emulated["recurrent"](*arguments)[0], expected)
-    ops_of.set_device(90, 132)
+        emulated["recurrent"](*arguments, True)
+    for a, b in zip(emulated["recurrent"](*arguments, True), expected, strict=True):
+        assert torch.equal(a, b)
+
+    losing(*LOSSES[loss])
+    dh0 = emulated["recurrent_backward"](*given)[1]
+    assert dh0.isnan().all() if loss == "all_words" else dh0.isnan().any()
+    losing(0, -1)
+    assert ops_of.take_failure()  # who asks is told, and the next call is not
+    assert not ops_of.take_failure()
+    for a, b in zip(emulated["recurrent_backward"](*given), gradients, strict=True):
+        assert torch.equal(a, b)
 
 
-PLAN = ("team", "blocks", "warps", "split", "held", "batches")
+def test_a_lost_row_that_has_not_begun_is_nan_too(emulated, losing):
+    """Of a PackedSequence in reverse: rows that wait for their begin pass on h0 as it came."""
+    ops_of, H, lengths = torch.ops.rnnfast_emulated, 257, [7, 7, 3]
+    weights = [draw(H, 2), draw(H, H).mul(0.03), None, None, None]
+    sizes = torch.tensor([sum(length > t for length in lengths) for t in range(7)])
+    arguments = ["rnn_tanh", draw(sum(lengths), 2), draw(2, 3, H), None, *weights, *weights, sizes, False]
+    arguments = [t.bfloat16() if isinstance(t, torch.Tensor) and t is not sizes else t for t in arguments]
+    losing(1, -1)
+    y = emulated["recurrent"](*arguments, False)[0]
+    assert emulated_run()["team"] == "cluster"
+    assert y[:6, H:].isnan().all()  # the reverse direction's last steps, and with them the third row's
+    assert ops_of.take_failure()
+
+
+def test_a_mbarrier_of_a_lost_block_counts_on_for_many_steps(emulated, losing):
+    """What others go on sending would overflow its count of bytes, which the emulation does not let pass."""
+    T, H = 540, 257
+    weights = [draw(H, 1), draw(H, H).mul(0.03), None, None, None, *[None] * 5]
+    arguments = ["rnn_tanh", draw(T, 1, 1), draw(1, 1, H), None, *weights, None, False]
+    arguments = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in arguments]
+    losing(0, 1)
+    y = emulated["recurrent"](*arguments, False)[0]
+    assert (T - 4) / 2 * 8 * H * 2 > 1 << 20  # bytes of 8 rows, in one of two buffers
+    assert y[-1].isnan().any()
+    assert torch.ops.rnnfast_emulated.take_failure()
+
+
+def test_a_device_is_planned_for_as_a_smaller_one_and_never_as_a_larger(emulated):
+    ops_of = torch.ops.rnnfast_emulated
+    arguments, _, _ = resident_case(0, 130)
+    for device, team in ((0, 0), "cluster"), ((90, 100, 7), "cluster"), ((80, 100), "grid"):
+        ops_of.set_device(*device)
+        emulated["recurrent"](*arguments, False)
+        assert emulated_run()["team"] == team
+    for device, said in (
+        ((100, 132), "100 is asked for as the compute capability .*, this GPU has 90"),
+        ((90, 133), "133 is asked for as the multiprocessors, this GPU has 132"),
+    ):
+        ops_of.set_device(*device)
+        with pytest.raises(RuntimeError, match=said):
+            emulated["recurrent"](*arguments, False)
+    ops_of.set_device(0, 0)
 
 
 def assert_plan_holds(arguments, found):
@@ -548,6 +702,17 @@ def assert_plan_holds(arguments, found):
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=16), ("cluster", 16, 12, 3, 0, 1)),
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=14), ("cluster", 11, 12, 2, 5, 1)),
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=4), None),
+        # seven clusters of 16 at once, where there would be eight: another team where eight are needed
+        (dict(mode="lstm", bytes=2, H=512, B=56, clusters_of_16=7), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=64, clusters_of_16=8), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=64, clusters_of_16=7), ("cluster", 11, 12, 2, 5, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=256, clusters_of_16=7), ("cluster", 16, 12, 3, 0, 5)),
+        (
+            dict(mode="lstm", bytes=2, H=512, backward=True, B=64, clusters_of_16=7),
+            ("cluster", 11, 12, 4, 10, 1),
+        ),
+        (dict(mode="lstm", bytes=2, H=768, B=64, clusters_of_16=7), ("cluster", 16, 12, 2, 13, 2)),
+        (dict(mode="lstm", bytes=2, H=768, clusters_of_16=0), ("grid", 48, 10, 5, 0, 1)),
         (dict(mode="lstm", bytes=2, H=1024), ("grid", 64, 12, 6, 0, 1)),
         (dict(mode="lstm", bytes=2, H=1024, B=64), ("grid", 32, 12, 3, 11, 2)),
         (dict(mode="lstm", bytes=2, H=1024, B=32, backward=True), ("grid", 32, 12, 6, 22, 1)),
@@ -726,12 +891,23 @@ def test_modules_train_on_the_gpu(kind, dtype, form):
     assert_close_to_oracle(*results)
 
 
+# H, dtype, and the team of the kernel that takes it on a Hopper GPU; None: stepwise
+CAPTURED = [
+    (40, torch.float32, None),
+    (40, torch.bfloat16, "block"),
+    (256, torch.bfloat16, "cluster"),
+    (200, torch.float16, "cluster"),
+    (1024, torch.bfloat16, "grid"),
+]
+
+
 @on_a_gpu
+@pytest.mark.parametrize("H, dtype, team", CAPTURED)
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
-def test_a_graph_captures_forward_and_backward_and_replays_bit_for_bit(cell):
+def test_a_graph_captures_forward_and_backward_and_replays_bit_for_bit(cell, H, dtype, team):
     torch.manual_seed(0)
-    module = getattr(rnnfast, cell)(8, 40).cuda()
-    x = torch.randn(6, 3, 8, device="cuda", requires_grad=True)
+    module = getattr(rnnfast, cell)(8, H).to("cuda", dtype)
+    x = torch.randn(6, 3, 8, device="cuda", dtype=dtype, requires_grad=True)
 
     def step():
         y, _ = module(x)
@@ -739,6 +915,13 @@ def test_a_graph_captures_forward_and_backward_and_replays_bit_for_bit(cell):
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    step()
+    ran = info.last_run()["cuda"]
+    assert ran["op"] == "recurrent_backward"
+    if team is None:
+        assert ran["kernel"] == "stepwise"
+    elif torch.cuda.get_device_capability() >= (9, 0):
+        assert (ran["kernel"], ran["team"]) == ("resident", team)
     with torch.cuda.stream(stream):  # another stream than the default one, and the warm-up of a capture
         expected = [t.clone() for t in step()]
     torch.cuda.current_stream().wait_stream(stream)
@@ -756,6 +939,28 @@ def test_a_graph_captures_forward_and_backward_and_replays_bit_for_bit(cell):
 
 
 @on_a_gpu
+@pytest.mark.parametrize(
+    "cell, H, dtype", [("LSTM", 128, "bf16"), ("GRU", 512, "fp16"), ("LSTM", 1024, "bf16")]
+)
+def test_two_thousand_steps_give_the_same_bits_twenty_times(cell, H, dtype):
+    torch.manual_seed(0)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    module = getattr(rnnfast, cell)(8, H).to("cuda", dtype)
+    x = torch.randn(2000, 9, 8, device="cuda", dtype=dtype, requires_grad=True)
+
+    def step():
+        y, _ = module(x)
+        return y.detach(), *torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()])
+
+    expected = step()
+    for _ in range(20):
+        # what the next outputs may lie in
+        rubbish = [torch.full_like(t, float("nan")) for t in (*expected, *expected)]
+        del rubbish
+        assert all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True))
+
+
+@on_a_gpu
 def test_a_hundred_thousand_steps_on_the_gpu():
     torch.manual_seed(0)
     module, x = rnnfast.LSTM(2, 4), torch.randn(100_000, 1, 2)
@@ -766,7 +971,7 @@ def test_a_hundred_thousand_steps_on_the_gpu():
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_a_gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)])
 def test_what_cudnn_refuses_or_does_not_repeat(device):
     torch.manual_seed(0)
     module = rnnfast.LSTM(3, 5, 2, dropout=0.5).to(device, torch.float64)

@@ -1,15 +1,18 @@
-"""What stands under the CUDA ops, alone: the primitives, the emulation that replaces them on a host, and what
-nvcc says of every kernel."""
+"""What stands under the CUDA ops, alone: the emulation that replaces the primitives on a host, what nvcc says
+of every kernel, and the program of all of them that a GPU is tested with."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
+import device_check
 import pytest
-import torch
-from helpers import COMPILER, EMULATION, GPU, ROOT
+from helpers import COMPILER, EMULATION, ROOT
 
 
 def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
@@ -27,42 +30,6 @@ def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
         assert said in text
 
 
-PRIMITIVES = ROOT / "tests" / "native" / "primitives.cu"
-
-
-def assert_primitives_are_right(program, *arguments):
-    ran = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
-    lines = ran.stdout.splitlines()
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert len(lines) == 10 - len(arguments)
-    assert all(line.endswith(": right") for line in lines)
-
-
-def test_each_emulated_primitive_does_what_it_says(tmp_path):
-    command = [
-        *COMPILER,
-        "-std=c++20",
-        "-O1",
-        "-Wno-unknown-pragmas",
-        *EMULATION,
-        "-x",
-        "c++",
-        str(PRIMITIVES),
-    ]
-    subprocess.run([*command, "-o", str(tmp_path / "primitives")], check=True)
-    assert_primitives_are_right(tmp_path / "primitives")
-
-
-@pytest.mark.skipif(not (GPU and shutil.which("nvcc")), reason="no GPU, or no nvcc")
-def test_each_primitive_does_what_it_says_on_the_gpu(tmp_path):
-    major, minor = torch.cuda.get_device_capability()
-    suffix = "a" if (major, minor) == (9, 0) else ""
-    architecture = f"-gencode=arch=compute_{major}{minor}{suffix},code=sm_{major}{minor}{suffix}"
-    command = ["nvcc", "-std=c++20", "-O3", architecture, f"-I{ROOT / 'csrc'}", str(PRIMITIVES)]
-    subprocess.run([*command, "-o", str(tmp_path / "primitives")], check=True)
-    assert_primitives_are_right(tmp_path / "primitives", *["no clusters"][: major < 9])
-
-
 # What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel
 # three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a resident block has 512, or 384
 # of a team of several.
@@ -75,7 +42,10 @@ REGISTERS = {
     "resident_f16": 168,
     "resident_tf32": 168,
     "device": 8,
-    "primitives": 64,
+    "primitives": 24,
+    "micro": 50,
+    "memory": 32,
+    "access": 8,
 }
 # the four cells forward and backward, two projections, three of the deep transition, all of them with floats
 # and again with TF32; four cells, two ways, three narrow widths and a wide one, of halves two
@@ -84,30 +54,89 @@ KERNELS = {
     "stepwise_f32": 26,
     "resident": 24,
     "device": 1,
-    "primitives": 10,
+    # of tests/native/device_check
+    "primitives": 11,
+    "micro": 8,
+    "memory": 2,
+    "access": 1,
 }
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-def test_every_kernel_compiles_without_stack_or_spills(tmp_path):
-    files = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), PRIMITIVES]
-    assert {path.stem for path in files} == set(REGISTERS)
-    architectures = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+
+
+class Compiled(NamedTuple):
+    object: Path
+    report: str  # what ptxas said
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Every file of kernels, by its name, for Ampere and Hopper."""
+    folder, own = tmp_path_factory.mktemp("kernels"), device_check.FOLDER
+    files = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *own.glob("*.cu"), *(own / "gpu").glob("*.cu")]
+    command = [
+        "nvcc",
+        "-std=c++20",
+        "-O3",
+        "-Xptxas=-v",
+        f"-I{ROOT / 'csrc'}",
+        f"-I{own}",
+        f"-I{own / 'gpu'}",
+    ]
+    command += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
 
     def compile_one(path):
-        command = ["nvcc", "-std=c++20", "-O3", *architectures, f"-I{ROOT / 'csrc'}", "-Xptxas=-v"]
-        return subprocess.run(
-            [*command, "-c", str(path), "-o", str(tmp_path / f"{path.stem}.o")],
-            capture_output=True,
-            text=True,
-        )
+        target = folder / f"{path.stem}.o"
+        built = subprocess.run([*command, "-c", path, "-o", target], capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr[-4000:]
+        return Compiled(target, built.stderr)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for path, built in zip(files, pool.map(compile_one, files), strict=True):
-            assert built.returncode == 0, built.stderr[-4000:]
-            used = [int(n) for n in re.findall(r"Used (\d+) registers", built.stderr)]
-            frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", built.stderr)
-            kernels = KERNELS.get(path.stem) or KERNELS[path.stem.split("_")[0]]
-            assert len(used) == len(frames) == 2 * kernels, path.stem
-            assert set(frames) <= {("0", "0", "0")}, path.stem
-            assert max(used, default=0) <= REGISTERS[path.stem], path.stem
+        return {path.stem: result for path, result in zip(files, pool.map(compile_one, files), strict=True)}
+
+
+@needs_nvcc
+def test_every_kernel_compiles_without_stack_or_spills(compiled):
+    assert set(compiled) == set(REGISTERS)
+    for name, (_, report) in compiled.items():
+        used = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
+        frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", report)
+        kernels = KERNELS.get(name) or KERNELS[name.split("_")[0]]
+        assert len(used) == len(frames) == 2 * kernels, name
+        assert set(frames) <= {("0", "0", "0")}, name
+        assert max(used, default=0) <= REGISTERS[name], name
+
+
+@pytest.fixture(scope="session")
+def program(compiled, tmp_path_factory):
+    """device_check for a GPU, as it is carried to a machine that has one."""
+    program = tmp_path_factory.mktemp("device_check_gpu") / "device_check"
+    kernels = [made.object for name, made in compiled.items() if not name.startswith("stepwise")]
+    static = ["-cudart", "static", "-Xcompiler=-static-libstdc++,-static-libgcc", "-Xlinker=-s"]
+    objects = [*kernels, *device_check.host_objects(tmp_path_factory.getbasetemp())]
+    subprocess.run(["nvcc", *static, *objects, "-o", program], check=True)
+    return program
+
+
+@needs_nvcc
+def test_the_program_for_a_gpu_is_one_small_file_that_needs_no_cuda(program):
+    assert program.stat().st_size < 30e6
+    needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"libcud|libstdc\+\+|libgcc|not found", needed), needed
+
+
+@needs_nvcc
+def test_the_program_for_a_gpu_lists_what_the_emulated_one_does(program, tmp_path_factory):
+    emulated = device_check.build_emulated(tmp_path_factory.getbasetemp())
+    assert device_check.run(program, "list") == device_check.run(emulated, "list")
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a device here")
+@needs_nvcc
+def test_the_program_for_a_gpu_says_where_there_is_none(program):
+    for words in ["device"], ["run", "primitive-shuffle"]:
+        code, lines, _ = device_check.run(program, *words)
+        said = json.loads(lines[0])
+        assert (code, len(lines), said["kind"]) == (77, 1, "device")
+        assert said["said"].startswith("no device: ")

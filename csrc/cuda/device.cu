@@ -21,8 +21,7 @@ Device describe(int device) {
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   cudaFuncAttributes compiled{};
   if (cudaFuncGetAttributes(&compiled, probe) != cudaSuccess) compiled.ptxVersion = 0;
-  Device found{
-      std::min(10 * major + minor, compiled.ptxVersion), multiprocessors, bytes, int64_t{1} << 21, {}};
+  Device found{std::min(10 * major + minor, compiled.ptxVersion), multiprocessors, bytes, kPatience, {}};
   if (found.capability < 90) return found;
   // blocks of the largest size, which run alone on a multiprocessor
   cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

@@ -20,6 +20,19 @@ RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
   return s + 1 == r.steps || b >= rows_of(r, s + 1);
 }
 
+// Waiting for another block, which may never run: asked after a look in vain, and not often, for the host's
+// memory is far.
+struct Patience {
+  const Links& links;
+  int64_t since = 0;
+
+  RNNFAST_INLINE bool ends() {
+    const int64_t now = nanoseconds();
+    if (!since) since = now;
+    return now - since > links.patience || *links.failed;
+  }
+};
+
 // h or da of a step, on its way from the threads that made it to the blocks that need all of it: buffers
 // [rows, ld] in shared memory. How it goes there depends on who needs it:
 //   one block (not kTeam): into the buffer, and a barrier of the block ends the step;
@@ -29,6 +42,8 @@ RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
 // Steps take two buffers (of packets: places) in turn, which is enough: who sends for a step has all of the
 // step before, whose senders had done with the one before that. Packets need but one buffer, because whoever
 // receives the next step is past a barrier behind which no warp reads what came for this one.
+// Who waits in vain is lost: it tells the host, reads NaN from then on, waits no more, and goes on sending to
+// the last step, so that all others end too.
 template <class E, bool kTeam>
 struct Exchange {
   const Links& links;
@@ -43,9 +58,25 @@ struct Exchange {
   RNNFAST_INLINE E* buffer(int step) const { return buffers + (step & (buffer_count() - 1)) * rows * ld; }
   RNNFAST_INLINE uint64_t* arrival(int step) const { return arrivals + (step & 1); }
   RNNFAST_INLINE void expect(int step) const {
-    if (thread_index() == 0)
-      mbarrier_expect(arrival(step), static_cast<uint32_t>(rows * numbers * sizeof(E)));
+    if (thread_index() != 0) return;
+    const uint32_t bytes = static_cast<uint32_t>(rows * numbers * sizeof(E));
+    if (lost)  // the phase has not ended: bytes that nobody waits for must not overflow its count
+      mbarrier_expect_more(arrival(step), bytes);
+    else
+      mbarrier_expect(arrival(step), bytes);
   }
+
+  RNNFAST_INLINE E nan() const {
+    E values[kWord<E>];
+    numbers_of(kNanWord<E>, values);
+    return values[0];
+  }
+  // what came for `step`
+  RNNFAST_INLINE E number(int step, int row, int k) const {
+    return lost ? nan() : buffer(step)[row * ld + k];
+  }
+  // of a product, the first word of a row that came: NaN makes all sums of the row NaN
+  RNNFAST_INLINE uint32_t first_word(const E* p) const { return lost ? kNanWord<E> : load_word(p); }
 
   // What every block has put into its own shared memory is there, and others may send to it.
   RNNFAST_INLINE void begin() const {
@@ -99,16 +130,27 @@ struct Exchange {
     if (!kTeam) block_barrier();
   }
 
-  // What was sent for `step`, counted from 1, stands in its buffer. A packet that never comes (a bounded
-  // wait) is NaN, and the host is told.
+  // After the last step. Others may still send to a block of a cluster that did not wait for them, and what
+  // they have sent takes some microseconds.
+  RNNFAST_INLINE void end() const {
+    if (!kTeam || !links.cluster || !lost) return;
+    cluster_barrier();
+    for (const int64_t since = nanoseconds(); nanoseconds() - since < 100'000;) pause();
+  }
+
+  // What was sent for `step`, counted from 1, stands in its buffer.
   RNNFAST_INLINE void receive(int step) {
     if constexpr (kTeam) {
       if (links.cluster) {
-        mbarrier_wait(arrival(step), ((step - 1) >> 1) & 1);
+        Patience patience{links};
+        while (!lost && !mbarrier_try_wait(arrival(step), ((step - 1) >> 1) & 1))
+          if ((lost = patience.ends())) *links.failed = 1;
         expect(step + 2);
         return;
       }
       constexpr int kAtOnce = 8;  // loads on their way: each takes as long as a product
+      constexpr int kTurns = 64;  // some 30 microseconds
+      Patience patience{links};
       const int count = rows / kWord<E> * numbers;
       const uint64_t* const from = places + (step & 1) * count;
       const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
@@ -121,8 +163,8 @@ struct Exchange {
         for (int j = 0; j < kAtOnce; ++j) {
           const int i = first + j * block_size();
           if (i >= count) continue;
-          for (int64_t turn = 0; static_cast<uint32_t>(packet[j] >> 32) != wanted && !lost; ++turn) {
-            lost = turn > links.patience || (turn % 1024 == 1023 && *links.failed);
+          for (int turn = 1; static_cast<uint32_t>(packet[j] >> 32) != wanted && !lost; ++turn) {
+            if (turn % kTurns == 0) lost = patience.ends();
             pause();
             packet[j] = load_packet(from + i);
           }

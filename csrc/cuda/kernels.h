@@ -122,16 +122,17 @@ struct Links {
   bool cluster;
   int64_t first_step;  // of the walk, in this launch; on a grid: what a packet's number is counted from
   uint64_t* places;  // of a grid: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
-  int64_t patience;  // on a grid: turns of waiting for another block
-  volatile uint32_t* failed;  // on a grid: becomes 1 when a block waited in vain
+  int64_t patience;  // nanoseconds of waiting for another block
+  volatile uint32_t* failed;  // becomes 1 when a block waited in vain
 };
 
-constexpr int kMostBlocks = 16;  // of a cluster
+constexpr int kMostBlocks = 16;               // of a cluster
+constexpr int64_t kPatience = 2'000'000'000;  // nanoseconds
 struct Device {
   int capability;  // 10 times major plus minor
   int multiprocessors;
   int64_t shared_bytes;           // that a block may have
-  int64_t patience;               // turns of waiting for another block before one gives up
+  int64_t patience;               // nanoseconds of waiting for another block before one gives up
   int clusters[kMostBlocks + 1];  // [n]: how many clusters of n blocks run at once
 };
 // the current one
@@ -140,6 +141,13 @@ Device current_device();
 bool capturing(void* stream);
 // a word that host and device see, for Links::failed; null where there is none
 uint32_t* failure_word();
+// whether a kernel that has ended waited in vain, since this was asked last
+inline bool take_failure() {
+  volatile uint32_t* const word = failure_word();
+  if (!word || !*word) return false;
+  *word = 0;
+  return true;
+}
 
 // Where the rows of a walk stand: row b of its step s. Sequences of equal length: first + s step + b stride.
 // Others, longest first: first + offsets[t] + b for the b below sizes[t], t being s, or steps - 1 - s in

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 
 namespace rnnfast::cuda {
@@ -23,9 +24,15 @@ std::atomic<Forced>& forced() {
   return value;
 }
 
-std::atomic<Forced>& last() {
-  static std::atomic<Forced> value{kFree};
-  return value;
+// the device of set_device, of capability 0 where there is none; and what ran last
+struct State {
+  std::mutex mutex;
+  Device device{};
+  LastRun last{"", kOneLaunchAStep};
+};
+State& state() {
+  static State instance;
+  return instance;
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -135,17 +142,61 @@ ResidentPlan make_plan(const Shape& s) {
   return kOneLaunchAStep;
 }
 
-Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes) {
-  Device device{capability, multiprocessors, shared_bytes, int64_t{1} << 21, {}};
-  for (int n = 1; n <= kMostBlocks && capability >= 90; ++n)
-    device.clusters[n] =
-        multiprocessors / kMostBlocks * (kMostBlocks / n) + multiprocessors % kMostBlocks / n;
+Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes, int clusters_of_16) {
+  Device device{capability, multiprocessors, shared_bytes, kPatience, {}};
+  const int most = multiprocessors / kMostBlocks,
+            whole = clusters_of_16 < 0 || clusters_of_16 > most ? most : clusters_of_16;
+  for (int n = 1; n <= kMostBlocks && capability >= 90; ++n) {
+    device.clusters[n] = whole * (kMostBlocks / n);
+    for (int rest = multiprocessors - whole * kMostBlocks; rest > 0; rest -= kMostBlocks - 1)
+      device.clusters[n] += (rest < kMostBlocks ? rest : kMostBlocks - 1) / n;
+  }
+  return device;
+}
+
+void set_device(int capability, int multiprocessors, int clusters_of_16) {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  state().device = assumed_device(capability, multiprocessors, 0, clusters_of_16);
+}
+
+Device planned_device(const Device& real) {
+  Device device;
+  {
+    const std::lock_guard<std::mutex> lock(state().mutex);
+    device = state().device;
+  }
+  if (device.capability == 0) return real;
+  const auto check = [](const char* what, int asked, int there) {
+    if (asked > there)
+      throw std::runtime_error("set_cuda_device: " + std::to_string(asked) + " is asked for as the " + what +
+                               ", this GPU has " + std::to_string(there));
+  };
+  check("compute capability (10 times major plus minor)", device.capability, real.capability);
+  check("multiprocessors", device.multiprocessors, real.multiprocessors);
+  device.shared_bytes = real.shared_bytes, device.patience = real.patience;
+  for (int n = 1; n <= kMostBlocks; ++n)
+    if (device.clusters[n] > real.clusters[n]) device.clusters[n] = real.clusters[n];
   return device;
 }
 
 void set_kernel(const std::string& name) { forced().store(parse(name.c_str())); }
 
-std::string last_kernel() { return kNames[last().load()]; }
+void set_last_run(const char* op, const ResidentPlan& plan) {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  state().last = {op, plan};
+}
+
+LastRun last_run() {
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  return state().last;
+}
+
+const char* kernel_name(const ResidentPlan& plan) { return kNames[plan.tiles ? kResident : kStepwise]; }
+
+const char* team_name(const ResidentPlan& plan) {
+  constexpr const char* names[] = {"block", "cluster", "grid"};
+  return names[static_cast<int>(plan.team)];
+}
 
 std::string forced_kernel() { return kNames[forced().load()]; }
 
@@ -157,7 +208,6 @@ ResidentPlan choose_plan(const Shape& shape) {
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
         "allowed) float32, without projection, and no wider and with no larger a batch than the device's "
         "registers and shared memory hold");
-  last().store(plan.tiles ? kResident : kStepwise);
   return plan;
 }
 

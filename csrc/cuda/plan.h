@@ -20,16 +20,31 @@ constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0};
 
 ResidentPlan make_plan(const Shape& shape);
 
-// A device like Hopper's first ones: a cluster lies within 16 multiprocessors.
-Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes);
+// A device like Hopper's first ones: a cluster lies within a group of multiprocessors. So many groups have
+// 16, the rest of the multiprocessors stand in groups of less; -1: as many as there can be.
+Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes, int clusters_of_16 = -1);
+
+// Plan as for a device with so much less than the real one; capability 0 ends that.
+void set_device(int capability, int multiprocessors, int clusters_of_16 = -1);
+// What there is to plan for on this one. Throws std::runtime_error where set_device asks for more.
+Device planned_device(const Device& real);
 
 // "" lets make_plan choose, "stepwise" or "resident" forces; RNNFAST_CUDA_KERNEL from the start. Throws
 // std::runtime_error for another name.
 void set_kernel(const std::string& name);
 std::string forced_kernel();
 
-// what choose_plan chose last in this process: for tests
-std::string last_kernel();
+// The last call of this process, which the ops tell: for tests, benchmarks and rnnfast.info
+struct LastRun {
+  std::string op;  // "" before the first
+  ResidentPlan plan;
+};
+void set_last_run(const char* op, const ResidentPlan& plan);
+LastRun last_run();
+
+// "resident" or "stepwise"; "block", "cluster" or "grid"
+const char* kernel_name(const ResidentPlan& plan);
+const char* team_name(const ResidentPlan& plan);
 
 // make_plan's, or the forced one. Throws std::runtime_error where the forced kernel cannot do it.
 ResidentPlan choose_plan(const Shape& shape);

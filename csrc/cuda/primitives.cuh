@@ -24,7 +24,7 @@ RNNFAST_INLINE int block_size() { return static_cast<int>(blockDim.x); }
 // What all threads of a block have written to shared memory is there for all after it.
 RNNFAST_INLINE void block_barrier() { __syncthreads(); }
 
-// The same for all blocks of a cluster. A device without clusters is never asked to.
+// The same for all threads of a cluster that have not left. A device without clusters is never asked to.
 RNNFAST_INLINE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -56,21 +56,31 @@ RNNFAST_INLINE void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
                : "memory");
 #endif
 }
-// until the phase of this parity has ended; then what was stored is there
-RNNFAST_INLINE void mbarrier_wait(const uint64_t* barrier, int parity) {
+// the phase that is under way takes so many bytes more: no new one is begun
+RNNFAST_INLINE void mbarrier_expect_more(uint64_t* barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
-  uint32_t ended = 0;
-  while (!ended)
-    asm volatile(
-        "{\n"
-        ".reg .pred ended;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, ended;\n"
-        "}"
-        : "=r"(ended)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
 #endif
+}
+// Whether the phase of this parity has ended, and what was stored is there; waits for it, but a millisecond
+// or so at most.
+RNNFAST_INLINE bool mbarrier_try_wait(const uint64_t* barrier, int parity) {
+  uint32_t ended = 0;
+#if __CUDA_ARCH__ >= 900
+  constexpr uint32_t kNanoseconds = 1'000'000;
+  asm volatile(
+      "{\n"
+      ".reg .pred ended;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2, %3;\n"
+      "selp.u32 %0, 1, 0, ended;\n"
+      "}"
+      : "=r"(ended)
+      : "r"(shared_address(barrier)), "r"(parity), "r"(kNanoseconds)
+      : "memory");
+#endif
+  return ended;
 }
 // A word to this place in the shared memory of block `rank` of the cluster, which its barrier counts
 RNNFAST_INLINE void store_async(void* place, uint32_t word, const uint64_t* barrier, int rank) {
@@ -183,6 +193,13 @@ RNNFAST_INLINE uint64_t load_packet(const uint64_t* p) {
 
 // between two looks at what another block has to write
 RNNFAST_INLINE void pause() {}
+
+// of a clock that goes on while the kernel waits for its turn on the device
+RNNFAST_INLINE int64_t nanoseconds() {
+  int64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
 
 // c [16, 8] += a [16, 8 words] b [8 words, 8] by a warp, in float. Lane l has of a: row l / 4 (a[0], a[2])
 // and l / 4 + 8 (a[1], a[3]), words l % 4 (a[0], a[1]) and l % 4 + 4 (a[2], a[3]); of b: column l / 4, the

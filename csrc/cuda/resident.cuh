@@ -157,7 +157,8 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
       from += part * length;
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const uint32_t low = load_word(from + t * kTile<E>), high = load_word(from + t * kTile<E> + kHigh);
+        const uint32_t low = t ? load_word(from + t * kTile<E>) : exchange.first_word(from);
+        const uint32_t high = load_word(from + t * kTile<E> + kHigh);
 #pragma unroll
         for (int i = 0; i < kSums / 2; ++i) multiply_tile<E>(sum[i], w[i][t], low, high);
       }
@@ -176,8 +177,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
         for (int k = 0; k < kBlocks; ++k)
 #pragma unroll
           for (int n = 0; n < 2; ++n)
-            if (unit_of(k) < p.H)
-              sent[k][n] = exchange.buffer(s)[(tile * kBatch + column + n) * ld + unit_of(k)];
+            if (unit_of(k) < p.H) sent[k][n] = exchange.number(s, tile * kBatch + column + n, unit_of(k));
       }
       if constexpr (kTeam) {
         parts.leave(part > 0, place, lane, [&](int i) { return sum[i / 4][i % 4]; });
@@ -225,6 +225,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
     }
     exchange.finish();
   }
+  exchange.end();
 }
 
 // dL/dh of 16 units is made by two warps or more, each over a part of the sum; the first two then have the
@@ -315,8 +316,10 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
     A sum[2][4] = {};
     const E* const da = exchange.buffer(from) + (tile * kBatch + row) * ld + part * length + offset;
 #pragma unroll
-    for (int t = 0; t < kOwn; ++t)  // two chains, for the instruction's latency
-      multiply_tile<E>(sum[t % 2], w[t], load_word(da + t * kTile<E>), load_word(da + t * kTile<E> + kHigh));
+    for (int t = 0; t < kOwn; ++t) {  // two chains, for the instruction's latency
+      const uint32_t low = t ? load_word(da + t * kTile<E>) : exchange.first_word(da);
+      multiply_tile<E>(sum[t % 2], w[t], low, load_word(da + t * kTile<E> + kHigh));
+    }
     for (int t = 0; t < held_tiles; t += 2)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -404,6 +407,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
       if (mine(tile, n) && batch_of(tile, n) < rows_of(p.rows, 0)) leave(tile, n, dh[n]);
     }
   }
+  exchange.end();
 }
 
 // the blocks of all teams

@@ -1,5 +1,5 @@
-// The ops of a GPU as rnnfast_emulated::*, on CPU tensors: the same glue, the same kernels, with the device
-// emulated.
+// The ops of a GPU as rnnfast_emulated::*, on CPU tensors: the same glue, the same kernels (csrc/cuda/*.cu),
+// with the device emulated.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -7,19 +7,10 @@
 #include "cuda_tensors.h"
 
 #include "cuda/plan.h"
-#include "cuda/resident.cuh"
-#include "cuda/stepwise.cuh"
+#include "cuda/primitives.cuh"
 #include "ops.h"
 
 namespace rnnfast::cuda {
-RNNFAST_STEPWISE(float)
-RNNFAST_STEPWISE(double)
-RNNFAST_STEPWISE(Bfloat16)
-RNNFAST_STEPWISE(Half)
-RNNFAST_RESIDENT(Bfloat16)
-RNNFAST_RESIDENT(Half)
-RNNFAST_RESIDENT(float)
-
 Device device = assumed_device(90, 132, 232448);
 bool is_capturing = false;
 bool capturing(void*) { return is_capturing; }
@@ -41,20 +32,28 @@ TORCH_LIBRARY(rnnfast_emulated, m) {
 
 TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
   m.def("set_kernel(str name) -> ()", [](const std::string& name) { rnnfast::cuda::set_kernel(name); });
-  m.def("set_device(int capability, int multiprocessors) -> ()",
-        [](int64_t capability, int64_t multiprocessors) {
-          rnnfast::cuda::device = rnnfast::cuda::assumed_device(static_cast<int>(capability),
-                                                                static_cast<int>(multiprocessors), 232448);
+  m.def("set_device(int capability, int multiprocessors, int clusters_of_16=-1) -> ()",
+        [](int64_t capability, int64_t multiprocessors, int64_t clusters_of_16) {
+          rnnfast::cuda::set_device(static_cast<int>(capability), static_cast<int>(multiprocessors),
+                                    static_cast<int>(clusters_of_16));
         });
-  m.def("lose_packets(bool lose) -> ()", [](bool lose) {
-    rnnfast::cuda::loses_packets = lose;
-    rnnfast::cuda::device.patience = lose ? 50 : 1 << 21;
+  // of a device that loses what is sent, blocks have little patience
+  m.def("lose(int each, int silent_block) -> ()", [](int64_t each, int64_t silent_block) {
+    rnnfast::cuda::loses_each = static_cast<int>(each);
+    rnnfast::cuda::silent_block = static_cast<int>(silent_block);
+    rnnfast::cuda::device.patience = each || silent_block >= 0 ? 300'000 : rnnfast::cuda::kPatience;
   });
+  m.def("take_failure() -> bool", [] { return rnnfast::cuda::take_failure(); });
   m.def("let_warps_fall_behind(bool let) -> ()", [](bool let) { rnnfast::cuda::warps_fall_behind = let; });
   m.def("set_capturing(bool capturing) -> ()",
         [](bool capturing) { rnnfast::cuda::is_capturing = capturing; });
   m.def("set_chunk_bytes(int bytes) -> ()", [](int64_t bytes) { rnnfast::cuda::chunk_bytes = bytes; });
-  m.def("last_kernel() -> str", [] { return rnnfast::cuda::last_kernel(); });
+  m.def("last_run() -> (str, str, str, int[])", [] {
+    const auto [op, plan] = rnnfast::cuda::last_run();
+    return std::tuple<std::string, std::string, std::string, std::vector<int64_t>>(
+        op, kernel_name(plan), team_name(plan),
+        {plan.blocks, plan.warps, plan.split, plan.held, plan.batches});
+  });
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_emulated, CPU, m) {

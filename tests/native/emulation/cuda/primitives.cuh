@@ -33,6 +33,10 @@ constexpr int kLanes = 32;
 
 // whether now and then a warp is not run for many rounds
 inline bool warps_fall_behind = false;
+// of what is sent to another block every so many stores never arrive; 0: all do
+inline int loses_each = 0;
+// of each cluster a block whose stores to others never arrive; -1: none
+inline int silent_block = -1;
 
 // The blocks of one cluster: all their threads are fibers, and run until they have to wait for others.
 class Cluster {
@@ -69,16 +73,16 @@ class Cluster {
       makecontext(&fiber.context, &Cluster::enter, 0);
     }
     int last_of_all = kLate;  // round that a warp is not run in
-    for (int round = 0;; ++round) {
+    for (round_ = 0;; ++round_) {
       ready.clear();
       bool alive = false;
       for (int i = 0; i < static_cast<int>(fibers_.size()); ++i) {
         if (fibers_[i].done) continue;
         alive = true;
-        if (!fibers_[i].waits && round >= runs_from_[i / kLanes]) ready.push_back(i);
+        if (!fibers_[i].waits && round_ >= runs_from_[i / kLanes]) ready.push_back(i);
       }
       if (!alive) break;
-      if (ready.empty() && round > last_of_all) {
+      if (ready.empty() && round_ > last_of_all) {
         std::fprintf(stderr, "emulation: block %lld is deadlocked: a thread waits for one that has left\n",
                      static_cast<long long>(first_));
         std::abort();
@@ -86,7 +90,7 @@ class Cluster {
       let_some_be_seen();
       if (warps_fall_behind && random_() % 16 == 0) {
         int& from = runs_from_[random_() % runs_from_.size()];
-        from = std::max<int>(from, round + random_() % kBehind);
+        from = std::max<int>(from, round_ + random_() % kBehind);
         last_of_all = std::max(last_of_all, from);
       }
       // all that are ready, in a random order; who becomes ready meanwhile comes in the next round
@@ -123,10 +127,8 @@ class Cluster {
     meet_warp();
   }
   template <class V>
-  V given_by(int lane) const {
-    V value;
-    std::memcpy(&value, &given_[now_ / kLanes * kLanes + lane], sizeof(V));
-    return value;
+  const V& given_by(int lane) const {
+    return *reinterpret_cast<const V*>(&given_[now_ / kLanes * kLanes + lane]);
   }
   void take() { meet_warp(); }
 
@@ -145,7 +147,13 @@ class Cluster {
   }
 
   void meet_block() { meet(1 + block(), block() * threads_, threads_); }
-  void meet_all() { meet(0, 0, static_cast<int>(fibers_.size())); }
+  // who has left is not waited for
+  void meet_all() {
+    ++came_[0];
+    if (all_came()) return go_on(0, 0, static_cast<int>(fibers_.size()));
+    fibers_[now_].waits = true;
+    rest();
+  }
 
   int block() const { return now_ / threads_; }
   int thread() const { return now_ % threads_; }
@@ -154,6 +162,8 @@ class Cluster {
   char* shared(int block) { return reinterpret_cast<char*>(shared_[block].data()); }
   size_t shared_bytes() const { return bytes_; }
   int blocks() const { return static_cast<int>(shared_.size()); }
+  // a round of all fibers takes a microsecond
+  int64_t nanoseconds() const { return 1000 * int64_t{1 + round_}; }
 
  private:
   static constexpr size_t kStack = 64 * 1024;
@@ -166,7 +176,7 @@ class Cluster {
     std::function<void()> store;
   };
   struct Given {
-    uint64_t words[4];
+    uint64_t words[6];
   };
   struct Fiber {
     ucontext_t context;
@@ -179,6 +189,8 @@ class Cluster {
     Cluster& cluster = *current();
     cluster.body_(cluster.argument_);
     cluster.fibers_[cluster.now_].done = true;
+    ++cluster.left_;
+    if (cluster.came_[0] && cluster.all_came()) cluster.go_on(0, 0, static_cast<int>(cluster.fibers_.size()));
     _longjmp(cluster.scheduler_, 1);
   }
 
@@ -195,14 +207,15 @@ class Cluster {
   void meet_warp() { meet(1 + blocks() + now_ / kLanes, now_ / kLanes * kLanes, kLanes); }
 
   __attribute__((noinline)) void meet(int place, int first, int count) {
-    if (++came_[place] == count) {
-      came_[place] = 0;
-      for (int i = 0; i < count; ++i) fibers_[first + i].waits = false;
-      return;
-    }
+    if (++came_[place] == count) return go_on(place, first, count);
     fibers_[now_].waits = true;
     rest();
   }
+  void go_on(int place, int first, int count) {
+    came_[place] = 0;
+    for (int i = 0; i < count; ++i) fibers_[first + i].waits = false;
+  }
+  bool all_came() const { return came_[0] == static_cast<int>(fibers_.size()) - left_; }
 
   // each late store with an even chance, those to one place in their order
   void let_some_be_seen() {
@@ -222,7 +235,7 @@ class Cluster {
   const int64_t first_;
   const int threads_;
   const size_t bytes_;
-  int now_ = 0;
+  int now_ = 0, round_ = 0, left_ = 0;
   std::vector<Fiber> fibers_;
   std::vector<Given> given_;
   std::vector<Late> late_;
@@ -265,9 +278,15 @@ struct Mbarrier {
   int32_t missing;  // bytes; less than none where they come before they are expected
   uint16_t expected, phase;
 
-  void settle() {
+  void add(int64_t bytes) {
+    missing += static_cast<int32_t>(bytes);
+    if (std::abs(missing) >= kMostBytes) {
+      std::fprintf(stderr, "emulation: a mbarrier counts %d bytes, more than it can\n", missing);
+      std::abort();
+    }
     if (expected && missing == 0) expected = 0, ++phase;
   }
+  static constexpr int kMostBytes = 1 << 20;
 };
 inline void mbarrier_init(uint64_t* barrier) { *reinterpret_cast<Mbarrier*>(barrier) = {}; }
 inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
@@ -276,17 +295,22 @@ inline void mbarrier_expect(uint64_t* barrier, uint32_t bytes) {
     std::fprintf(stderr, "emulation: a mbarrier was told twice what to expect\n");
     std::abort();
   }
-  b.missing += bytes;
-  b.settle();
+  b.add(bytes);
 }
-inline void mbarrier_wait(const uint64_t* barrier, int parity) {
-  for (int turn = 0; reinterpret_cast<const volatile Mbarrier*>(barrier)->phase % 2 == parity; ++turn) {
-    if (turn > 100000) {
-      std::fprintf(stderr, "emulation: what a mbarrier counts did not come\n");
-      std::abort();
-    }
-    Cluster::current()->rest();
-  }
+inline void mbarrier_expect_more(uint64_t* barrier, uint32_t bytes) {
+  reinterpret_cast<Mbarrier*>(barrier)->add(bytes);
+}
+inline bool mbarrier_try_wait(const uint64_t* barrier, int parity) {
+  const auto ended = [&] { return reinterpret_cast<const volatile Mbarrier*>(barrier)->phase % 2 != parity; };
+  if (!ended()) Cluster::current()->rest();
+  return ended();
+}
+inline int64_t nanoseconds() { return Cluster::current()->nanoseconds(); }
+
+// whether a store to another block is one of those that never arrive
+inline bool is_lost() {
+  static int64_t count = 0;
+  return Cluster::current()->block() == silent_block || (loses_each && ++count % loses_each == 0);
 }
 inline void store_async(void* place, uint32_t word, uint64_t* barrier, int rank) {
   if (Cluster::current()->blocks() < 2) {
@@ -295,24 +319,22 @@ inline void store_async(void* place, uint32_t word, uint64_t* barrier, int rank)
   }
   uint32_t* const to = peer(static_cast<uint32_t*>(place), rank);
   Mbarrier* const counter = reinterpret_cast<Mbarrier*>(peer(barrier, rank));
+  if (is_lost()) return;
   Cluster::current()->store_late(to, [=] {
     if (Cluster::current()->left(rank)) {
       std::fprintf(stderr, "emulation: a store to the shared memory of a block that has left\n");
       std::abort();
     }
     *to = word;
-    counter->missing -= sizeof word;
-    counter->settle();
+    counter->add(-static_cast<int64_t>(sizeof word));
   });
 }
 
 inline void prefetch(const void*) {}
 
-// A store is seen late: when the scheduler says so. Every hundredth never, if packets are lost.
-inline bool loses_packets = false;
+// A store is seen late: when the scheduler says so.
 inline void store_packet(uint64_t* p, uint64_t v) {
-  static int count = 0;
-  if (!loses_packets || ++count % 100) Cluster::current()->store_late(p, [=] { *p = v; });
+  if (!is_lost()) Cluster::current()->store_late(p, [=] { *p = v; });
 }
 inline uint64_t load_packet(const uint64_t* p) { return *p; }
 inline void pause() { Cluster::current()->rest(); }
@@ -403,20 +425,26 @@ constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
 // The matrix instruction as csrc/cuda/primitives.cuh describes it, from the operands of all lanes
 template <class E>
 void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
-  struct Operands {
-    uint32_t a[4], b[2];
-  };
   constexpr int kNumbers = 4 / sizeof(E);
+  struct Operands {
+    float a[4][kNumbers], b[2][kNumbers];
+  } mine;
+  const auto widen = [](uint32_t word, float* to) {
+    E numbers[2];
+    numbers_of(word, numbers);
+    for (int n = 0; n < kNumbers; ++n) to[n] = widened(numbers[n]);
+  };
+  for (int i = 0; i < 4; ++i) widen(a[i], mine.a[i]);
+  widen(b0, mine.b[0]), widen(b1, mine.b[1]);
   Cluster& cluster = *Cluster::current();
-  cluster.give(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  cluster.give(mine);
   const int lane = thread_index() % kLanes;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     for (int word = 0; word < 8; ++word) {
-      E left[2], right[2];
-      numbers_of(cluster.given_by<Operands>(row % 8 * 4 + word % 4).a[row / 8 + word / 4 * 2], left);
-      numbers_of(cluster.given_by<Operands>(column * 4 + word % 4).b[word / 4], right);
-      for (int n = 0; n < kNumbers; ++n) c[i] += widened(left[n]) * widened(right[n]);
+      const float* const left = cluster.given_by<Operands>(row % 8 * 4 + word % 4).a[row / 8 + word / 4 * 2];
+      const float* const right = cluster.given_by<Operands>(column * 4 + word % 4).b[word / 4];
+      for (int n = 0; n < kNumbers; ++n) c[i] += left[n] * right[n];
     }
   }
   cluster.take();
