@@ -12,15 +12,16 @@ BENCH_ARGS ?=
 
 PY     := $(VENV)/bin/python
 CSRC   := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-NATIVE := $(wildcard tests/native/*.cpp tests/native/*.h tests/native/*.cu tests/native/emulation/cuda/*)
+NATIVE := $(shell find tests/native -type f)
 # The stamp of the compiled extension; without a compiled file beside the package the stamp means nothing.
 EXT    := $(VENV)/.extension
 FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 
 # gpu-check runs in the machine's own environment: its torch is the one for its GPU.
 GPU_PYTHON ?= python3
+GPU_ARGS   ?=
 
-.PHONY: gpu-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
+.PHONY: gpu-check device-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 build: $(EXT)
@@ -48,14 +49,14 @@ bench-run bench-memory bench-smooth bench-conditions: bench-%: $(EXT)
 bench-pytest: $(EXT)
 	$(PY) -m pytest benchmarks $(TEST_ARGS)
 
-# What needs a GPU, in one go: build, tests, rows against torch.nn (cuDNN), and the same tests under sanitizers.
+# What needs a GPU, in stages that end at a limit each: device_check, CUDA tests, rows against torch.nn (cuDNN),
+# and in a second run sanitizers and a profiler. GPU_ARGS: --run second, --out FOLDER, --stages NAME ...
 gpu-check:
-	RNNFAST_CUDA=1 $(GPU_PYTHON) setup.py build_ext --inplace
-	$(GPU_PYTHON) -m pytest tests/test_cuda.py tests/test_cuda_kernels.py -k "not emulat and not compiles" $(TEST_ARGS)
-	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS)
-	for tool in memcheck racecheck synccheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
-	    $(GPU_PYTHON) -m pytest -q tests/test_cuda.py -k "[cuda-1] or [cuda-2] or [cuda-7] or [cuda-11] or [cuda-1-641] or [cuda-6-1030]" || exit 1; done
+	$(GPU_PYTHON) tests/gpu_check.py $(GPU_ARGS)
+
+# The program that it starts, which needs nothing on the machine but a driver; compiled here, it saves the time there.
+device-check:
+	$(GPU_PYTHON) tests/gpu_check.py --build-device-check
 
 lint: $(VENV)/.package
 	$(PY) -m ruff check .

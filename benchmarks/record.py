@@ -48,9 +48,12 @@ def meta(threads: int, command: str) -> dict:
         onnxruntime = None
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
+        try:
+            result = subprocess.run(
+                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
+            )
+        except FileNotFoundError:  # a borrowed machine may have no git
+            return ""
         return result.stdout.strip() if result.returncode == 0 else ""
 
     def cpu() -> str:
@@ -61,13 +64,14 @@ def meta(threads: int, command: str) -> dict:
     # what an earlier part of the same bench has just written is no change
     status = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results")
     changed = "+changes" if status else ""
+    commit = git("rev-parse", "--short", "HEAD") or os.environ.get("RNNFAST_COMMIT") or "none"
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "cpu": cpu(),
         "isa": rnnfast.info.isa(),
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast) if module},
-        "commit": (git("rev-parse", "--short", "HEAD") or "none") + changed,
+        "commit": commit + changed,
         "threads": threads,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
@@ -85,8 +89,12 @@ def machine(result: dict) -> str:
 
 
 def save(result: dict, folder: Path, name: str) -> None:
+    """Whoever is killed while saving leaves what was saved before."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    target = folder / f"{name}.json"
+    unfinished = target.with_suffix(".json.part")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(target)
 
 
 Table = tuple[list[str], list[list[str]]]  # column names, and a line of cells for each row

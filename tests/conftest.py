@@ -1,11 +1,16 @@
-"""Fixtures every test shares, and the guard that nothing can pass without the compiled extension."""
+"""Fixtures every test shares, the guard that nothing can pass without the compiled extension, and what keeps
+one test on a GPU from making others red or green."""
 
+import os
+import re
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 
 import pytest
 import torch
 
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
+NO_DEVICE = 77  # exit status
+FAILED = pytest.StashKey[bool]()  # of a test: whether a part of it has failed
 
 
 def _why_not_compiled():
@@ -29,6 +34,63 @@ def pytest_sessionstart(session):
     reason = _why_not_compiled()
     if reason is not None:
         pytest.exit(f"{reason}. Build it first: pip install --no-build-isolation -e .", returncode=1)
+    if asks_for_a_gpu(session.config.getoption("markexpr")):
+        _check_gpu()
+
+
+def asks_for_a_gpu(chosen):
+    """Whether `pytest -m chosen` runs tests of a GPU alone, and must not be green where none can run."""
+    return bool(re.search(r"\bgpu\b", chosen)) and not re.search(r"\bnot\s+gpu\b", chosen)
+
+
+def _check_gpu():
+    from rnnfast import _C
+
+    if not torch.cuda.is_available():
+        pytest.exit("no device: torch sees no GPU here", returncode=NO_DEVICE)
+    if not _C.build_info()["cuda"]:
+        pytest.exit("rnnfast was built without CUDA kernels (RNNFAST_CUDA=1 builds them)", returncode=1)
+
+
+def _was_on_a_gpu(item):
+    return item.get_closest_marker("gpu") is not None and torch.cuda.is_initialized()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Leaves a process whose CUDA context is lost, for there every later test would fail.
+
+    Under pytest-xdist a new worker goes on with the next test: the report of this one has been sent, and
+    xdist says of this one, once more, that the worker crashed.
+    """
+    result = yield
+    if _was_on_a_gpu(item) and item.stash.get(FAILED, False):
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            if hasattr(item.config, "workerinput"):
+                os._exit(1)
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            pytest.exit(f"the CUDA context is lost: {reason}", returncode=1)
+    return result
+
+
+@pytest.fixture(autouse=True)
+def gpu_is_done(request):
+    """What a test on a GPU started has ended, and well, before the next test begins."""
+    yield
+    if _was_on_a_gpu(request.node):
+        from rnnfast import info
+
+        torch.cuda.synchronize()
+        assert not info.cuda_failure(), "a block of a CUDA kernel waited in vain for another"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +111,7 @@ def settings_restored():
     info.set_isa(None)
     info.set_split(None)
     info.set_cuda_kernel(None)
+    info.set_cuda_device(None)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     for of, precision in zip(products, precisions, strict=True):
