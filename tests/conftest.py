@@ -29,6 +29,20 @@ def _why_not_compiled():
     return None
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--own-warnings",
+        action="store_true",
+        help="of warnings only rnnfast's are errors: for another torch than the one of the Makefile",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--own-warnings"):
+        for line in "default", "error:::rnnfast":
+            config.addinivalue_line("filterwarnings", line)
+
+
 def pytest_sessionstart(session):
     """Fail the whole run, rather than skip, when there is nothing compiled to test."""
     reason = _why_not_compiled()

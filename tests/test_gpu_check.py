@@ -472,9 +472,11 @@ def test_comes_after(): assert not started
 FAILED = ["test_a_block_waits_in_vain", "test_fails_before_cuda_is_there", "test_loses_the_context"]
 
 
-def pytest_with(folder, *arguments):
-    (folder / "test_planted.py").write_text(ON_A_GPU)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: as in pyproject.toml\n")
+def pytest_with(folder, *arguments, tests=ON_A_GPU):
+    (folder / "test_planted.py").write_text(tests)
+    (folder / "pytest.ini").write_text(
+        "[pytest]\nmarkers = gpu: as in pyproject.toml\nfilterwarnings = error\n"
+    )
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-v", "-p", "conftest", "-p", "no:cacheprovider", *arguments]
@@ -508,3 +510,19 @@ def test_under_xdist_the_next_test_runs_in_a_new_process(tmp_path):
 )
 def test_who_chooses_the_tests_of_a_gpu_alone_is_told_that_there_is_none(chosen, alone):
     assert conftest.asks_for_a_gpu(chosen) == alone
+
+
+WARNINGS = """
+import warnings
+
+def test_of_rnnfast(): warnings.warn_explicit("a", UserWarning, "a.py", 1, module="rnnfast.nn")
+def test_of_torch(): warnings.warn_explicit("b", UserWarning, "b.py", 1, module="torch.nn.modules.rnn")
+"""
+
+
+@pytest.mark.parametrize("option, harmless", [([], []), (["--own-warnings"], ["test_of_torch"])])
+def test_of_warnings_only_our_own_are_errors_where_that_is_asked_for(tmp_path, option, harmless):
+    code, passed, failed, _ = pytest_with(tmp_path, *option, tests=WARNINGS)
+    assert code == 1
+    assert passed == harmless
+    assert sorted(passed + failed) == ["test_of_rnnfast", "test_of_torch"]

@@ -53,7 +53,7 @@ class Cluster {
       memory.resize(bytes / sizeof(Line) + 65);
       std::memset(static_cast<void*>(memory.data()), 0xff, memory.size() * sizeof(Line));  // NaN
     }
-    given_.resize(fibers_.size());
+    gifts_.resize(fibers_.size());
     came_.resize(1 + blocks + fibers_.size() / kLanes);
     for (int block = 0; block < blocks; ++block)
       runs_from_.resize(runs_from_.size() + threads / kLanes, random_() % 2 * random_() % kLate);
@@ -109,28 +109,17 @@ class Cluster {
         }
   }
 
-  // what lane source of this warp gave; V may hold several words
-  template <class V>
-  V exchange(const V& value, int source) {
-    give(value);
-    V result;
-    std::memcpy(&result, &given_[now_ / kLanes * kLanes + source], sizeof(V));
-    take();
-    return result;
+  // Every lane of the warp gives something; who comes last does work(what they gave, by lane) for all of
+  // them, and then they go on.
+  template <class Given, class Work>
+  void meet_warp(const Given& given, const Work& work) {
+    static_assert(sizeof(Given) <= sizeof(Gift) && alignof(Given) <= alignof(Gift));
+    const int first = now_ / kLanes * kLanes, place = 1 + blocks() + now_ / kLanes;
+    std::memcpy(static_cast<void*>(&gifts_[now_]), &given, sizeof given);
+    if (came_[place] == kLanes - 1)
+      work([&](int lane) -> const Given& { return reinterpret_cast<const Given&>(gifts_[first + lane]); });
+    meet(place, first, kLanes);
   }
-
-  // every lane gives; then all may look at what lane i gave; until take() nobody gives anew
-  template <class V>
-  void give(const V& value) {
-    static_assert(sizeof(V) <= sizeof(Given));
-    std::memcpy(&given_[now_], &value, sizeof(V));
-    meet_warp();
-  }
-  template <class V>
-  const V& given_by(int lane) const {
-    return *reinterpret_cast<const V*>(&given_[now_ / kLanes * kLanes + lane]);
-  }
-  void take() { meet_warp(); }
 
   // store() writes to p, later than now; two to one place in their order
   void store_late(void* p, std::function<void()> store) { late_.push_back({p, std::move(store)}); }
@@ -175,8 +164,8 @@ class Cluster {
     void* place;
     std::function<void()> store;
   };
-  struct Given {
-    uint64_t words[6];
+  struct Gift {
+    uint64_t words[7];
   };
   struct Fiber {
     ucontext_t context;
@@ -203,8 +192,6 @@ class Cluster {
     next.started = true;
     setcontext(&next.context);
   }
-
-  void meet_warp() { meet(1 + blocks() + now_ / kLanes, now_ / kLanes * kLanes, kLanes); }
 
   __attribute__((noinline)) void meet(int place, int first, int count) {
     if (++came_[place] == count) return go_on(place, first, count);
@@ -237,7 +224,7 @@ class Cluster {
   const size_t bytes_;
   int now_ = 0, round_ = 0, left_ = 0;
   std::vector<Fiber> fibers_;
-  std::vector<Given> given_;
+  std::vector<Gift> gifts_;
   std::vector<Late> late_;
   std::vector<int> came_;       // to the cluster's barrier, each block's and each warp's
   std::vector<int> runs_from_;  // the round from which a warp runs: blocks do not start together
@@ -358,12 +345,21 @@ uint32_t as_operand(uint32_t word) {
 }
 
 template <class V>
-V shuffle_xor(V value, int mask) {
-  return Cluster::current()->exchange(value, thread_index() % kLanes ^ mask);
+V shuffle(V value, int lane) {
+  struct Asked {
+    V value;
+    int lane;
+    V* result;
+  };
+  V result;
+  Cluster::current()->meet_warp(Asked{value, lane, &result}, [](const auto& of) {
+    for (int i = 0; i < kLanes; ++i) *of(i).result = of(of(i).lane).value;
+  });
+  return result;
 }
 template <class V>
-V shuffle(V value, int lane) {
-  return Cluster::current()->exchange(value, lane);
+V shuffle_xor(V value, int mask) {
+  return shuffle(value, thread_index() % kLanes ^ mask);
 }
 
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
@@ -422,32 +418,39 @@ inline uint32_t word_of_row(uint32_t mine, uint32_t other, int odd) {
 template <class E>
 constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
 
-// The matrix instruction as csrc/cuda/primitives.cuh describes it, from the operands of all lanes
+// The matrix instruction as csrc/cuda/primitives.cuh describes it
 template <class E>
 void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
-  constexpr int kNumbers = 4 / sizeof(E);
+  constexpr int kNumbers = 4 / sizeof(E), K = 8 * kNumbers;
   struct Operands {
-    float a[4][kNumbers], b[2][kNumbers];
-  } mine;
-  const auto widen = [](uint32_t word, float* to) {
-    E numbers[2];
-    numbers_of(word, numbers);
-    for (int n = 0; n < kNumbers; ++n) to[n] = widened(numbers[n]);
+    float* c;
+    uint32_t a[4], b[2];
   };
-  for (int i = 0; i < 4; ++i) widen(a[i], mine.a[i]);
-  widen(b0, mine.b[0]), widen(b1, mine.b[1]);
-  Cluster& cluster = *Cluster::current();
-  cluster.give(mine);
-  const int lane = thread_index() % kLanes;
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    for (int word = 0; word < 8; ++word) {
-      const float* const left = cluster.given_by<Operands>(row % 8 * 4 + word % 4).a[row / 8 + word / 4 * 2];
-      const float* const right = cluster.given_by<Operands>(column * 4 + word % 4).b[word / 4];
-      for (int n = 0; n < kNumbers; ++n) c[i] += left[n] * right[n];
+  Cluster::current()->meet_warp(Operands{c, {a[0], a[1], a[2], a[3]}, {b0, b1}}, [](const auto& of) {
+    typedef float Columns __attribute__((vector_size(32)));  // 8 of them
+    float left[16][K];
+    Columns right[K], sum[16];
+    const auto each_number = [](uint32_t word, const auto& f) {
+      E numbers[2];
+      numbers_of(word, numbers);
+      for (int n = 0; n < kNumbers; ++n) f(n, widened(numbers[n]));
+    };
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Operands& o = of(lane);
+      const int row = lane / 4, word = lane % 4;
+      for (int i = 0; i < 4; ++i) {
+        each_number(o.a[i],
+                    [&](int n, float v) { left[row + i % 2 * 8][(word + i / 2 * 4) * kNumbers + n] = v; });
+        sum[row + i / 2 * 8][word * 2 + i % 2] = o.c[i];
+      }
+      for (int i = 0; i < 2; ++i)
+        each_number(o.b[i], [&](int n, float v) { right[(word + i * 4) * kNumbers + n][row] = v; });
     }
-  }
-  cluster.take();
+    for (int row = 0; row < 16; ++row)
+      for (int k = 0; k < K; ++k) sum[row] += left[row][k] * right[k];
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int i = 0; i < 4; ++i) of(lane).c[i] = sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+  });
 }
 
 // The clusters of a grid one after the other, in a random order; or all blocks together
