@@ -21,13 +21,17 @@ OLDEST_SETUPTOOLS = (77, 0)  # reads the `license` of pyproject.toml
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 SOURCES = [
-    "csrc/ops.cpp",
-    "csrc/autograd.cpp",
-    "csrc/module.cpp",
-    "csrc/launch.cpp",
-    "csrc/layer.cpp",
-    "csrc/deep.cpp",
-    "csrc/direct.cpp",
+    "csrc/ops/schemas.cpp",
+    "csrc/ops/autograd.cpp",
+    "csrc/ops/checks.cpp",
+    "csrc/ops/module.cpp",
+    "csrc/ops/launch.cpp",
+    "csrc/ops/memory.cpp",
+    "csrc/ops/gradients.cpp",
+    "csrc/ops/layer.cpp",
+    "csrc/ops/cpu_layer.cpp",
+    "csrc/ops/cpu_deep.cpp",
+    "csrc/ops/direct.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cuda/plan.cpp",
     "csrc/cpu/profile.cpp",
@@ -36,8 +40,8 @@ SOURCES = [
     "csrc/cpu/isa_generic.cpp",
 ]
 CUDA_SOURCES = [
-    "csrc/cuda_layer.cpp",
-    "csrc/cuda_deep.cpp",
+    "csrc/ops/cuda_layer.cpp",
+    "csrc/ops/cuda_deep.cpp",
     "csrc/cuda/stepwise_f32.cu",
     "csrc/cuda/stepwise_f64.cu",
     "csrc/cuda/stepwise_bf16.cu",

@@ -2,9 +2,21 @@
 #pragma once
 #include <cstdint>
 
+// The cells: the mode of each in the ops, and its class in csrc/cells. Whatever goes over all cells is made
+// of this list: names, switches, counts (cells/facts.h), what Python knows.
+#define RNNFAST_CELLS(X) \
+  X(lstm, Lstm)          \
+  X(gru, Gru)            \
+  X(rnn_tanh, RnnTanh)   \
+  X(rnn_relu, RnnRelu)
+
 namespace rnnfast {
 
-enum class Mode { kLstm, kGru, kRnnTanh, kRnnRelu };
+enum class Mode {
+#define RNNFAST_MODE(name, Cell) k##Cell,
+  RNNFAST_CELLS(RNNFAST_MODE)
+#undef RNNFAST_MODE
+};
 
 // What a tensor stores (E), and what is computed with (A): halves stay in memory and in products.
 struct Bfloat16 {

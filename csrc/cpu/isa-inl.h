@@ -27,10 +27,7 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #include "cpu/bfloat16-inl.h"
 #endif
 #include "cpu/turn-inl.h"
-#include "cells/math.h"
-#include "cells/lstm.h"
-#include "cells/gru.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 #include "cpu/share-inl.h"
 #include "cpu/product-inl.h"
 #ifdef RNNFAST_MATRIX_UNIT
@@ -75,17 +72,9 @@ size_t run_directions(const Params* params, Plan plan, void* workspace, Team::Me
 
 template <template <class, class> class Loop, class E, class Params>
 size_t run_cell(Mode mode, const Params* params, Plan plan, void* workspace, Team::Member* member) {
-  switch (mode) {
-    case Mode::kLstm:
-      return run_directions<Loop<Lstm, E>>(params, plan, workspace, member);
-    case Mode::kGru:
-      return run_directions<Loop<Gru, E>>(params, plan, workspace, member);
-    case Mode::kRnnTanh:
-      return run_directions<Loop<RnnTanh, E>>(params, plan, workspace, member);
-    case Mode::kRnnRelu:
-      return run_directions<Loop<RnnRelu, E>>(params, plan, workspace, member);
-  }
-  return 0;
+  return with_cell(mode, [&](auto cell) {
+    return run_directions<Loop<decltype(cell), E>>(params, plan, workspace, member);
+  });
 }
 
 template <class A>

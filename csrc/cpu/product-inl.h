@@ -184,7 +184,7 @@ struct Packed {
     return w;
   }
 
-  // For any plan and number of rows: panels of one vector of units, or of two where there is one gate
+  // For any plan and number of rows: panels of one vector of units, or of two where there are few gates
   static Packed freeze(Arena& arena, Source<E> source, int64_t numbers, int64_t units, int gates) {
     Packed w;
     w.source = source;
@@ -192,7 +192,7 @@ struct Packed {
     w.units = units;
     w.gates = gates;
     w.frozen = true;
-    w.width = gates == 1 ? 2 : 1;
+    w.width = gates <= 2 ? 2 : 1;
     w.data = arena.take<W>(w.vectors() * w.K * gates * L);
     return w;
   }

@@ -14,10 +14,7 @@ template <>
 struct Real<double> : Constants<double> {
   typedef int64_t Int;
 };
-#include "cells/math.h"
-#include "cells/lstm.h"
-#include "cells/gru.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 // clang-format on
 
 template <class T>
@@ -26,21 +23,5 @@ RNNFAST_BOTH T least(T a, T b) {
 }
 
 RNNFAST_BOTH int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// f(Cell())
-template <class F>
-const char* with_cell(Mode mode, const F& f) {
-  switch (mode) {
-    case Mode::kLstm:
-      return f(Lstm());
-    case Mode::kGru:
-      return f(Gru());
-    case Mode::kRnnTanh:
-      return f(RnnTanh());
-    case Mode::kRnnRelu:
-      return f(RnnRelu());
-  }
-  return nullptr;
-}
 
 }  // namespace rnnfast::cuda

@@ -6,6 +6,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "cells/facts.h"
+
 namespace rnnfast::cuda {
 namespace {
 
@@ -48,8 +50,8 @@ struct Sums {
 };
 
 Sums sums_of(const Shape& s) {
-  const bool one_gate = s.mode == Mode::kRnnTanh || s.mode == Mode::kRnnRelu;
-  const int64_t gates = one_gate ? 1 : s.mode == Mode::kGru ? 3 : 4;
+  const int64_t gates = facts_of(s.mode).gates;
+  const bool one_gate = gates == 1;
   const int64_t word = 4 / s.bytes, row = divide_up(s.H, word) * word;
   // with one gate each slot is another unit
   const int64_t units = kWarpUnits * (s.backward || one_gate ? 2 : 1);

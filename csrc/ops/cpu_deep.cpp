@@ -6,11 +6,14 @@
 
 #include <algorithm>
 
-#include "check.h"
-#include "launch.h"
-#include "walk.h"
+#include "ops/checks.h"
+#include "ops/gradients.h"
+#include "ops/launch.h"
+#include "ops/memory.h"
+#include "ops/ops.h"
+#include "ops/walk.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 namespace {
 
 // Everything in the accumulation dtype and dense, and the arrays that DeepParams points to
@@ -20,13 +23,12 @@ struct DeepTensors {
   WalkStorage walk;
 };
 
-DeepTensors convert(const DeepSizes& s, at::ScalarType type, const Tensor& x, const Tensor& h0,
-                    at::TensorList weights, at::TensorList biases) {
+DeepTensors convert(const DeepSizes& s, at::ScalarType type, const DeepArguments& a) {
   DeepTensors t;
-  t.x = dense(x, type);
-  t.h0 = dense(h0, type);
-  for (const Tensor& w : weights) t.w.push_back(dense(w, type));
-  for (const Tensor& b : biases) t.b.push_back(dense(b, type));
+  t.x = dense(a.x, type);
+  t.h0 = dense(a.h0, type);
+  for (const Tensor& w : a.weights) t.w.push_back(dense(w, type));
+  for (const Tensor& b : a.biases) t.b.push_back(dense(b, type));
   t.walk = WalkStorage::dense(s.T, s.B, /*batch_first=*/true);
   return t;
 }
@@ -78,54 +80,52 @@ void run_deep(const Kernels& k, const DeepSizes& s, const DeepTensors& t, double
 
 }  // namespace
 
-DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList weights, at::TensorList biases,
-                           double negative_slope, bool save) {
-  const DeepSizes s = check_deep("rnnfast::deep_transition", x, h0, weights, biases, negative_slope);
-  const at::ScalarType type = accumulation_type(x);
-  const at::TensorOptions options = x.options().dtype(type);
-  DeepTensors t = convert(s, type, x, h0, weights, biases);
+DeepResult deep_transition(const DeepForwardArguments& a) {
+  const DeepArguments& d = a.deep;
+  const DeepSizes s = check_deep("rnnfast::deep_transition", d);
+  const at::ScalarType type = accumulation_type(d.x);
+  const at::TensorOptions options = d.x.options().dtype(type);
+  DeepTensors t = convert(s, type, d);
   t.y = kept_empty({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
   const Kernels& k = kernels();
-  t.acts = kept_empty({save ? s.saved : 0}, options);
+  t.acts = kept_empty({a.save ? s.saved : 0}, options);
   const int64_t bytes = t.acts.element_size();
   if (!std::all_of(s.width, s.width + s.depth - 1, [&](int64_t n) { return k.fills_padding(n, bytes); }))
     t.acts.zero_();
-  if (s.B > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, negative_slope, false);
-  return {t.y.to(x.scalar_type()), t.hn.to(x.scalar_type()), t.acts};
+  if (s.B > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, d.negative_slope, false);
+  return {t.y.to(d.x.scalar_type()), t.hn.to(d.x.scalar_type()), t.acts};
 }
 
-DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn, const Tensor& x,
-                                       const Tensor& h0, at::TensorList weights, at::TensorList biases,
-                                       double negative_slope, const Tensor& y, const Tensor& acts,
-                                       bool need_dx, bool need_dh0) {
+DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
   constexpr const char* op = "rnnfast::deep_transition_backward";
-  const DeepSizes s = check_deep(op, x, h0, weights, biases, negative_slope);
-  check_deep_backward(op, s, dy, dhn, x, y, acts);
+  const Tensor& x = a.deep.x;
+  const DeepSizes s = check_deep(op, a.deep);
+  check_deep_backward(op, s, a);
   const at::ScalarType type = accumulation_type(x), back = x.scalar_type();
   const at::TensorOptions options = x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const int64_t N = s.T * s.B;
-  DeepTensors t = convert(s, type, x, h0, weights, biases);
-  t.y = dense(y, type);
-  t.acts = acts.contiguous();
-  t.dy = dense(dy, type), t.dhn = dense(dhn, type);
+  DeepTensors t = convert(s, type, a.deep);
+  t.y = dense(a.y, type);
+  t.acts = a.acts.contiguous();
+  t.dy = dense(a.dy, type), t.dhn = dense(a.dhn, type);
   t.dh0 = at::empty({s.B, s.H}, options);
   for (int l = 0; l < s.depth; ++l) t.da.push_back(kept_empty({N, s.width[l]}, options));
   const Kernels& k = kernels();
-  if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, negative_slope, true);
+  if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, a.deep.negative_slope, true);
 
   DeepGradients r;
   Tensor& dx = std::get<0>(r) = kept_empty({0}, x.options());
-  if (need_dx) {
+  if (a.need_dx) {
     const Tensor buffer = gradient_buffer(N, s.I, options);
     multiply(k, buffer, t.da[0], t.w[0].narrow(1, 0, s.I), /*accumulate=*/false);
     dx = cast(gradient_of(buffer, s.I).view(x.sizes()), back);
   }
-  std::get<1>(r) = need_dh0 ? cast(t.dh0, back) : kept_empty({0}, x.options());
+  std::get<1>(r) = a.need_dh0 ? cast(t.dh0, back) : kept_empty({0}, x.options());
   int64_t offset = 0;
   for (int l = 0; l < s.depth; ++l) {
     // what layer l read: [x, h], or the activations of the layer under it
-    Tensor dw, db, *const sums = biases.empty() ? nullptr : &db;
+    Tensor dw, db, *const sums = t.b.empty() ? nullptr : &db;
     if (l == 0) {
       Tensor dw_h;
       const auto previous = previous_states(t.walk.walk, t.h0, 0, t.y, 0);
@@ -139,9 +139,9 @@ DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn
       offset += numbers;
     }
     std::get<2>(r).push_back(cast(dw, back));
-    if (!biases.empty()) std::get<3>(r).push_back(cast(db, back));
+    if (!t.b.empty()) std::get<3>(r).push_back(cast(db, back));
   }
   return r;
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -33,13 +33,13 @@ struct WalkStorage {
               false};
     return w;
   }
-
-  Walk reversed(bool reverse) const {
-    Walk w = walk;
-    w.reverse = reverse;
-    return w;
-  }
 };
+
+// the same rows, walked from the last step to the first, or not
+inline Walk reversed(Walk walk, bool reverse) {
+  walk.reverse = reverse;
+  return walk;
+}
 
 // params.h's previous_states of one direction: h0 begins at that direction's rows, y at its columns
 inline std::vector<const void*> previous_states(const Walk& walk, const at::Tensor& h0, int64_t h0_offset,

@@ -1,34 +1,35 @@
 // The deep-transition RNN's ops on a GPU, as in cuda_layer.cpp.
 #include <ATen/ops/cat.h>
 
-#include "check.h"
 #include "cuda/plan.h"
-#include "cuda_tensors.h"
+#include "ops/checks.h"
+#include "ops/cuda_tensors.h"
+#include "ops/ops.h"
 
 namespace rnnfast::cuda {
 namespace {
 
 // Row (t, b) of x, y and what is saved is b T + t: the rows of one step are T apart.
 template <class E>
-void forward(const DeepSizes& s, const Tensor& x, const Tensor& h0, at::TensorList weights,
-             at::TensorList biases, double slope, const Tensor& y, const Tensor& hn, const Tensor& acts) {
+void forward(const DeepSizes& s, const DeepArguments& a, const Tensor& y, const Tensor& hn,
+             const Tensor& acts) {
   typedef typename ComputeType<E>::type A;
   const at::TensorOptions options = hn.options();
   const int last = s.depth - 1;
   const int64_t Hp = padded(s.H), W0 = s.width[0];
-  const Tensor w_x = weights[0].narrow(1, 0, s.I);
+  const Tensor w_x = a.weights[0].narrow(1, 0, s.I);
   std::vector<Tensor> w, b, inner;
   for (int l = 0; l <= last; ++l) {
-    w.push_back(padded_rows(l ? weights[l] : weights[0].narrow(1, s.I, s.H)));
-    b.push_back(biases.empty() ? Tensor() : biases[l].contiguous());
+    w.push_back(padded_rows(l ? a.weights[l] : a.weights[0].narrow(1, s.I, s.H)));
+    b.push_back(a.biases.empty() ? Tensor() : a.biases[l].contiguous());
     if (l < last && acts.numel() == 0) inner.push_back(padded_zeros(s.B, s.width[l], options));
   }
-  const Tensor h[] = {padded_state(h0, options), padded_state(h0, options)};
-  void* const stream = current_stream(x.device());
+  const Tensor h[] = {padded_state(a.h0, options), padded_state(a.h0, options)};
+  void* const stream = current_stream(a.x.device());
   const int64_t chunk = input_chunk(s.B * W0 * sizeof(A));
   for (int64_t begin = 0; begin < s.T; begin += chunk) {
     const int64_t steps = std::min(chunk, s.T - begin);
-    const Tensor rows = x.narrow(1, begin, steps).transpose(0, 1).reshape({steps * s.B, s.I});
+    const Tensor rows = a.x.narrow(1, begin, steps).transpose(0, 1).reshape({steps * s.B, s.I});
     const Tensor input = input_product(rows, w_x, hn.scalar_type(), products_are_tf32());
     for (int64_t t = begin; t < begin + steps; ++t) {
       const A* reads = in<A>(h[t & 1]);
@@ -40,7 +41,7 @@ void forward(const DeepSizes& s, const Tensor& x, const Tensor& h0, at::TensorLi
         p.w = in<E>(w[l]), p.bias = in<E>(b[l]);
         p.rows = reads, p.ld = ld;
         if (l == 0) p.input = in<A>(input, (t - begin) * s.B * W0);
-        p.slope = static_cast<A>(slope);
+        p.slope = static_cast<A>(a.negative_slope);
         if (l == last) {
           p.out = out<A>(h[1 - (t & 1)]), p.ldo = Hp;
           p.y = out<E>(y, t * s.H), p.ldy = s.T * s.H;
@@ -58,12 +59,19 @@ void forward(const DeepSizes& s, const Tensor& x, const Tensor& h0, at::TensorLi
   }
 }
 
-// da of each layer and h_previous, [N, padded width]; dh0
+// What backward leaves: da of each layer [N, padded width], h_previous [N, H], dh0 [B, H]
+struct Left {
+  std::vector<Tensor> da;
+  Tensor h_previous, dh0;
+};
+
 template <class E>
-void backward(const DeepSizes& s, const Tensor& dy, const Tensor& dhn, const Tensor& h0,
-              at::TensorList weights, double slope, const Tensor& y, const Tensor& acts,
-              const std::vector<Tensor>& da, const Tensor& h_previous, const Tensor& dh0) {
+void backward(const DeepSizes& s, const DeepBackwardArguments& a, const Tensor& acts, const Left& left) {
   typedef typename ComputeType<E>::type A;
+  const auto& [da, h_previous, dh0] = left;
+  const std::vector<Tensor>& weights = a.deep.weights;
+  const at::ScalarType type = accumulation_type(a.deep.x);
+  const Tensor y = a.y.contiguous(), dy = dense(a.dy), dhn = dense(a.dhn, type), h0 = dense(a.deep.h0, type);
   const int last = s.depth - 1;
   std::vector<Tensor> w_t;
   std::vector<int64_t> saved = {0};  // where the activations of each layer begin
@@ -91,7 +99,7 @@ void backward(const DeepSizes& s, const Tensor& dy, const Tensor& dhn, const Ten
       q.n = s.B, q.units = s.width[l - 1], q.K = w_t[l].size(1), q.tf32 = products_are_tf32();
       q.w_t = in<E>(w_t[l]), q.above = da_of(l, t), q.ld = s.T * da[l].size(1);
       q.acts = in<A>(acts, saved[l - 1] + t * W), q.lda = s.T * W;
-      q.slope = static_cast<A>(slope);
+      q.slope = static_cast<A>(a.deep.negative_slope);
       q.da = da_of(l - 1, t), q.ldd = s.T * da[l - 1].size(1);
       check_launch(deep_inner_backward(q, stream));
     }
@@ -100,62 +108,53 @@ void backward(const DeepSizes& s, const Tensor& dy, const Tensor& dhn, const Ten
 
 }  // namespace
 
-DeepResult deep_transition(const Tensor& x, const Tensor& h0, at::TensorList weights, at::TensorList biases,
-                           double negative_slope, bool save) {
-  const DeepSizes s = check_deep("rnnfast::deep_transition", x, h0, weights, biases, negative_slope);
+DeepResult deep_transition(const DeepForwardArguments& a) {
+  const Tensor& x = a.deep.x;
+  const DeepSizes s = check_deep("rnnfast::deep_transition", a.deep);
   const c10::OptionalDeviceGuard guard(x.device());
   const at::TensorOptions element = x.options().memory_format(at::MemoryFormat::Contiguous);
   const at::TensorOptions options = element.dtype(accumulation_type(x));
   const Tensor y = at::empty({s.B, s.T, s.H}, element), hn = at::empty({s.B, s.H}, options);
-  const Tensor acts = at::zeros({save ? s.saved : 0}, options);
+  const Tensor acts = at::zeros({a.save ? s.saved : 0}, options);
   set_last_run("deep_transition", kOneLaunchAStep);
-  if (s.B > 0)
-    with_element(x.scalar_type(), [&](auto e) {
-      forward<decltype(e)>(s, x, h0, weights, biases, negative_slope, y, hn, acts);
-    });
+  if (s.B > 0) with_element(x.scalar_type(), [&](auto e) { forward<decltype(e)>(s, a.deep, y, hn, acts); });
   return {y, hn.to(x.scalar_type()), acts};
 }
 
-DeepGradients deep_transition_backward(const OptTensor& dy, const OptTensor& dhn, const Tensor& x,
-                                       const Tensor& h0, at::TensorList weights, at::TensorList biases,
-                                       double negative_slope, const Tensor& y, const Tensor& acts,
-                                       bool need_dx, bool need_dh0) {
+DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
   constexpr const char* op = "rnnfast::deep_transition_backward";
-  const DeepSizes s = check_deep(op, x, h0, weights, biases, negative_slope);
-  check_deep_backward(op, s, dy, dhn, x, y, acts);
+  const DeepSizes s = check_deep(op, a.deep);
+  check_deep_backward(op, s, a);
+  const Tensor& x = a.deep.x;
   const c10::OptionalDeviceGuard guard(x.device());
   const at::ScalarType type = accumulation_type(x), back = x.scalar_type();
   const at::TensorOptions element = x.options().memory_format(at::MemoryFormat::Contiguous);
   const int64_t N = s.T * s.B;
-  std::vector<Tensor> da;
-  for (int l = 0; l < s.depth; ++l) da.push_back(padded_empty(N, s.width[l], element));
-  const Tensor h_previous = at::empty({N, s.H}, element), dh0 = at::empty({s.B, s.H}, element.dtype(type));
-  const Tensor dense_acts = acts.contiguous();
+  Left left;
+  for (int l = 0; l < s.depth; ++l) left.da.push_back(padded_empty(N, s.width[l], element));
+  left.h_previous = at::empty({N, s.H}, element), left.dh0 = at::empty({s.B, s.H}, element.dtype(type));
+  const Tensor acts = a.acts.contiguous();
   set_last_run("deep_transition_backward", kOneLaunchAStep);
-  if (N > 0)
-    with_element(back, [&](auto e) {
-      backward<decltype(e)>(s, dense(dy), dense(dhn, type), dense(h0, type), weights, negative_slope,
-                            y.contiguous(), dense_acts, da, h_previous, dh0);
-    });
+  if (N > 0) with_element(back, [&](auto e) { backward<decltype(e)>(s, a, acts, left); });
 
   DeepGradients r;
   const Tensor x_rows = x.reshape({N, s.I});
   int64_t offset = 0;
   for (int l = 0; l < s.depth; ++l) {
-    const Tensor d = da[l].narrow(1, 0, s.width[l]);
+    const Tensor d = left.da[l].narrow(1, 0, s.width[l]);
     // what layer l read: [x, h], or the activations of the layer under it
     if (l == 0) {
-      std::get<0>(r) =
-          need_dx ? at::mm(d, weights[0].narrow(1, 0, s.I)).view(x.sizes()) : at::empty({0}, x.options());
-      std::get<1>(r) = need_dh0 ? dh0.to(back) : at::empty({0}, x.options());
-      std::get<2>(r).push_back(at::cat({at::mm(d.t(), x_rows), at::mm(d.t(), h_previous)}, 1));
+      std::get<0>(r) = a.need_dx ? at::mm(d, a.deep.weights[0].narrow(1, 0, s.I)).view(x.sizes())
+                                 : at::empty({0}, x.options());
+      std::get<1>(r) = a.need_dh0 ? left.dh0.to(back) : at::empty({0}, x.options());
+      std::get<2>(r).push_back(at::cat({at::mm(d.t(), x_rows), at::mm(d.t(), left.h_previous)}, 1));
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);
-      const Tensor rows = dense_acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width);
+      const Tensor rows = acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width);
       std::get<2>(r).push_back(at::mm(d.t(), rows.to(back)));
       offset += numbers;
     }
-    if (!biases.empty()) std::get<3>(r).push_back(d.sum(0, false, type).to(back));
+    if (!a.deep.biases.empty()) std::get<3>(r).push_back(d.sum(0, false, type).to(back));
   }
   return r;
 }

@@ -2,7 +2,7 @@
 // and `_C.try_layers`, plain functions. They take what a kernel can read as it is, and leave everything else,
 // every error too, to the way through Python by returning None. A stream calls a layer thousands of times a
 // second, and Python's checks and the dispatcher take 10 us, which is more than a step.
-#include "direct.h"
+#include "ops/direct.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
@@ -15,9 +15,8 @@
 #include <array>
 #include <deque>
 
-#include "check.h"
-#include "launch.h"
-#include "walk.h"
+#include "ops/cpu_layer.h"
+#include "ops/memory.h"
 
 namespace rnnfast {
 namespace {
@@ -97,177 +96,166 @@ Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
   ForwardParams<A> p{};
   p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
   p.w_ih = w_ih.const_data_ptr<A>(), p.w_hh = w_hh.const_data_ptr<A>();
-  const int gates = gates_of(mode);
+  const int gates = facts_of(mode).gates;
   const auto bytes = static_cast<int64_t>(layer.freeze(gates, p, nullptr));
   const Tensor to = at::empty({bytes}, w_ih.options().dtype(at::kByte));
   layer.freeze(gates, p, to.mutable_data_ptr());
   return to;
 }
 
+// What the arguments of try_cell and try_layers begin with
+enum CallItem { kMode, kParameters, kInputTensor, kHx, kCx };
+
+// A call: some layers of one module, all in one direction or both
 struct Direct {
-  Mode mode;
-  at::ScalarType type;
-  int64_t T, B, I, H;
-  int L, D;                         // layers, and directions of each
-  bool batch_first, graph, biased;  // biased: its biases are among the parameters, or it is none of ours
-  const Tensor *x, *h, *c;          // the caller's; h and c may be null: zeros
-  struct Weights {
-    const Tensor *w_ih, *w_hh, *b_ih, *b_hh;  // the biases may be null
-    // another thread may make the module let go of them while a kernel reads
-    std::array<pybind11::object, 4> held;
-    const void* frozen;  // what they packed before, or null
-  };
-  c10::SmallVector<Weights, 2> weights;  // of the first layer's directions, of the second's, and so on
+  LayerSizes s;  // of the first layer
+  const at::ScalarType type;
+  const int L;                           // layers
+  const bool biased;                     // its biases are among the parameters, or it is none of ours
+  bool graph = false;                    // whether one is asked for
+  const Tensor *x, *h, *c;               // the caller's; h and c may be None: zeros
+  c10::SmallVector<Weights, 2> weights;  // of the first layer's directions, of the second's, and so on, and
+  // what holds them: another thread may make the module let go of them while a kernel reads
+  c10::SmallVector<pybind11::object, 8> held;
+  c10::SmallVector<const void*, 2> frozen;  // what they packed before, or null
   const Kernels* set;
   c10::SmallVector<int64_t, 3> state_size;
 
-  // Finds the tensors, of all layers before one of them runs; false if one is the op's. T, B, I, L, D are
+  // Finds the tensors, of all layers before one of them runs; false if one is the op's. T, B, I, D, L are
   // set, and the size of a state is known. packed: what `freeze` returned, or None, for each of `weights`; or
   // null
-  bool read(const NamesOfLayers& names, PyObject* parameters, PyObject* input, PyObject* hx, PyObject* cx,
-            PyObject* const* packed, at::IntArrayRef leading) {
+  bool read(const NamesOfLayers& names, PyObject* const* call, PyObject* const* packed,
+            at::IntArrayRef leading) {
+    PyObject* const parameters = call[kParameters];
     PyObject* const first = PyDict_GetItemWithError(parameters, names[0][0].w_hh);
     if (!first || !THPVariable_CheckExact(first) || THPVariable_Unpack(first).dim() != 2) return false;
-    H = THPVariable_Unpack(first).size(1);
-    if (T == 0 || B == 0 || I == 0 || H == 0) return false;
-    // None is null, which is fine; what cannot be read is not
+    s.H = s.P = THPVariable_Unpack(first).size(1);
+    s.N = s.T * s.B;
+    if (s.N == 0 || s.I == 0 || s.H == 0) return false;
+    // None is fine; what cannot be read is not
     bool all = true;
     const auto optional = [&](PyObject* object, at::IntArrayRef size) -> const Tensor* {
-      if (object == Py_None) return nullptr;
+      if (object == Py_None) return &kNone;
       const Tensor* t = readable(object, type, size, graph);
       all &= t != nullptr;
       return t;
     };
     state_size.assign(leading.begin(), leading.end());
-    state_size.push_back(H);
-    x = readable(input, type, THPVariable_Unpack(input).sizes(), graph);
-    h = optional(hx, state_size);
-    c = optional(cx, state_size);
-    if (!all || !x || (mode == Mode::kLstm && !h != !c)) return false;
+    state_size.push_back(s.H);
+    x = readable(call[kInputTensor], type, THPVariable_Unpack(call[kInputTensor]).sizes(), graph);
+    h = optional(call[kHx], state_size);
+    c = optional(call[kCx], state_size);
+    if (!all || !x || (s.has_cell && h->defined() != c->defined())) return false;
     set = &kernels();
-    weights.resize(L * D);
-    for (int i = 0; i < L * D; ++i) {
-      Weights& w = weights[i];
-      const Names& name = names[i / D][i % D];
-      size_t count = 0;
+    for (int i = 0; i < L * s.D; ++i) {
+      const Names& name = names[i / s.D][i % s.D];
       const auto parameter = [&](PyObject* of) {
         PyObject* const object = PyDict_GetItemWithError(parameters, of);
-        w.held[count++] = pybind11::reinterpret_borrow<pybind11::object>(object);
+        held.push_back(pybind11::reinterpret_borrow<pybind11::object>(object));
         return object;
       };
-      const int64_t rows = gates_of(mode) * H;
-      w.w_ih = readable(parameter(name.w_ih), type, {rows, i < D ? I : D * H}, graph);
-      w.w_hh = readable(parameter(name.w_hh), type, {rows, H}, graph);
-      w.b_ih = optional(biased ? parameter(name.b_ih) : Py_None, {rows});
-      w.b_hh = optional(biased ? parameter(name.b_hh) : Py_None, {rows});
-      const Tensor* const as_first = weights[0].b_ih;
-      if (!all || !w.w_ih || !w.w_hh || !w.b_ih != !as_first || !w.b_hh != !as_first) return false;
+      const int64_t rows = s.gates * s.H;
+      const Tensor* const w_ih =
+          readable(parameter(name.w_ih), type, {rows, i < s.D ? s.I : s.D * s.H}, graph);
+      const Tensor* const w_hh = readable(parameter(name.w_hh), type, {rows, s.H}, graph);
+      const Tensor* const b_ih = optional(biased ? parameter(name.b_ih) : Py_None, {rows});
+      const Tensor* const b_hh = optional(biased ? parameter(name.b_hh) : Py_None, {rows});
+      if (!all || !w_ih || !w_hh) return false;
+      weights.push_back({*w_ih, *w_hh, *b_ih, *b_hh, kNone});
+      const Weights& as_first = weights[0];
+      if (b_ih->defined() != as_first.b_ih.defined() || b_hh->defined() != as_first.b_hh.defined())
+        return false;
       // a longer sequence packs panels as wide as suits its batch
       constexpr int64_t kFewSteps = 12;
-      if (packed && packed[i] != Py_None && T <= kFewSteps)
-        w.frozen = frozen_of(packed[i], *set, *w.w_ih, *w.w_hh);
+      const bool has_packed = packed && packed[i] != Py_None && s.T <= kFewSteps;
+      frozen.push_back(has_packed ? frozen_of(packed[i], *set, *w_ih, *w_hh) : nullptr);
     }
     return true;
   }
 
   // y, h_n and c_n as the op has them
   std::array<Tensor, 3> recorded() const {
-    static const auto op = find_op<decltype(recurrent)>("rnnfast::recurrent");
-    static constexpr std::string_view kModes[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
+    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rnnfast::recurrent", "");
     const pybind11::gil_scoped_release without_gil;
-    const auto given = [](const Tensor* t) { return t ? OptTensor(*t) : std::nullopt; };
     // a view is recorded too, even one of the same size
     const auto view = [](const Tensor& t, at::IntArrayRef size) {
       return t.sizes() == size ? t : t.view(size);
     };
-    const auto state = [&](const Tensor* t, int k) {
-      if (!t) return at::zeros({D, B, H}, x->options());
-      const Tensor all = view(*t, {L * D, B, H});
-      return L == 1 ? all : all.narrow(0, k * D, D);
+    const auto state = [&](const Tensor& t, int k) {
+      if (!t.defined()) return at::zeros({s.D, s.B, s.H}, x->options());
+      const Tensor all = view(t, {L * s.D, s.B, s.H});
+      return L == 1 ? all : all.narrow(0, k * s.D, s.D);
     };
-    const bool has_cell = mode == Mode::kLstm;
-    const OptTensor none;
-    Tensor y = x->dim() == 3 ? *x : x->view({T, B, I});
+    Tensor y = x->dim() == 3 ? *x : x->view({s.T, s.B, s.I});
     c10::SmallVector<Tensor, 2> hn, cn;
+    Stack stack;
+    const auto push = [&](const Tensor& t) { stack.push_back(t.defined() ? c10::IValue(t) : c10::IValue()); };
     for (int k = 0; k < L; ++k) {
-      const Weights &w = weights[k * D], &reverse = weights[k * D + D - 1];
-      const auto of_reverse = [&](const Tensor* t) { return D == 2 ? given(t) : none; };
-      auto [above, h_k, c_k, gates, cells] =
-          op.call(kModes[static_cast<int>(mode)], y, state(h, k), has_cell ? OptTensor(state(c, k)) : none,
-                  *w.w_ih, *w.w_hh, given(w.b_ih), given(w.b_hh), none, of_reverse(reverse.w_ih),
-                  of_reverse(reverse.w_hh), of_reverse(reverse.b_ih), of_reverse(reverse.b_hh), none, none,
-                  batch_first, /*save=*/true, none, none, none, none);
-      y = std::move(above);
-      hn.push_back(std::move(h_k)), cn.push_back(std::move(c_k));
+      // in the order of LayerArguments
+      stack.emplace_back(facts_of(s.mode).name);
+      push(y), push(state(*h, k)), push(s.has_cell ? state(*c, k) : kNone);
+      for (int d = 0; d < 2; ++d) {
+        const Weights none{kNone, kNone, kNone, kNone, kNone}, &w = d < s.D ? weights[k * s.D + d] : none;
+        push(w.w_ih), push(w.w_hh), push(w.b_ih), push(w.b_hh), push(w.w_hr);
+      }
+      push(kNone);  // batch_sizes
+      stack.emplace_back(s.batch_first);
+      stack.emplace_back(true);  // save; the rest is None
+      stack.resize(op.schema().arguments().size());
+      op.callBoxed(stack);
+      y = std::move(stack[0]).toTensor();
+      hn.push_back(std::move(stack[1]).toTensor()), cn.push_back(std::move(stack[2]).toTensor());
+      stack.clear();
     }
     const auto all = [&](at::ArrayRef<Tensor> states) {
       return view(L == 1 ? states[0] : at::cat(states), state_size);
     };
-    return {y, all(hn), has_cell ? all(cn) : Tensor()};
+    return {y, all(hn), s.has_cell ? all(cn) : Tensor()};
   }
 
   Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }
+  Tensor empty_cell() const { return s.has_cell ? empty(state_size) : Tensor(); }
 
   // y, h_n and c_n; y may be h_n (one step), c_n is undefined for a cell without c
   void run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
     const pybind11::gil_scoped_release without_gil;
-    const WalkStorage walk = WalkStorage::dense(T, B, batch_first);
-    const auto run_layer = type == at::kDouble ? &Direct::run_as<double> : &Direct::run_as<float>;
+    const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
     // layers write to y and to another in turn, the last one to y
     const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
+    LayerSizes sizes = s;
     for (int k = 0; k < L; ++k) {
       const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
-      (this->*run_layer)(k, walk.walk, *below, *above, hn, cn);
+      const int64_t first = k * s.D, last = first + s.D - 1;
+      const bool all_frozen = frozen[first] && frozen[last];
+      cpu::run_forward(all_frozen ? "frozen" : "direct", *set,
+                       {sizes,
+                        storage.walk,
+                        *below,
+                        *h,
+                        *c,
+                        {weights[first], weights[last]},
+                        *above,
+                        hn,
+                        cn,
+                        kNone,
+                        kNone,
+                        first,
+                        {frozen[first], frozen[last]}},
+                       type);
       below = above;
+      sizes.I = s.D * s.H;
     }
-  }
-
-  template <class A>
-  void run_as(int layer, const Walk& walk, const Tensor& input, const Tensor& y, const Tensor& hn,
-              const Tensor& cn) const {
-    const auto in = [](const Tensor* t, int64_t offset = 0) {
-      return t ? t->const_data_ptr<A>() + offset : nullptr;
-    };
-    const Kernels& k = *set;
-    const int64_t inputs = layer ? D * H : I;
-    A* const last_c = cn.defined() ? cn.mutable_data_ptr<A>() : nullptr;
-    ForwardParams<A> params[2]{};
-    bool frozen = true;
-    for (int d = 0; d < D; ++d) {
-      const Weights& w = weights[layer * D + d];
-      const int64_t state = (layer * D + d) * B * H;
-      ForwardParams<A>& p = params[d];
-      p.walk = walk;
-      p.walk.reverse = d == 1;
-      p.I = inputs, p.H = H, p.P = H;
-      p.x = in(&input), p.h0 = in(h, state), p.c0 = in(c, state);
-      p.w_ih = in(w.w_ih), p.w_hh = in(w.w_hh);
-      p.b_ih = in(w.b_ih), p.b_hh = in(w.b_hh);
-      p.frozen = w.frozen;
-      p.y = y.mutable_data_ptr<A>() + d * H;
-      p.ldy = D * H;
-      p.hn = hn.mutable_data_ptr<A>() + state;
-      p.cn = last_c ? last_c + state : nullptr;
-      frozen &= w.frozen != nullptr;
-    }
-    Shape shape{T, B, T * B, inputs, H, H, gates_of(mode), 1, k.vector_bytes / int(sizeof(A)), false};
-    shape.frozen = frozen;
-    shape.directions = D;
-    launch(frozen ? "frozen" : "direct", shape, sizeof(A) == 4,
-           [&](int d, Plan plan, void* workspace, Team::Member* member) {
-             return k.layer(A()).forward(mode, &params[d], plan, workspace, member);
-           });
   }
 };
 
-// What both functions begin with: mode, parameters, input; false if the input is the op's.
-bool begin(Direct& d, const char* name, PyObject* const* args) {
-  TORCH_CHECK(PyUnicode_Check(args[0]) && PyDict_Check(args[1]), name,
+// What both functions begin with: false if the input is the op's.
+bool begin(const char* name, PyObject* const* call, Mode& mode, at::ScalarType& type) {
+  TORCH_CHECK(PyUnicode_Check(call[kMode]) && PyDict_Check(call[kParameters]), name,
               ": expected mode, a str, and parameters, a dict");
-  if (interposed() || !THPVariable_CheckExact(args[2])) return false;
-  d.mode = parse_mode(name, PyUnicode_AsUTF8(args[0]));
-  d.type = THPVariable_Unpack(args[2]).scalar_type();
-  return d.type == at::kFloat || d.type == at::kDouble;
+  if (interposed() || !THPVariable_CheckExact(call[kInputTensor])) return false;
+  mode = parse_mode(name, PyUnicode_AsUTF8(call[kMode]));
+  type = THPVariable_Unpack(call[kInputTensor]).scalar_type();
+  return type == at::kFloat || type == at::kDouble;
 }
 
 PyObject* wrap(const Tensor& t) { return t.defined() ? THPVariable_Wrap(t) : Py_NewRef(Py_None); }
@@ -290,9 +278,9 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
                 "changes of them");
   }
   TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2 && w_ih.scalar_type() == w_hh.scalar_type() &&
-                  w_ih.size(0) == gates_of(mode) * w_hh.size(1) && w_hh.size(0) == w_ih.size(0),
-              "rnnfast.freeze: expected w_ih [", gates_of(mode), " H, I] and w_hh [", gates_of(mode),
-              " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
+                  w_ih.size(0) == facts_of(mode).gates * w_hh.size(1) && w_hh.size(0) == w_ih.size(0),
+              "rnnfast.freeze: expected w_ih [", facts_of(mode).gates, " H, I] and w_hh [",
+              facts_of(mode).gates, " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
   const auto pack = w_ih.scalar_type() == at::kDouble ? packed_weights<double> : packed_weights<float>;
   const Tensor packed = pack(mode, w_ih, w_hh);
   const auto version = [](const Tensor& w) { return static_cast<long long>(w._version()); };
@@ -301,40 +289,43 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_cell(mode, parameters, input, hx, cx, frozen) -> h', or (h', c') for LSTM; hx None is zeros; frozen is
-// what `freeze` returned for these weights, or None
-PyObject* try_cell(PyObject*, PyObject* const* args, Py_ssize_t n) {
+// try_cell(mode, parameters, input, hx, cx, frozen) -> h', or (h', c') for a cell with c; hx None is zeros;
+// frozen is what `freeze` returned for these weights, or None
+PyObject* try_cell(PyObject*, PyObject* const* call, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static const NamesOfLayers names{{Names(""), Names("")}};
   TORCH_CHECK(n == 6, "try_cell: expected mode, parameters, input, hx, cx and frozen");
-  Direct d{};
-  if (!begin(d, "try_cell", args)) Py_RETURN_NONE;
-  const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
+  Mode mode;
+  at::ScalarType type;
+  if (!begin("try_cell", call, mode, type)) Py_RETURN_NONE;
+  const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
-  d.T = 1, d.B = x.size() == 2 ? x[0] : 1, d.I = x.back(), d.L = d.D = 1;
-  d.biased = true;  // a cell without them has None under their names
-  if (!d.read(names, args[1], args[2], args[3], args[4], &args[5], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  Direct d{LayerSizes(mode), type, /*layers=*/1, /*biased=*/true};  // without biases None has their names
+  d.s.T = 1, d.s.B = x.size() == 2 ? x[0] : 1, d.s.I = x.back(), d.s.D = 1;
+  if (!d.read(names, call, &call[kCx + 1], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
     return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
   }
   RECORD_FUNCTION("rnnfast::cell", {});
-  const Tensor h = d.empty(d.state_size), c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
+  const Tensor h = d.empty(d.state_size), c = d.empty_cell();
   d.run(h, h, c);
   return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
   END_HANDLE_TH_ERRORS
 }
 
-// try_layers(mode, parameters, input, hx, cx, bias, batch_first, layers, both, frozen) -> (y, h_n, c_n or
+// try_layers(mode, parameters, input, hx, cx, (bias, batch_first, layers, both), frozen) -> (y, h_n, c_n or
 // None), of so many layers in one direction or both; frozen is a tuple of what `freeze` returned for each of
 // them, or None
-PyObject* try_layers(PyObject*, PyObject* const* args, Py_ssize_t n) {
+PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static NamesOfLayers names;  // of all layers that were asked for
+  PyObject* const how = n == 7 ? call[kCx + 1] : nullptr;
   TORCH_CHECK(
-      n == 10,
-      "try_layers: expected mode, parameters, input, hx, cx, bias, batch_first, layers, both and frozen");
-  const size_t layers = PyLong_AsSize_t(args[7]);
+      how && PyTuple_Check(how) && PyTuple_GET_SIZE(how) == 4,
+      "try_layers: expected mode, parameters, input, hx, cx, (bias, batch_first, layers, both) and frozen");
+  const auto is_true = [&](int item) { return PyTuple_GET_ITEM(how, item) == Py_True; };
+  const size_t layers = PyLong_AsSize_t(PyTuple_GET_ITEM(how, 2));
   if (PyErr_Occurred()) return nullptr;
   TORCH_CHECK(layers > 0 && layers <= kMostLayers, "try_layers: expected 1 to ", kMostLayers, " layers, got ",
               layers);
@@ -342,29 +333,30 @@ PyObject* try_layers(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const std::string suffix = "_l" + std::to_string(names.size());
     names.push_back({Names(suffix), Names(suffix + "_reverse")});
   }
-  Direct d{};
-  if (!begin(d, "try_layers", args)) Py_RETURN_NONE;
-  const at::IntArrayRef x = THPVariable_Unpack(args[2]).sizes();
+  Mode mode;
+  at::ScalarType type;
+  if (!begin("try_layers", call, mode, type)) Py_RETURN_NONE;
+  const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
   if (x.size() < 2 || x.size() > 3) Py_RETURN_NONE;
   const bool batched = x.size() == 3;
-  d.biased = args[5] == Py_True;
-  d.batch_first = batched && args[6] == Py_True;
-  d.L = static_cast<int>(layers), d.D = args[8] == Py_True ? 2 : 1;
-  d.T = x[d.batch_first ? 1 : 0], d.B = batched ? x[d.batch_first ? 0 : 1] : 1, d.I = x.back();
-  const int64_t leading[] = {d.L * d.D, d.B};
-  const bool packed = PyTuple_Check(args[9]) && PyTuple_GET_SIZE(args[9]) == d.L * d.D;
-  if (!d.read(names, args[1], args[2], args[3], args[4], packed ? PySequence_Fast_ITEMS(args[9]) : nullptr,
-              {leading, batched ? 2u : 1u}))
+  Direct d{LayerSizes(mode), type, static_cast<int>(layers), is_true(0)};
+  LayerSizes& s = d.s;
+  s.batch_first = batched && is_true(1);
+  s.D = is_true(3) ? 2 : 1;
+  s.T = x[s.batch_first ? 1 : 0], s.B = batched ? x[s.batch_first ? 0 : 1] : 1, s.I = x.back();
+  const int64_t leading[] = {d.L * s.D, s.B};
+  PyObject* const frozen = call[kCx + 2];
+  const bool packed = PyTuple_Check(frozen) && PyTuple_GET_SIZE(frozen) == d.L * s.D;
+  if (!d.read(names, call, packed ? PySequence_Fast_ITEMS(frozen) : nullptr, {leading, batched ? 2u : 1u}))
     Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
-  y_size.back() = d.D * d.H;
+  y_size.back() = s.D * s.H;
   if (d.graph) {
     const auto [y, h, c] = d.recorded();
     return Py_BuildValue("(NNN)", wrap(batched ? y : y.view(y_size)), wrap(h), wrap(c));
   }
   RECORD_FUNCTION("rnnfast::layers", {});
-  const Tensor y = d.empty(y_size), h = d.empty(d.state_size),
-               c = d.mode == Mode::kLstm ? d.empty(d.state_size) : Tensor();
+  const Tensor y = d.empty(y_size), h = d.empty(d.state_size), c = d.empty_cell();
   d.run(y, h, c);
   return Py_BuildValue("(NNN)", wrap(y), wrap(h), wrap(c));
   END_HANDLE_TH_ERRORS

@@ -4,14 +4,16 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
-#include "check.h"
 #include "cpu/profile.h"
 #include "cuda/plan.h"
-#include "launch.h"
-#include "direct.h"
+#include "ops/checks.h"
+#include "ops/direct.h"
+#include "ops/launch.h"
+#include "ops/memory.h"
 
 namespace py = pybind11;
 using namespace rnnfast;
+using namespace py::literals;
 
 namespace {
 
@@ -40,32 +42,64 @@ py::dict last_run_dict() {
   return d;
 }
 
+// The arguments by name of a function that takes many, each with what it is where it is not given
+class Named {
+ public:
+  Named(const char* function, py::kwargs given) : function_(function), given_(std::move(given)) {}
+
+  template <class T>
+  T take(const char* name, std::optional<T> otherwise = {}) {
+    if (given_.contains(name)) return given_.attr("pop")(name).cast<T>();
+    if (!otherwise) throw py::type_error(std::string(function_) + ": " + name + " is missing");
+    return *otherwise;
+  }
+  void finish() const {
+    for (const auto& [name, value] : given_)
+      throw py::type_error(std::string(function_) + ": " + std::string(py::str(name)) + " is unknown");
+  }
+
+ private:
+  const char* function_;
+  py::kwargs given_;
+};
+
 // The plan that a call of this shape would take with `threads` threads on such a machine (0: here and now)
-py::dict plan_dict(const std::string& mode, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t N,
-                   bool backward, bool wide, int threads, double meeting_us, int vector_bytes,
-                   int64_t second_cache, bool frozen, int directions) {
-  if (threads <= 0) vector_bytes = kernels().vector_bytes;
-  const Shape shape{T,
-                    B,
-                    N,
-                    backward ? 0 : I,
-                    H,
-                    P,
-                    gates_of(parse_mode("plan", mode)),
-                    P == H ? 1 : 2,
-                    vector_bytes / (wide ? 8 : 4),
-                    backward,
-                    /*matrix_unit=*/false,
-                    frozen,
-                    directions,
-                    vector_bytes,
-                    second_cache};
+py::dict plan_dict(const std::string& mode, const py::kwargs& given) {
+  Named named("plan", given);
+  const int threads = named.take<int>("threads", 0);
+  const double meeting_us = named.take<double>("meeting_us", 0.075);
+  const bool wide = named.take<bool>("wide", false);
+  Shape shape{};
+  shape.steps = named.take<int64_t>("T");
+  shape.batch = named.take<int64_t>("B");
+  shape.total = named.take<int64_t>("N");
+  shape.inputs = named.take<int64_t>("I");
+  shape.units = named.take<int64_t>("H");
+  shape.reads = named.take<int64_t>("P");
+  shape.gates = facts_of(parse_mode("plan", mode)).gates;
+  shape.stages = shape.reads == shape.units ? 1 : 2;
+  shape.backward = named.take<bool>("backward", false);
+  if (shape.backward) shape.inputs = 0;
+  shape.frozen = named.take<bool>("frozen", false);
+  shape.directions = named.take<int>("directions", 1);
+  shape.vector_bytes = named.take<int>("vector_bytes", 64);
+  shape.second_cache = named.take<int64_t>("second_cache", 2 << 20);
+  named.finish();
+  shape.lanes = (threads > 0 ? shape.vector_bytes : kernels().vector_bytes) / (wide ? 8 : 4);
   const Plan plan = threads > 0 ? make_plan(shape, threads, meeting_us * 1e3) : choose_plan(shape);
   py::dict d;
   d["split"] = name_of(plan.split);
   d["parts"] = plan.parts;
   d["isa"] = kernels().name;
   d["forced"] = threads <= 0 && !forced_split().empty();
+  return d;
+}
+
+// What each cell has: its gates, the values that are saved for each unit and step, whether c is carried
+py::dict cells() {
+  py::dict d;
+  for (const CellFacts& cell : kCells)
+    d[cell.name] = py::dict("gates"_a = cell.gates, "slots"_a = cell.slots, "has_cell"_a = cell.has_cell);
   return d;
 }
 
@@ -98,13 +132,17 @@ bool cuda_failure() {
 #endif
 }
 
-// The kernel that a layer takes on a GPU of this compute capability
-py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, bool tf32, bool projected,
-                        bool backward, int capability, int multiprocessors, int64_t shared_bytes,
-                        int clusters_of_16) {
+// The kernel that a layer of H units takes on a GPU of this kind; bytes of a number of its dtype
+py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, const py::kwargs& given) {
+  Named named("cuda_plan", given);
+  const bool tf32 = named.take<bool>("tf32", false), projected = named.take<bool>("projected", false);
+  const bool backward = named.take<bool>("backward", false);
+  const cuda::Device device = cuda::assumed_device(
+      named.take<int>("capability", 90), named.take<int>("multiprocessors", 132),
+      named.take<int64_t>("shared_bytes", 232448), named.take<int>("clusters_of_16", -1));
+  named.finish();
   const cuda::ResidentPlan plan =
-      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward,
-                         cuda::assumed_device(capability, multiprocessors, shared_bytes, clusters_of_16)});
+      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward, device});
   py::dict d = dict_of(plan);
   d["tiles"] = plan.tiles;
   d["bytes"] = plan.bytes;
@@ -146,14 +184,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("start_profile", &start_profile);
   m.def("stop_profile", &profile_dict);
   m.def("threads", &Team::usable_threads);
-  m.def("plan", &plan_dict, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
-        py::arg("P"), py::arg("N"), py::arg("backward") = false, py::arg("wide") = false,
-        py::arg("threads") = 0, py::arg("meeting_us") = 0.075, py::arg("vector_bytes") = 64,
-        py::arg("second_cache") = 2 << 20, py::arg("frozen") = false, py::arg("directions") = 1);
-  m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1,
-        py::arg("tf32") = false, py::arg("projected") = false, py::arg("backward") = false,
-        py::arg("capability") = 90, py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 232448,
-        py::arg("clusters_of_16") = -1);
+  m.def("cells", &cells);
+  m.def("plan", &plan_dict, py::arg("mode"));
+  m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1);
   m.def("cuda_kernel", &cuda::forced_kernel);
   m.def("set_cuda_kernel", &cuda::set_kernel, py::arg("name"));
   m.def("set_cuda_device", &cuda::set_device, py::arg("capability"), py::arg("multiprocessors"),

@@ -15,7 +15,7 @@
 #include <tuple>
 
 #include "cpu/params.h"
-#include "ops.h"
+#include "ops/arguments.h"
 
 namespace rnnfast::cuda {
 
@@ -38,9 +38,9 @@ E* out(const Tensor& t, int64_t offset = 0) {
 }
 
 // undefined stays undefined
-inline Tensor dense(const OptTensor& t) { return t ? t->contiguous() : Tensor(); }
-inline Tensor dense(const OptTensor& t, at::ScalarType type) {
-  return t ? t->to(type).contiguous() : Tensor();
+inline Tensor dense(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
+inline Tensor dense(const Tensor& t, at::ScalarType type) {
+  return t.defined() ? t.to(type).contiguous() : t;
 }
 
 // [rows, n] as a product reads it: padded with zeros to so many columns, beginning at a multiple of 16 bytes

@@ -1,0 +1,235 @@
+// The autograd kernel of every forward op f, made from its schema and that of f_backward. There an argument
+// of a name that f has too, as argument or output, is that one; dy is the gradient of an output y; need_dx
+// says whether the gradient of an argument x is asked for, and needs says it of all of them. A result dx is
+// the gradient of the argument x. The backward ops get theirs, for double backward, in rnnfast/ops.py.
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <string>
+
+#include "ops/arguments.h"
+
+namespace rnnfast {
+namespace {
+
+using c10::Argument;
+using c10::IValue;
+using c10::OperatorHandle;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using torch::jit::last;
+using torch::jit::peek;
+
+OperatorHandle find_op(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
+}
+
+size_t find(const std::vector<Argument>& among, const std::string& name) {
+  const auto is_it = [&](const Argument& a) { return a.name() == name; };
+  return std::find_if(among.begin(), among.end(), is_it) - among.begin();
+}
+
+// Where a backward op takes an argument from
+struct Source {
+  enum Kind { kGradient, kInput, kOutput, kNeed, kNeeds } kind;
+  size_t index;  // of the forward op's argument, or of its output
+};
+
+// A forward op and its derivative
+struct Derivative {
+  const OperatorHandle forward, backward;
+  const std::vector<Argument>&arguments, &outputs;  // of the forward op
+  enum Type { kTensor, kTensors, kOther };
+  std::vector<Type> types;        // of the arguments
+  std::vector<Source> sources;    // of each argument of the backward op
+  std::vector<size_t> gradients;  // which argument each of its results is the gradient of
+  const size_t save;              // the argument that says whether to
+
+  explicit Derivative(const std::string& name)
+      : forward(find_op(name)),
+        backward(find_op(name + "_backward")),
+        arguments(forward.schema().arguments()),
+        outputs(forward.schema().returns()),
+        save(find(arguments, "save")) {
+    for (const Argument& a : arguments)
+      types.push_back(a.type()->isSubtypeOf(*c10::OptionalType::ofTensor()) ? kTensor
+                      : a.type()->isSubtypeOf(*c10::ListType::ofTensors())  ? kTensors
+                                                                            : kOther);
+    for (const Argument& a : backward.schema().arguments()) sources.push_back(source_of(a.name()));
+    for (const Argument& a : backward.schema().returns())
+      gradients.push_back(find(arguments, a.name().substr(1)));
+  }
+
+  Source source_of(const std::string& name) const {
+    if (name == "needs") return {Source::kNeeds, 0};
+    if (const size_t i = find(arguments, name); i < arguments.size()) return {Source::kInput, i};
+    if (const size_t i = find(outputs, name); i < outputs.size()) return {Source::kOutput, i};
+    if (const size_t i = find(outputs, name.substr(1)); i < outputs.size()) return {Source::kGradient, i};
+    const std::string prefix = "need_d";
+    const size_t i = find(arguments, name.substr(std::min(name.size(), prefix.size())));
+    TORCH_INTERNAL_ASSERT(i < arguments.size(), backward.schema().name(), ": where is ", name, " from?");
+    return {Source::kNeed, i};
+  }
+
+  bool is_differentiable(size_t output) const {
+    return std::any_of(sources.begin(), sources.end(),
+                       [&](const Source& s) { return s.kind == Source::kGradient && s.index == output; });
+  }
+};
+
+// Where the tensors of each argument stand when all are put one after the other, and then where they end
+struct Places {
+  c10::SmallVector<size_t, 32> first{0};
+
+  template <class Length>
+  Places(const Derivative& op, const Length& length) {
+    for (size_t i = 0; i < op.types.size(); ++i)
+      first.push_back(first.back() + (op.types[i] == Derivative::kTensor    ? 1
+                                      : op.types[i] == Derivative::kTensors ? length(i)
+                                                                            : 0));
+  }
+  size_t length(size_t argument) const { return first[argument + 1] - first[argument]; }
+};
+
+// Calls an op under this kernel. A backward that nobody differentiates need not pass its own autograd kernel,
+// which is Python's.
+void call_below(const OperatorHandle& op, Stack& stack) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  op.callBoxed(stack);
+}
+
+// Forward-mode AD would be dropped in silence here: rnnfast.functional takes the reference path for it.
+void refuse_forward_gradient(const OperatorHandle& op, const std::string& name, const Tensor& t) {
+  TORCH_CHECK(!t.defined() || !t._fw_grad(/*level=*/0).defined(), op.schema().name(), ": ", name,
+              " carries a forward-mode gradient, which this op does not propagate; call it through "
+              "rnnfast.functional");
+}
+
+template <class Op>
+struct Recorded : torch::autograd::Function<Recorded<Op>> {
+  static constexpr size_t kRest = 2;  // of forward's arguments that are no tensors
+
+  // tensors: all of the call on the stack, undefined where None
+  static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Places& places,
+                               Stack* stack) {
+    const Derivative& op = Op::derivative();
+    variable_list saved;
+    for (const Source& s : op.sources) {
+      if (s.kind != Source::kInput) continue;
+      const std::string& name = op.arguments[s.index].name();
+      if (op.types[s.index] == Derivative::kOther)
+        ctx->saved_data[name] = peek(*stack, s.index, op.arguments.size());
+      if (op.types[s.index] == Derivative::kTensors)
+        ctx->saved_data[name] = static_cast<int64_t>(places.length(s.index));
+      for (size_t i = places.first[s.index]; i < places.first[s.index + 1]; ++i) saved.push_back(tensors[i]);
+    }
+    call_below(op.forward, *stack);
+    variable_list results, constant;
+    for (const IValue& value : last(*stack, op.outputs.size())) results.push_back(value.toTensor());
+    torch::jit::drop(*stack, results.size());
+    for (const Source& s : op.sources)
+      if (s.kind == Source::kOutput) saved.push_back(results[s.index]);
+    for (size_t i = 0; i < results.size(); ++i) {
+      const bool nothing = results[i].dim() == 1 && results[i].numel() == 0;  // c_n of a cell without c
+      if (nothing || !op.is_differentiable(i)) constant.push_back(results[i]);
+    }
+    ctx->set_materialize_grads(false);
+    ctx->mark_non_differentiable(constant);
+    ctx->save_for_backward(std::move(saved));
+    return results;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Derivative& op = Op::derivative();
+    const auto data = [&](size_t i) -> const IValue& { return ctx->saved_data[op.arguments[i].name()]; };
+    const Places places(op, [&](size_t i) { return static_cast<size_t>(data(i).toInt()); });
+    const auto is_needed = [&](size_t argument) { return ctx->needs_input_grad(places.first[argument]); };
+
+    const variable_list saved = ctx->get_saved_variables();
+    auto next = saved.begin();
+    Stack stack;
+    const auto push = [&](const Tensor& t) { stack.push_back(t.defined() ? IValue(t) : IValue()); };
+    for (const auto& [kind, i] : op.sources) {
+      if (kind == Source::kNeed) {
+        stack.emplace_back(is_needed(i));
+      } else if (kind == Source::kNeeds) {
+        c10::List<bool> needs;
+        for (const size_t argument : op.gradients) needs.push_back(is_needed(argument));
+        stack.emplace_back(std::move(needs));
+      } else if (kind == Source::kGradient) {
+        refuse_forward_gradient(op.backward, "d" + op.outputs[i].name(), grads[i]);
+        push(grads[i]);
+      } else if (kind == Source::kOutput || op.types[i] == Derivative::kTensor) {
+        push(*next++);
+      } else if (op.types[i] == Derivative::kTensors) {
+        stack.emplace_back(variable_list(next, next + places.length(i)));
+        next += places.length(i);
+      } else {
+        stack.push_back(data(i));
+      }
+    }
+    at::GradMode::is_enabled() ? op.backward.callBoxed(stack) : call_below(op.backward, stack);
+
+    variable_list all(places.first.back() + kRest);
+    for (size_t k = 0; k < op.gradients.size(); ++k) {
+      const size_t argument = op.gradients[k];
+      const auto to = all.begin() + places.first[argument];
+      if (op.types[argument] == Derivative::kTensors) {
+        const variable_list list = stack[k].toTensorVector();
+        std::copy(list.begin(), list.end(), to);
+      } else if (is_needed(argument)) {
+        *to = stack[k].toTensor();
+      }
+    }
+    return all;
+  }
+};
+
+template <class Op>
+void record(const OperatorHandle& handle, Stack* stack) {
+  const Derivative& op = Op::derivative();
+  const at::ArrayRef<IValue> values = last(*stack, op.arguments.size());
+  const Places places(op, [&](size_t i) { return values[i].toListRef().size(); });
+  variable_list tensors;
+  bool any = false;
+  const auto add = [&](size_t argument, const IValue& value) {
+    tensors.push_back(value.isNone() ? Tensor() : value.toTensor());
+    refuse_forward_gradient(handle, op.arguments[argument].name(), tensors.back());
+    any |= tensors.back().defined() && tensors.back().requires_grad();
+  };
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (op.types[i] == Derivative::kTensor) add(i, values[i]);
+    if (op.types[i] == Derivative::kTensors)
+      for (const IValue& value : values[i].toListRef()) add(i, value);
+  }
+  if (!at::GradMode::is_enabled() || !any) return call_below(handle, *stack);
+  TORCH_CHECK(values[op.save].toBool(), handle.schema().name(),
+              ": save is False, but an argument requires grad; pass save=True or call it under no_grad");
+  for (Tensor& t : Recorded<Op>::apply(at::TensorList(tensors), places, stack))
+    stack->emplace_back(std::move(t));
+}
+
+struct Recurrent {
+  static const Derivative& derivative() {
+    static const Derivative instance("rnnfast::recurrent");
+    return instance;
+  }
+};
+
+struct DeepTransition {
+  static const Derivative& derivative() {
+    static const Derivative instance("rnnfast::deep_transition");
+    return instance;
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnfast, Autograd, m) {
+  m.impl("recurrent", torch::CppFunction::makeFromBoxedFunction<&record<Recurrent>>());
+  m.impl("deep_transition", torch::CppFunction::makeFromBoxedFunction<&record<DeepTransition>>());
+}
+
+}  // namespace rnnfast

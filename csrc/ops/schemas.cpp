@@ -1,0 +1,58 @@
+// The op schemas as text, and their registration; nothing else. Names and order are those of arguments.h.
+#include "ops/on_stack.h"
+#include "ops/ops.h"
+
+using namespace rnnfast;
+
+TORCH_LIBRARY(rnnfast, m) {
+  const auto define = [&](const std::string& schema) { m.def(schema.c_str()); };
+  const std::string layer =
+      "str mode, Tensor x, Tensor h0, Tensor? c0, "
+      "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
+      "Tensor? w_ih_r, Tensor? w_hh_r, Tensor? b_ih_r, Tensor? b_hh_r, Tensor? w_hr_r, "
+      "Tensor? batch_sizes, bool batch_first";
+  define("recurrent(" + layer +
+         ", bool save, "
+         "Tensor? lengths=None, Tensor? resets=None, Tensor? h_mask=None, Tensor? zoneout_mask=None) "
+         "-> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+  define("recurrent_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, " + layer +
+         ", Tensor y, Tensor gates, Tensor cells, bool[13] needs) "
+         "-> (Tensor dx, Tensor dh0, Tensor dc0, "
+         "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dw_hr, "
+         "Tensor dw_ih_r, Tensor dw_hh_r, Tensor db_ih_r, Tensor db_hh_r, Tensor dw_hr_r)");
+
+  const std::string deep = "Tensor x, Tensor h0, Tensor[] weights, Tensor[] biases, float negative_slope";
+  define("deep_transition(" + deep + ", bool save) -> (Tensor y, Tensor hn, Tensor acts)");
+  define("deep_transition_backward(Tensor? dy, Tensor? dhn, " + deep +
+         ", Tensor y, Tensor acts, bool need_dx, bool need_dh0) "
+         "-> (Tensor dx, Tensor dh0, Tensor[] dweights, Tensor[] dbiases)");
+}
+
+namespace {
+
+[[maybe_unused]] void refuse_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK(false, op.schema().name(),
+              ": this build of rnnfast has no CUDA kernels; install the CUDA toolkit of torch's CUDA version "
+              "(nvcc) and build it again with RNNFAST_CUDA=1 pip install --no-build-isolation .");
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnfast, CUDA, m) {
+#ifdef RNNFAST_CUDA
+  implement<cuda::recurrent>(m, "recurrent");
+  implement<cuda::recurrent_backward>(m, "recurrent_backward");
+  implement<cuda::deep_transition>(m, "deep_transition");
+  implement<cuda::deep_transition_backward>(m, "deep_transition_backward");
+#else
+  for (const char* op : {"recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward"})
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
+#endif
+}
+
+TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
+  implement<cpu::recurrent>(m, "recurrent");
+  implement<cpu::recurrent_backward>(m, "recurrent_backward");
+  implement<cpu::deep_transition>(m, "deep_transition");
+  implement<cpu::deep_transition_backward>(m, "deep_transition_backward");
+}
