@@ -68,7 +68,7 @@ class _Cell(Freezable, RNNCellBase):
         return _paths.explain(self._name, input, states, self._weights()) + self._frozen_or_not()
 
 
-_MODES = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
+_BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 
 
 class RNNCell(_Cell):
@@ -98,7 +98,7 @@ class RNNCell(_Cell):
 
     @property
     def _mode(self):
-        mode = _MODES.get(self.nonlinearity)
+        mode = _BY_NONLINEARITY.get(self.nonlinearity)
         if mode is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return mode

@@ -21,7 +21,7 @@ from .freeze import Freezable
 # torch's names of the modes -> those of the ops
 _MODES = {mode.upper(): mode for mode in CELLS}
 
-NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
+_NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
 def _check_type(name, value, expected):
@@ -62,7 +62,7 @@ class _Layers(Freezable, RNNBase):
         self.proj_size = proj_size
         self._check_arguments(dropout)
         if proj_size and not CELLS[mode]["has_cell"]:
-            raise ValueError(NO_PROJECTION)
+            raise ValueError(_NO_PROJECTION)
 
         G, H, P = CELLS[mode]["gates"] * hidden_size, hidden_size, proj_size or hidden_size
         directions = ("", "_reverse") if bidirectional else ("",)
@@ -235,7 +235,7 @@ class RNN(_Layers):
 
     def __init__(self, *args, **kwargs):
         if "proj_size" in kwargs:  # even 0
-            raise ValueError(NO_PROJECTION)
+            raise ValueError(_NO_PROJECTION)
         if len(args) > 3:
             self.nonlinearity = args[3]
             args = args[:3] + args[4:]
@@ -318,7 +318,7 @@ class GRU(_Layers):
 
     def __init__(self, *args, **kwargs):
         if "proj_size" in kwargs:  # even 0
-            raise ValueError(NO_PROJECTION)
+            raise ValueError(_NO_PROJECTION)
         super().__init__("gru", *args, **kwargs)
 
     def forward(self, input, hx=None):
