@@ -36,6 +36,12 @@ try_cell = _C.try_cell
 try_layers = _C.try_layers
 freeze = _C.freeze
 
+CELLS = {
+    "lstm": {"gates": 4, "slots": 4, "has_cell": True},
+    "gru": {"gates": 3, "slots": 4, "has_cell": False},
+    "rnn_tanh": {"gates": 1, "slots": 1, "has_cell": False},
+    "rnn_relu": {"gates": 1, "slots": 1, "has_cell": False},
+}
 SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}  # values saved for each unit and step
 LANES = 16  # saved buffers are padded to whole vectors
 

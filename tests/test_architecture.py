@@ -94,36 +94,72 @@ def test_an_include_in_the_wrong_direction_is_found(tmp_path, file, line):
     assert [found for found, _ in forbidden(copied)] == [file]
 
 
-def imports(source):
-    """(modules of our own package, names of other packages) that a module imports anywhere in it."""
+def python_modules(package):
+    """{"rnnfast.nn.layers": its file, ...} of a package, and of those in it."""
+    paths = sorted(package.rglob("*.py"))
+    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in paths]
+    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
+
+
+def imports(source, package="rnnfast"):
+    """(modules of our own, other packages) that a module of `package` imports anywhere in it."""
     own, other = set(), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = {alias.name for alias in node.names}
-            own |= {name.split(".")[1] for name in names if name.startswith("rnnfast.")}
+            own |= {name for name in names if name.startswith("rnnfast.")}
             other |= {name.split(".")[0] for name in names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             other.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            parts = package.split(".")
+            above = ".".join(parts[: len(parts) - node.level + 1])
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            own |= {f"{above}.{name}" for name in names if name != "__version__"}
     return own, other
 
 
-# nn -> functional -> ops -> _C, and reference knows only torch
+# What a module may import of our own: only what stands below it in this list, so there is no circle.
+# nn -> functional -> _paths -> ops -> _C, and reference knows only torch.
 BELOW = {
-    "nn": {"functional"},
-    "functional": {"ops", "reference"},
-    "ops": {"_C", "reference"},
-    "reference": set(),
+    "rnnfast": {"rnnfast.nn", "rnnfast.functional", "rnnfast.reference"},
+    "rnnfast.info": {"rnnfast.ops"},
+    "rnnfast.testing": set(),
+    "rnnfast.nn": {
+        "rnnfast.nn.layers",
+        "rnnfast.nn.cells",
+        "rnnfast.nn.deep_transition",
+        "rnnfast.nn.freeze",
+    },
+    "rnnfast.nn.layers": {"rnnfast.nn._common", "rnnfast.nn.freeze", "rnnfast._paths"},
+    "rnnfast.nn.cells": {"rnnfast.nn._common", "rnnfast.nn.freeze", "rnnfast._paths"},
+    "rnnfast.nn.deep_transition": {"rnnfast.nn._common", "rnnfast.functional", "rnnfast._paths"},
+    "rnnfast.nn.freeze": set(),
+    "rnnfast.nn._common": set(),
+    "rnnfast.functional": {"rnnfast._paths"},
+    "rnnfast._paths": {"rnnfast._autocast", "rnnfast.ops", "rnnfast.reference"},
+    "rnnfast._autocast": set(),
+    "rnnfast.ops": {"rnnfast._C", "rnnfast.reference"},
+    "rnnfast.reference": set(),
+    "rnnfast._C": set(),
 }
 
 
-@pytest.mark.parametrize("module", BELOW)
+def test_every_python_module_is_listed_above_what_it_may_import():
+    assert set(BELOW) - {"rnnfast._C"} == set(python_modules(PACKAGE))
+    order = list(BELOW)
+    for module, below in BELOW.items():
+        assert below <= set(order[order.index(module) + 1 :]), module
+
+
+@pytest.mark.parametrize("module", [module for module in BELOW if module != "rnnfast._C"])
 def test_a_python_module_imports_only_what_stands_below_it(module):
-    own, other = imports((PACKAGE / f"{module}.py").read_text())
+    path = python_modules(PACKAGE)[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    own, other = imports(path.read_text(), package)
     assert own <= BELOW[module]
     assert "rnnfast" not in other
-    if module == "reference":
+    if module == "rnnfast.reference":
         assert other == {"torch"}
 
 
@@ -131,7 +167,11 @@ def test_imports_are_found_in_every_form():
     source = (
         "import torch.nn\nfrom . import ops, _C\nfrom .info import isa\ndef f():\n    import rnnfast.testing"
     )
-    assert imports(source) == ({"ops", "_C", "info", "testing"}, {"torch", "rnnfast"})
+    found = {"rnnfast.ops", "rnnfast._C", "rnnfast.info", "rnnfast.testing"}
+    assert imports(source) == (found, {"torch", "rnnfast"})
+    source = "from .. import _paths\nfrom ..ops import CELLS\nfrom . import cells\nfrom .layers import LSTM"
+    found = {"rnnfast._paths", "rnnfast.ops", "rnnfast.nn.cells", "rnnfast.nn.layers"}
+    assert imports(source, "rnnfast.nn") == (found, set())
 
 
 def compile_object(source, target, *flags):

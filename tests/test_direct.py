@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import rnnfast
-from rnnfast import functional, info
+from rnnfast import _paths, info
 
 KINDS = [*CELLS, *LAYERS.keys() - {"lstm_proj"}]
 cells = pytest.mark.parametrize("kind", list(CELLS))
@@ -75,7 +75,7 @@ def test_a_graph_made_straight_is_the_one_made_through_python(kind, B, bias, sta
     direct = run()
     name = "try_cell" if kind in CELLS else "try_layers"
     made = []
-    monkeypatch.setattr(functional, name, lambda *args: made.append(args))
+    monkeypatch.setattr(_paths, name, lambda *args: made.append(args))
     same(direct, run(), rtol=0, atol=0)
     assert made  # and then came Python's turn
 
@@ -161,7 +161,7 @@ def test_several_layers_and_both_directions_go_straight_too(kind, options, B, st
     assert way == "direct"
     with torch.no_grad():
         same(ours(x, hx), theirs(x, hx))
-    monkeypatch.setattr(functional, "try_layers", lambda *args: None)
+    monkeypatch.setattr(_paths, "try_layers", lambda *args: None)
     way, by_op = run()
     assert way == "recurrent"
     same(direct, by_op, rtol=0, atol=0)
@@ -535,7 +535,7 @@ def test_what_cannot_be_frozen():
     layer = rnnfast.freeze(rnnfast.LSTM(5, 19, proj_size=3).eval())
     layer(torch.zeros(2, 1, 5))  # as ever
     layer, x = rnnfast.LSTM(5, 19).eval(), torch.zeros(2, 1, 5)
-    frozen = functional.freeze("lstm", *layer._weights()[0][:2])
+    frozen = _paths.freeze("lstm", *layer._weights()[0][:2])
     for nonsense in (
         1,
         (),
@@ -546,9 +546,8 @@ def test_what_cannot_be_frozen():
     ):
         with torch.no_grad():
             for packed_of_layer in nonsense, (nonsense,):
-                functional.try_layers(
-                    "lstm", layer._parameters, x, None, None, True, False, frozen=packed_of_layer
-                )
+                how = (True, False, 1, False)
+                _paths.try_layers("lstm", layer._parameters, x, None, None, how, packed_of_layer)
                 assert ran() == "direct"
 
     def refused(model, match):
@@ -568,7 +567,7 @@ def test_what_cannot_be_frozen():
     with torch.inference_mode():
         refused(rnnfast.GRU(5, 19).eval(), "made outside of inference mode")
     with pytest.raises(RuntimeError, match=r"expected w_ih \[3 H, I\] and w_hh \[3 H, H\] of one dtype, got"):
-        functional.freeze("gru", torch.zeros(6, 2), torch.zeros(6, 3))
+        _paths.freeze("gru", torch.zeros(6, 2), torch.zeros(6, 3))
 
 
 def test_a_call_with_a_wrong_number_of_arguments_says_so():
@@ -584,4 +583,4 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
         rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None, None, True, False, 0, False, None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
-        functional.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)
+        _paths.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

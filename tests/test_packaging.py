@@ -131,6 +131,12 @@ def test_every_source_file_is_listed_once():
     assert listed == present
 
 
+def test_every_package_is_listed_once():
+    present = sorted(path.parent.relative_to(ROOT) for path in (ROOT / "rnnfast").rglob("__init__.py"))
+    listed = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert re.findall(r'"([^"]+)"', listed) == [".".join(path.parts) for path in present]
+
+
 def test_a_changed_header_rebuilds_the_extension(monkeypatch):
     monkeypatch.chdir(ROOT)
     headers = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")}

@@ -1,0 +1,10 @@
+"""Drop-in recurrent modules: torch.nn's constructors, parameters, errors and outputs on fused kernels."""
+
+from .cells import GRUCell, LSTMCell, RNNCell
+from .deep_transition import DeepTransitionRNN
+from .freeze import freeze, unfreeze
+from .layers import GRU, LSTM, RNN
+
+__all__ = [
+    "GRU", "LSTM", "RNN", "DeepTransitionRNN", "GRUCell", "LSTMCell", "RNNCell", "freeze", "unfreeze",
+]  # fmt: skip

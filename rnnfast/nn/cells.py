@@ -1,0 +1,173 @@
+"""One step of a layer: drop-ins for torch.nn's RNNCell, LSTMCell and GRUCell."""
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNCellBase
+
+from .. import _paths
+from .._paths import CELLS
+from ._common import read
+from .freeze import Freezable
+
+
+class _Cell(Freezable, RNNCellBase):
+    """What the cells share. `_mode` is the op's name for the cell, `_name` what torch's errors call it."""
+
+    def __init__(self, mode, input_size, hidden_size, bias, device, dtype):
+        gates = CELLS[mode]["gates"]
+        super().__init__(input_size, hidden_size, bias, num_chunks=gates, device=device, dtype=dtype)
+
+    def _weights(self):
+        return read(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+
+    def _run(self, mode, input, *states):
+        """input [B, I] or [I]; states h (and c) [B, H] or [H], or None -> h', c'."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{self._name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        given, has_cell = states[0] is not None, CELLS[mode]["has_cell"]
+        if given:
+            for k, s in enumerate(states):
+                if s.dim() not in (1, 2):
+                    what = f"hx[{k}]" if has_cell else "hidden"
+                    raise ValueError(f"{self._name}: Expected {what} to be 1D or 2D, got {s.dim()}D instead")
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            states = [s.unsqueeze(0) for s in states] if given else states
+        w_ih, w_hh, b_ih, b_hh = self._weights()
+        if input.size(1) != w_ih.size(1):
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.size(1)} expected {w_ih.size(1)}"
+            )
+        B, H = input.size(0), self.hidden_size
+        if given:
+            for k, s in enumerate(states):
+                if s.shape != (B, H):
+                    self._raise_state_size(k, s, B, H)
+        else:
+            states = [torch.zeros(B, H, dtype=input.dtype, device=input.device)] * len(states)
+        h, c = states if has_cell else (states[0], None)
+        h, c = _paths.step(mode, input, h, c, w_ih, w_hh, b_ih, b_hh)
+        if batched:
+            return h, c
+        return h.squeeze(0), c.squeeze(0) if has_cell else c
+
+    def _packed(self):
+        return _paths.freeze(self._mode, *self._weights()[:2])
+
+    @staticmethod
+    def _raise_state_size(k, s, B, H):
+        if s.size(0) != B:
+            raise RuntimeError(f"Input batch size {B} doesn't match hidden{k} batch size {s.size(0)}")
+        got = list(s.shape[1:]) if s.dim() == 1 or s.size(1) == H else s.size(1)
+        raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {got}, expected {H}")
+
+    def explain(self, input, hx=None) -> str:
+        """One sentence: which path this input takes, and why."""
+        states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
+        return _paths.explain(self._name, input, states, self._weights()) + self._frozen_or_not()
+
+
+_BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
+
+
+class RNNCell(_Cell):
+    """One step of an Elman network, h' = tanh or relu (W_i x + b_i + W_h h + b_h). For `torch.nn.RNNCell`.
+
+    Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros.
+
+    >>> import torch, rnnfast
+    >>> rnnfast.RNNCell(10, 20)(torch.randn(3, 10)).shape
+    torch.Size([3, 20])
+
+    Args: input_size, hidden_size, bias=True, nonlinearity="tanh" (or "relu"), device=None, dtype=None.
+
+    Raises: what `torch.nn.RNNCell` raises, with its texts.
+
+    Source: Elman 1990.
+    """
+
+    _name = "RNNCell"
+    nonlinearity: str
+
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
+        # as many gates with either nonlinearity: which one it is, and whether there is such a one, is asked
+        # at every call, as in torch
+        super().__init__("rnn_tanh", input_size, hidden_size, bias, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    @property
+    def _mode(self):
+        mode = _BY_NONLINEARITY.get(self.nonlinearity)
+        if mode is None:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return mode
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """-> h'; see the class."""
+        mode = self._mode
+        h = _paths.try_cell(mode, self._parameters, input, hx, None, self._frozen)
+        return self._run(mode, input, hx)[0] if h is None else h
+
+
+class LSTMCell(_Cell):
+    """One step of a long short-term memory (formula: `LSTM`). Drop-in for `torch.nn.LSTMCell`.
+
+    Shapes: input [B, I], hx = (h [B, H], c [B, H]) -> (h' [B, H], c' [B, H]); or [I], ([H], [H]).
+    hx None is zeros.
+
+    >>> import torch, rnnfast
+    >>> h, c = rnnfast.LSTMCell(10, 20)(torch.randn(3, 10))
+    >>> h.shape, c.shape
+    (torch.Size([3, 20]), torch.Size([3, 20]))
+
+    Args: input_size, hidden_size, bias=True, device=None, dtype=None.
+
+    Raises: what `torch.nn.LSTMCell` raises, with its texts.
+
+    Source: Hochreiter and Schmidhuber 1997, Gers et al. 2000.
+    """
+
+    _name, _mode = "LSTMCell", "lstm"
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """-> (h', c'); see the class."""
+        if hx is None:
+            hx = (None, None)
+        elif isinstance(hx, Tensor):
+            raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+        elif len(hx) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        h, c = hx
+        done = _paths.try_cell("lstm", self._parameters, input, h, c, self._frozen)
+        return self._run("lstm", input, h, c) if done is None else done
+
+
+class GRUCell(_Cell):
+    """One step of a gated recurrent unit (formula: `GRU`). Drop-in for `torch.nn.GRUCell`.
+
+    Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros.
+
+    >>> import torch, rnnfast
+    >>> rnnfast.GRUCell(10, 20)(torch.randn(3, 10)).shape
+    torch.Size([3, 20])
+
+    Args: input_size, hidden_size, bias=True, device=None, dtype=None.
+
+    Raises: what `torch.nn.GRUCell` raises, with its texts.
+
+    Source: Cho et al. 2014.
+    """
+
+    _name, _mode = "GRUCell", "gru"
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__("gru", input_size, hidden_size, bias, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """-> h'; see the class."""
+        h = _paths.try_cell("gru", self._parameters, input, hx, None, self._frozen)
+        return self._run("gru", input, hx)[0] if h is None else h

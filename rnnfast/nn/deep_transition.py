@@ -1,0 +1,121 @@
+"""The deep-transition RNN as a module, with a head."""
+
+from torch import Tensor
+from torch.nn import LeakyReLU, Linear, Module, Sequential
+
+from .. import _paths, functional
+from ._common import check_dtype, check_features, read
+
+
+def _check_size(name, value):
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    if value <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {value}")
+
+
+class DeepTransitionRNN(Module):
+    """Deep-transition RNN: each step is a multi-layer perceptron over [x, h]; batch first.
+
+    .. code-block:: text
+
+        a = [x, h];  a = leaky_relu(W_l a + b_l) for every l but the last;  h' = W a + b;  h starts at zero
+
+    Shapes: x [B, T, I] and h0 [B, H] -> (all h [B, T, H], last h [B, H]). With output_size the head `ff`
+    reads the last state -> [B, O], or with step_output every state -> [B, T, O]. Unbatched: x [T, I],
+    h0 [H], and no B in the results.
+
+    The perceptron is kept as `rnn`, a Sequential of Linear, LeakyReLU, ..., Linear, so that state_dict is
+    that of the hand-written model. Its weights are read at every forward; its modules are not called.
+
+    >>> import torch, rnnfast
+    >>> model = rnnfast.DeepTransitionRNN(40, 30, output_size=2, depth=3, width=100)
+    >>> model(torch.randn(8, 150, 40)).shape
+    torch.Size([8, 2])
+
+    Args:
+        input_size, hidden_size: I and H.
+        output_size: O, width of the head; None is no head.
+        depth: how many Linear layers one step has, at least 1.
+        width: width of the inner layers; None is hidden_size.
+        negative_slope: of LeakyReLU, at least 0.
+        bias: whether the Linear layers, the head too, have one.
+        step_output: the head reads every state, not only the last.
+
+    Raises:
+        TypeError, ValueError: arguments of a wrong type or out of range, x of neither 2 nor 3 dimensions.
+        RuntimeError: x or h0 of a wrong size, no time step.
+
+    Source: Pascanu et al. 2013, "How to construct deep recurrent neural networks".
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int | None = None,
+        depth: int = 3,
+        width: int | None = None,
+        negative_slope: float = 0.01,
+        bias: bool = True,
+        step_output: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        width = hidden_size if width is None else width
+        _check_size("input_size", input_size)
+        _check_size("hidden_size", hidden_size)
+        _check_size("depth", depth)
+        _check_size("width", width)
+        if output_size is not None:
+            _check_size("output_size", output_size)
+        for name, value in (("bias", bias), ("step_output", step_output)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+        if step_output and output_size is None:
+            raise ValueError("step_output needs output_size: without a head every state is returned anyway")
+        if not isinstance(negative_slope, (int, float)) or isinstance(negative_slope, bool):
+            raise TypeError(f"negative_slope should be a number, got: {type(negative_slope).__name__}")
+        if not 0 <= negative_slope < float("inf"):
+            raise ValueError(f"negative_slope must be finite and at least 0, got {negative_slope}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.output_size = output_size
+        self.negative_slope = float(negative_slope)
+        self.step_output = step_output
+
+        sizes = [input_size + hidden_size, *[width] * (depth - 1), hidden_size]
+        modules = []
+        for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+            modules += [Linear(n_in, n_out, bias, device=device, dtype=dtype), LeakyReLU(negative_slope)]
+        self.rnn = Sequential(*modules[:-1])
+        self.ff = None
+        if output_size is not None:
+            self.ff = Linear(hidden_size, output_size, bias, device=device, dtype=dtype)
+
+    def _weights(self):
+        linears = list(self.rnn._modules.values())[::2]
+        weights, biases = zip(*[read(m, ("weight", "bias")) for m in linears], strict=True)
+        return list(weights), [] if biases[0] is None else list(biases)
+
+    def forward(self, x: Tensor, h0: Tensor | None = None):
+        """-> (all h, last h), or the head's output; see the class."""
+        if x.dim() not in (2, 3):
+            raise ValueError(f"DeepTransitionRNN: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        weights, biases = self._weights()
+        check_dtype(x, weights[0])
+        check_features(x, self.input_size)
+        if h0 is not None:
+            expected = (*x.shape[:-2], self.hidden_size)
+            if h0.shape != expected:
+                raise RuntimeError(f"Expected hidden size {expected}, got {list(h0.shape)}")
+        y, h = functional.deep_transition(x, h0, weights, biases, self.negative_slope)
+        if self.ff is None:
+            return y, h
+        return self.ff(y if self.step_output else h)
+
+    def explain(self, x: Tensor, h0: Tensor | None = None) -> str:
+        """One sentence: which path this input takes, and why."""
+        weights, biases = self._weights()
+        return _paths.explain(type(self).__name__, x, [h0], [*weights, *biases])

@@ -1,0 +1,327 @@
+"""Whole layers: drop-ins for torch.nn's RNN, LSTM and GRU, their constructors, parameters and errors.
+
+They subclass RNNBase, not torch.nn.LSTM and its like, at which torch.compile breaks the graph.
+"""
+
+import numbers
+import warnings
+from types import NoneType
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _paths
+from .._paths import CELLS
+from ._common import check_dtype, check_features, read
+from .freeze import Freezable
+
+# torch's names of the modes -> those of the ops
+_MODES = {mode.upper(): mode for mode in CELLS}
+
+_NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
+
+
+def _check_type(name, value, expected):
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} should be of type {expected.__name__}, got: {type(value).__name__}")
+
+
+class _Layers(Freezable, RNNBase):
+    """What the layers share: making and reading weights, checking, and the three kinds of input.
+
+    A layer of a cell that has only h is a subclass whose `__init__` names the cell, as GRU.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+    ):
+        """RNNBase's, which knows only the gates of torch's cells, for any: mode is a key of CELLS."""
+        super(RNNBase, self).__init__()  # Module's
+        self.mode = mode.upper()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._check_arguments(dropout)
+        if proj_size and not CELLS[mode]["has_cell"]:
+            raise ValueError(_NO_PROJECTION)
+
+        G, H, P = CELLS[mode]["gates"] * hidden_size, hidden_size, proj_size or hidden_size
+        directions = ("", "_reverse") if bidirectional else ("",)
+        self._flat_weights_names, self._all_weights = [], []
+        for layer in range(num_layers):
+            I = input_size if layer == 0 else P * len(directions)  # noqa: E741
+            shapes = {"weight_ih": (G, I), "weight_hh": (G, P)}
+            if bias:
+                shapes |= {"bias_ih": (G,), "bias_hh": (G,)}
+            if proj_size:
+                shapes["weight_hr"] = (P, H)
+            for direction in directions:
+                names = [f"{name}_l{layer}{direction}" for name in shapes]
+                for name, shape in zip(names, shapes.values(), strict=True):
+                    setattr(self, name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._flat_weights_names.extend(names)
+                self._all_weights.append(names)
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    # what Python's errors about missing and unknown arguments call it, as torch's
+    __init__.__qualname__ = "RNNBase.__init__"
+
+    def _check_arguments(self, dropout):
+        """What RNNBase checks, in its order; dropout as the caller gave it."""
+        if not isinstance(dropout, numbers.Number) or not 0 <= dropout <= 1 or isinstance(dropout, bool):
+            raise ValueError(
+                "dropout should be a number in range [0, 1] "
+                "representing the probability of an element being zeroed"
+            )
+        if dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last "
+                "recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and "
+                f"num_layers={self.num_layers}",
+                stacklevel=4,  # the line that makes the layer: LSTM(...)
+            )
+        for name in "bias", "batch_first":
+            _check_type(name, getattr(self, name), bool)
+        for name in "input_size", "hidden_size":
+            value = getattr(self, name)
+            _check_type(name, value, int)
+            if value <= 0:
+                raise ValueError(f"{name} must be greater than zero")
+        if self.num_layers <= 0:
+            raise ValueError("num_layers must be greater than zero")
+        if self.proj_size < 0:
+            raise ValueError("proj_size should be a positive integer or zero to disable projections")
+        if self.proj_size >= self.hidden_size:
+            raise ValueError("proj_size has to be smaller than hidden_size")
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the kernels read each weight where it lies."""
+
+    def _weights(self):
+        return [read(self, names) for names in self._all_weights]
+
+    def _run(self, input, h, c):
+        """input, h_0 and c_0 as the caller gave them -> output, h_n, c_n. None is zeros, or no c."""
+        mode = _MODES[self.mode]
+        if not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
+            how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
+            done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen)
+            if done is not None:
+                return done
+        x, batch_sizes, batched = input, None, True
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            x, batch_sizes, order, back = input
+            if x.dim() != 2:
+                raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
+        else:
+            batched = x.dim() == 3
+            batch_dim = 0 if self.batch_first else 1
+            if not batched and x.dim() != 2:
+                self._raise_input_dim(x)
+            if h is not None:
+                self._check_state_dim(x, h, c)
+            if not batched:
+                x = x.unsqueeze(batch_dim)
+                if h is not None:
+                    h, c = h.unsqueeze(1), c if c is None else c.unsqueeze(1)
+
+        weights = self._weights()
+        check_dtype(x, weights[0][0])
+        check_features(x, self.input_size)
+        if h is not None:
+            B = int(batch_sizes[0]) if packed else x.size(batch_dim)
+            self._check_state_size(B, h, c)
+            if packed and order is not None:
+                h, c = h.index_select(1, order), c if c is None else c.index_select(1, order)
+
+        options = _paths.Options(self.bidirectional, self.batch_first, self.dropout, self.training)
+        y, h, c = _paths.layers(mode, x, h, c, weights, options, batch_sizes)
+        has_cell = CELLS[mode]["has_cell"]
+        if packed:
+            y = PackedSequence(y, batch_sizes, order, back)
+            if back is not None:
+                h, c = h.index_select(1, back), c.index_select(1, back) if has_cell else c
+        elif not batched:
+            y, h, c = y.squeeze(batch_dim), h.squeeze(1), c.squeeze(1) if has_cell else c
+        return y, h, c
+
+    def forward(self, input, hx=None):
+        """-> output, h_n; see the class."""
+        # RNN and GRU say this again: Python's errors about the arguments then name them, as torch's do
+        y, h, _ = self._run(input, hx, None)
+        return y, h
+
+    def _packed(self):
+        if self.proj_size:
+            return None
+        return tuple(_paths.freeze(_MODES[self.mode], *w[:2]) for w in self._weights())
+
+    def _raise_input_dim(self, x):
+        name, tail = ("RNN", " tensor") if self.mode.startswith("RNN") else (self.mode, "")
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D{tail} instead")
+
+    def _check_state_dim(self, x, h, c):
+        D = x.dim()
+        if h.dim() == D and (c is None or c.dim() == D):
+            return
+        batched = "batched" if D == 3 else "unbatched"
+        if c is None:
+            raise RuntimeError(
+                f"For {batched} {D}-D input, hx should also be {D}-D but got {h.dim()}-D tensor"
+            )
+        raise RuntimeError(
+            f"For {batched} {D}-D input, hx and cx should "
+            f"also be {D}-D but got ({h.dim()}-D, {c.dim()}-D) tensors"
+        )
+
+    def _check_state_size(self, B, h, c):
+        L = self.num_layers * (2 if self.bidirectional else 1)
+        expected = (L, B, self.proj_size or self.hidden_size)
+        if h.shape != expected:
+            label = "hidden" if c is None else "hidden[0]"
+            raise RuntimeError(f"Expected {label} size {expected}, got {list(h.shape)}")
+        expected = (L, B, self.hidden_size)
+        if c is not None and c.shape != expected:
+            raise RuntimeError(f"Expected hidden[1] size {expected}, got {list(c.shape)}")
+
+    def explain(self, input, hx=None) -> str:
+        """One sentence: which path this input takes, and why."""
+        x = input.data if isinstance(input, PackedSequence) else input
+        states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
+        weights = [w for direction in self._weights() for w in direction]
+        return _paths.explain(type(self).__name__, x, states, weights) + self._frozen_or_not()
+
+
+class RNN(_Layers):
+    """Elman network: h' = tanh or relu (W_i x + b_i + W_h h + b_h). Drop-in for `torch.nn.RNN`.
+
+    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and
+    h_0 [L·D, B, H] -> output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
+
+    >>> import torch, rnnfast
+    >>> output, h_n = rnnfast.RNN(10, 20, num_layers=2, nonlinearity="relu")(torch.randn(5, 3, 10))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+
+    Args: as `torch.nn.RNN`: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None.
+
+    Raises: what `torch.nn.RNN` raises, with its texts.
+
+    Source: Elman 1990.
+    """
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:  # even 0
+            raise ValueError(_NO_PROJECTION)
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"rnn_{self.nonlinearity}", *args, **kwargs)
+
+    def forward(self, input, hx=None):
+        """-> output, h_n; see the class."""
+        y, h, _ = self._run(input, hx, None)
+        return y, h
+
+
+class LSTM(_Layers):
+    """Long short-term memory. Drop-in for `torch.nn.LSTM`.
+
+    .. code-block:: text
+
+        i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
+        c' = f ⊙ c + i ⊙ g                        h' = o ⊙ tanh(c')      (with proj_size: h' = W_hr h')
+
+    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence),
+    h_0 [L·D, B, P], c_0 [L·D, B, H] -> output [T, B, D·P], (h_n [L·D, B, P], c_n [L·D, B, H]); L layers,
+    D directions, P = proj_size or H.
+
+    >>> import torch, rnnfast
+    >>> output, (h_n, c_n) = rnnfast.LSTM(10, 20, batch_first=True, bidirectional=True)(torch.randn(3, 5, 10))
+    >>> output.shape, h_n.shape, c_n.shape
+    (torch.Size([3, 5, 40]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
+
+    Args: as `torch.nn.LSTM`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+    dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
+
+    Raises: what `torch.nn.LSTM` raises, with its texts.
+
+    Source: Hochreiter and Schmidhuber 1997, Gers et al. 2000 (forget gate), Sak et al. 2014 (projection).
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("lstm", *args, **kwargs)
+
+    def forward(self, input, hx=None):
+        """-> output, (h_n, c_n); see the class."""
+        if not isinstance(hx, (tuple, list, NoneType)):
+            raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
+        h, c = (None, None) if hx is None else (hx[0], hx[1])
+        if hx is not None and len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        y, h, c = self._run(input, h, c)
+        return y, (h, c)
+
+
+class GRU(_Layers):
+    """Gated recurrent unit; the reset gate acts after the hidden product. Drop-in for `torch.nn.GRU`.
+
+    .. code-block:: text
+
+        r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+        h' = (1 − z) ⊙ n + z ⊙ h
+
+    Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and
+    h_0 [L·D, B, H] -> output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
+
+    >>> import torch, rnnfast
+    >>> output, h_n = rnnfast.GRU(10, 20)(torch.randn(5, 3, 10))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
+
+    Args: as `torch.nn.GRU`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None.
+
+    Raises: what `torch.nn.GRU` raises, with its texts.
+
+    Source: Cho et al. 2014, in the form of cuDNN and torch.nn.
+    """
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:  # even 0
+            raise ValueError(_NO_PROJECTION)
+        super().__init__("gru", *args, **kwargs)
+
+    def forward(self, input, hx=None):
+        """-> output, h_n; see the class."""
+        y, h, _ = self._run(input, hx, None)
+        return y, h
