@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import onnx
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnnfast
+from rnnfast import _C
 
 from .cases import Case
 
@@ -42,6 +44,26 @@ class DeepTransitionLoop(nn.Module):
             h = self.rnn(torch.cat([step, h], 1))
             states.append(h)
         return torch.stack(states, 1)
+
+
+class ReferenceLoop(nn.Module):
+    """The Python loop for a cell that torch.nn lacks: `rnnfast.reference` with a layer's own weights."""
+
+    def __init__(self, inputs: int, hidden: int, layers: int = 1, bidirectional: bool = False, *, cell: str):
+        super().__init__()
+        self.layer = getattr(rnnfast, cell)(inputs, hidden, layers, bidirectional=bidirectional)
+        self.directions = 1 + bidirectional
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, None]:
+        mode, weights = self.layer.mode.lower(), self.layer.all_weights
+        for first in range(0, len(weights), self.directions):
+            both = [w for direction in weights[first:][: self.directions] for w in (*direction, None)]
+            h0 = x.new_zeros(self.directions, x.shape[1], self.layer.hidden_size)
+            c0 = torch.zeros_like(h0) if _C.cells()[mode]["has_cell"] else None
+            if state is not None:  # one layer
+                h0, c0 = state if isinstance(state, tuple) else (state, None)
+            x, _, _ = rnnfast.reference.recurrent(mode, x, h0, c0, *both)
+        return x, None
 
 
 class CellLoop(nn.Module):
@@ -191,7 +213,8 @@ class Problem:
         elif is_cell:
             layer, lead = getattr(nn, case.cell)(inputs, hidden), (batch,)
         else:
-            layer = getattr(nn, case.cell)(inputs, hidden, case.layers, bidirectional=case.directions == 2)
+            kind = getattr(nn, case.cell, None) or partial(ReferenceLoop, cell=case.cell)
+            layer = kind(inputs, hidden, case.layers, bidirectional=case.directions == 2)
             lead = (steps, batch)
         x, dy = torch.randn(*lead, inputs), torch.randn(*lead, hidden * case.directions)
         if case.steps == 1:
@@ -300,7 +323,7 @@ def first_outcome(peer: Peer, case: Case) -> tuple[tuple[Tensor, ...], float]:
 
 def baseline(case: Case) -> str:
     """The peer that speed-ups are counted from."""
-    return "Python loop" if case.cell == "DeepTransitionRNN" else "torch.nn"
+    return "torch.nn" if hasattr(nn, case.cell) else "Python loop"
 
 
 def torch_peers(problem: Problem, training: bool) -> dict[str, Peer]:
@@ -330,11 +353,12 @@ def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]
         )
     ours = getattr(rnnfast, case.cell)
     with torch.inference_mode(False):  # in which freeze takes no weights
-        if isinstance(problem.layer, nn.RNNBase):
+        if issubclass(ours, nn.RNNBase):
             ours = ours(case.input_size, case.hidden, case.layers, bidirectional=case.directions == 2)
         else:
             ours = ours(case.input_size, case.hidden)
-        ours.to(problem.x.dtype).load_state_dict(problem.layer.state_dict())
+        theirs = problem.layer.layer if isinstance(problem.layer, ReferenceLoop) else problem.layer
+        ours.to(problem.x.dtype).load_state_dict(theirs.state_dict())
     if case.frozen:
         rnnfast.freeze(ours.eval())
     x, dy = problem.pack(problem.x), problem.pack(problem.dy)

@@ -27,12 +27,19 @@ from pathlib import Path
 
 import torch
 
+from rnnfast import _C
+
 from .cases import Case
 
 SLACK = 1.02  # a row may not beat its limit by more: the limit would be wrong
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-SIGMOIDS = {"LSTM": 5, "GRU": 3, "RNN": 1}  # per hidden unit and step; a tanh counts as one
 BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def gates_and_sigmoids(cell: str) -> tuple[int, int]:
+    """Of a class's cell, per hidden unit and step: its gates, and the sigmoids (or tanhs) it computes."""
+    mode = cell.removesuffix("Cell").lower()
+    facts = _C.cells().get(mode) or _C.cells()[f"{mode}_tanh"]
+    return facts["gates"], facts["gates"] + facts["has_cell"]  # h' = o tanh(c')
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,10 @@ def layers(case: Case) -> Iterator[Layer]:
     if case.cell == "DeepTransitionRNN":  # three Linears, the inner width is H
         yield Layer(hidden * inputs, 3 * hidden * hidden, sigmoids=0, meetings=3)
         return
-    kind = case.cell.removesuffix("Cell")
+    gates, sigmoids = gates_and_sigmoids(case.cell)
     for layer in range(case.layers):
         width = inputs if layer == 0 else hidden * case.directions
-        yield Layer(GATES[kind] * hidden * width, GATES[kind] * hidden * hidden, SIGMOIDS[kind] * hidden)
+        yield Layer(gates * hidden * width, gates * hidden * hidden, sigmoids * hidden)
 
 
 def read_seconds(weights: int, layer: Layer, case: Case, team: Team) -> float:

@@ -162,7 +162,7 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
 def _layer(mode, x, h0, c0, w, batch_sizes, batch_first, plain):
     """One layer, by the op or in plain torch -> y, h_n, c_n. w: five of each direction."""
     if plain:
-        return reference.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first)
+        return reference.recurrent(mode, x, h0, c0, *w, batch_sizes=batch_sizes, batch_first=batch_first)
     save = torch.is_grad_enabled() and _any_needs_grad(x, h0, c0, *w)
     return ops.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first, save)[:3]
 
@@ -186,7 +186,7 @@ def try_layers(mode, parameters, x, h, c, how, frozen=None):
     """
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_layers(mode, parameters, x, h, c, *how, frozen)
+    return ops.try_layers(mode, parameters, x, h, c, how, frozen)
 
 
 def freeze(mode, w_ih, w_hh):

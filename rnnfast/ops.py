@@ -4,7 +4,9 @@ The forward ops have their autograd in C++. Here the two backward ops get a fake
 the vector-Jacobian product is taken again through ``reference`` and differentiated there.
 """
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -36,13 +38,14 @@ try_cell = _C.try_cell
 try_layers = _C.try_layers
 freeze = _C.freeze
 
-CELLS = {
-    "lstm": {"gates": 4, "slots": 4, "has_cell": True},
-    "gru": {"gates": 3, "slots": 4, "has_cell": False},
-    "rnn_tanh": {"gates": 1, "slots": 1, "has_cell": False},
-    "rnn_relu": {"gates": 1, "slots": 1, "has_cell": False},
-}
-SLOTS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}  # values saved for each unit and step
+# of each mode what its cell has: gates, slots (values saved for each unit and step), has_cell (c)
+CELLS = _C.cells()
+if CELLS.keys() != reference.CELLS.keys():
+    raise ImportError(
+        f"rnnfast.reference.CELLS has {', '.join(reference.CELLS)}; the compiled extension has "
+        f"{', '.join(CELLS)}: expected the same cells"
+    )
+
 LANES = 16  # saved buffers are padded to whole vectors
 
 
@@ -52,7 +55,7 @@ def _padded(n):
 
 def _saved(mode, x, D, N, H):
     """Shapes of the gates and cells that a layer saves for backward."""
-    values = SLOTS[mode]
+    values = CELLS[mode]["slots"]
     if x.device.type != "cpu":
         return (D, N, values, _padded(H)), (D, N, _padded(H))
     # a row of the biases more; and an RNN's only value is y, where that is not rounded
@@ -61,86 +64,97 @@ def _saved(mode, x, D, N, H):
     return D * (N + 1) * values * _padded(H), D * N * _padded(H)
 
 
-WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
-INPUTS = ("x", "h0", "c0", *WEIGHTS, *(f"{name}_r" for name in WEIGHTS))
-REQUIRED = ("x", "h0", "w_ih", "w_hh", "y", "gates", "cells", "acts")
+class _Schema:
+    """What the fake kernels and the derivatives read of an op's schema: names and kinds, in its order."""
+
+    def __init__(self, op):
+        self.op = op._schema.name
+        self.kinds = {argument.name: str(argument.type) for argument in op._schema.arguments}
+        self.results = [result.name for result in op._schema.returns]
+
+    def bind(self, values):
+        """The arguments of a call by name; a default that is not given is None."""
+        return SimpleNamespace(**dict(itertools.zip_longest(self.kinds, values)))
+
+    def bind_on_one_device(self, values):
+        """The same, of tensors without data: one with data beside them would be left unread."""
+        call = self.bind(values)
+        for name, kind in self.kinds.items():
+            value = getattr(call, name)
+            if kind == "List[Tensor]":
+                for i, t in enumerate(value):
+                    self._check(f"{name}[{i}]", t, call.x.device)
+            elif kind == "Tensor" or (kind == "Optional[Tensor]" and value is not None):
+                self._check(name, value, call.x.device)
+        return call
+
+    def _check(self, name, t, device):
+        if t is None:
+            raise RuntimeError(f"{self.op}: {name} is an undefined tensor")
+        if name == "batch_sizes" and t.device.type != "cpu":
+            raise RuntimeError(f"{self.op}: batch_sizes is on {t.device}, expected cpu")
+        if name != "batch_sizes" and t.device != device:
+            raise RuntimeError(f"{self.op}: {name} is on {t.device}, expected {device}, as x")
+
+    def in_order(self, found):
+        """One value for each argument: found[name], or None."""
+        return tuple(found.get(name) for name in self.kinds)
 
 
-def _check_devices(op, named):
-    """All of a call on the device of x: a tensor with data beside one without would be left unread."""
-    for name, t in named.items():
-        if t is None and (name in REQUIRED or "[" in name):
-            raise RuntimeError(f"rnnfast::{op}: {name} is an undefined tensor")
-        expected = named["x"].device
-        if t is not None and t.device != expected:
-            raise RuntimeError(f"rnnfast::{op}: {name} is on {t.device}, expected {expected}, as x")
+RECURRENT = _Schema(recurrent)
+RECURRENT_BACKWARD = _Schema(recurrent_backward)
+DEEP_TRANSITION = _Schema(deep_transition)
+DEEP_TRANSITION_BACKWARD = _Schema(deep_transition_backward)
 
-
-def _numbered(name, tensors):
-    return {f"{name}[{i}]": t for i, t in enumerate(tensors)}
-
-
-def _check_batch_sizes(op, batch_sizes):
-    if batch_sizes is not None and batch_sizes.device.type != "cpu":
-        raise RuntimeError(f"rnnfast::{op}: batch_sizes is on {batch_sizes.device}, expected cpu")
+INPUTS = [result[1:] for result in RECURRENT_BACKWARD.results]  # what gets a gradient: x, h0, ...
+COTANGENTS = ("dy", "dhn", "dcn")
 
 
 @torch.library.register_fake("rnnfast::recurrent")
-def _(
-    mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r, batch_sizes,
-    batch_first, save, lengths=None, resets=None, h_mask=None, zoneout_mask=None,
-):  # fmt: skip
-    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
-    _check_devices("recurrent", dict(zip(INPUTS, inputs, strict=True)))
-    _check_batch_sizes("recurrent", batch_sizes)
-    D, B, P = h0.shape
-    H = P if w_hr is None else w_hr.size(1)
-    N = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
+def _(*values):
+    a = RECURRENT.bind_on_one_device(values)
+    x, has_cell = a.x, CELLS[a.mode]["has_cell"]
+    D, B, P = a.h0.shape
+    H = P if a.w_hr is None else a.w_hr.size(1)
+    N = x.size(0) if a.batch_sizes is not None else x.size(0) * x.size(1)
     saved = x.new_empty(0, dtype=reference.compute_dtype(x.dtype))
     y = x.new_empty((*x.shape[:-1], D * P))
     hn = x.new_empty((D, B, P))
-    cn = x.new_empty((D, B, H) if mode == "lstm" else 0)
-    gates, cells = _saved(mode, x, D, N, H)
-    gates = saved.new_empty(gates if save else 0)
-    cells = saved.new_empty(cells if save and mode == "lstm" else 0)
+    cn = x.new_empty((D, B, H) if has_cell else 0)
+    gates, cells = _saved(a.mode, x, D, N, H)
+    gates = saved.new_empty(gates if a.save else 0)
+    cells = saved.new_empty(cells if a.save and has_cell else 0)
     return y, hn, cn, gates, cells
 
 
 @torch.library.register_fake("rnnfast::recurrent_backward")
-def _(
-    dy, dhn, dcn, mode, x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r,
-    batch_sizes, batch_first, y, gates, cells, needs,
-):  # fmt: skip
-    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r)
-    saved = {"y": y, "gates": gates, "cells": cells, "dy": dy, "dhn": dhn, "dcn": dcn}
-    _check_devices("recurrent_backward", dict(zip(INPUTS, inputs, strict=True)) | saved)
-    _check_batch_sizes("recurrent_backward", batch_sizes)
+def _(*values):
+    a = RECURRENT_BACKWARD.bind_on_one_device(values)
+    inputs = [getattr(a, name) for name in INPUTS]
     return tuple(
-        x.new_empty(t.shape if need and t is not None else 0) for t, need in zip(inputs, needs, strict=True)
+        a.x.new_empty(t.shape if need and t is not None else 0)
+        for t, need in zip(inputs, a.needs, strict=True)
     )
 
 
 @torch.library.register_fake("rnnfast::deep_transition")
-def _(x, h0, weights, biases, negative_slope, save):
-    lists = _numbered("weights", weights) | _numbered("biases", biases)
-    _check_devices("deep_transition", {"x": x, "h0": h0} | lists)
-    B, T, _ = x.shape
-    H = h0.size(1)
-    inner = sum(_padded(w.size(0)) for w in weights[:-1]) if save else 0
-    acts = x.new_empty(B * T * inner, dtype=reference.compute_dtype(x.dtype))
-    return x.new_empty((B, T, H)), x.new_empty((B, H)), acts
+def _(*values):
+    a = DEEP_TRANSITION.bind_on_one_device(values)
+    B, T, _ = a.x.shape
+    H = a.h0.size(1)
+    inner = sum(_padded(w.size(0)) for w in a.weights[:-1]) if a.save else 0
+    acts = a.x.new_empty(B * T * inner, dtype=reference.compute_dtype(a.x.dtype))
+    return a.x.new_empty((B, T, H)), a.x.new_empty((B, H)), acts
 
 
 @torch.library.register_fake("rnnfast::deep_transition_backward")
-def _(dy, dhn, x, h0, weights, biases, negative_slope, y, acts, need_dx, need_dh0):
-    lists = _numbered("weights", weights) | _numbered("biases", biases)
-    tensors = {"x": x, "h0": h0, "y": y, "acts": acts, "dy": dy, "dhn": dhn}
-    _check_devices("deep_transition_backward", tensors | lists)
+def _(*values):
+    a = DEEP_TRANSITION_BACKWARD.bind_on_one_device(values)
     return (
-        x.new_empty(x.shape if need_dx else 0),
-        x.new_empty(h0.shape if need_dh0 else 0),
-        [x.new_empty(w.shape) for w in weights],
-        [x.new_empty(b.shape) for b in biases],
+        a.x.new_empty(a.x.shape if a.need_dx else 0),
+        a.x.new_empty(a.h0.shape if a.need_dh0 else 0),
+        [a.x.new_empty(w.shape) for w in a.weights],
+        [a.x.new_empty(b.shape) for b in a.biases],
     )
 
 
@@ -181,31 +195,32 @@ def _double_backward(forward, cotangents, inputs, wanted, grads):
 
 
 def _save_recurrent(ctx, inputs, output):
-    *cotangents, mode, x, h0, c0 = inputs[:7]
-    weights, (batch_sizes, batch_first), needs = inputs[7:17], inputs[17:19], inputs[22]
-    ctx.save_for_backward(*cotangents, x, h0, c0, *weights, batch_sizes)
+    a = RECURRENT_BACKWARD.bind(inputs)
+    ctx.save_for_backward(*(getattr(a, name) for name in (*COTANGENTS, *INPUTS, "batch_sizes")))
     ctx.set_materialize_grads(False)
-    ctx.mode, ctx.batch_first, ctx.needs = mode, batch_first, needs
+    ctx.mode, ctx.batch_first, ctx.needs = a.mode, a.batch_first, a.needs
 
 
 def _differentiate_recurrent(ctx, *grads):
     *slots, batch_sizes = ctx.saved_tensors
-    cotangents, inputs = slots[:3], slots[3:]
+    cotangents, inputs = slots[: len(COTANGENTS)], slots[len(COTANGENTS) :]
 
     def forward(*inputs):
-        return reference.recurrent(ctx.mode, *inputs, batch_sizes, ctx.batch_first)
+        return reference.recurrent(ctx.mode, *inputs, batch_sizes=batch_sizes, batch_first=ctx.batch_first)
 
-    wanted = [*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:17]]
+    names = [*COTANGENTS, *INPUTS]
+    asked = vars(RECURRENT_BACKWARD.bind(ctx.needs_input_grad))
     grads = [g if need else None for g, need in zip(grads, ctx.needs, strict=True)]
-    found = _double_backward(forward, cotangents, inputs, wanted, grads)
-    return (*found[:3], None, *found[3:], *[None] * 6)
+    found = _double_backward(forward, cotangents, inputs, [asked[name] for name in names], grads)
+    return RECURRENT_BACKWARD.in_order(dict(zip(names, found, strict=True)))
 
 
 def _save_deep_transition(ctx, inputs, output):
-    dy, dhn, x, h0, weights, biases, ctx.negative_slope, _, _, *ctx.needs = inputs
-    ctx.save_for_backward(dy, dhn, x, h0, *weights, *biases)
+    a = DEEP_TRANSITION_BACKWARD.bind(inputs)
+    ctx.save_for_backward(a.dy, a.dhn, a.x, a.h0, *a.weights, *a.biases)
     ctx.set_materialize_grads(False)
-    ctx.depth, ctx.n_biases = len(weights), len(biases)
+    ctx.negative_slope, ctx.needs = a.negative_slope, (a.need_dx, a.need_dh0)
+    ctx.depth = len(a.weights)
 
 
 def _differentiate_deep_transition(ctx, *grads):
@@ -216,11 +231,14 @@ def _differentiate_deep_transition(ctx, *grads):
     def forward(x, h0, *w):
         return reference.deep_transition(x, h0, list(w[:depth]), list(w[depth:]), ctx.negative_slope)
 
-    need = ctx.needs_input_grad
-    wanted = [*need[:4], *need[4], *need[5]]
-    state = [g if n else None for g, n in zip(grads[:2], ctx.needs, strict=True)]
-    found = _double_backward(forward, cotangents, inputs, wanted, [*state, *grads[2], *grads[3]])
-    return (*found[:4], found[4 : 4 + depth], found[4 + depth :], *[None] * 5)
+    asked = DEEP_TRANSITION_BACKWARD.bind(ctx.needs_input_grad)
+    wanted = [asked.dy, asked.dhn, asked.x, asked.h0, *asked.weights, *asked.biases]
+    dx, dh0, dweights, dbiases = grads
+    state = [g if need else None for g, need in zip((dx, dh0), ctx.needs, strict=True)]
+    found = _double_backward(forward, cotangents, inputs, wanted, [*state, *dweights, *dbiases])
+    named = dict(zip(("dy", "dhn", "x", "h0"), found, strict=False))
+    named |= {"weights": found[4 : 4 + depth], "biases": found[4 + depth :]}
+    return DEEP_TRANSITION_BACKWARD.in_order(named)
 
 
 torch.library.register_autograd(

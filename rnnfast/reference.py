@@ -60,36 +60,26 @@ def recurrent(
     x: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    w_hr: Tensor | None = None,
-    w_ih_r: Tensor | None = None,
-    w_hh_r: Tensor | None = None,
-    b_ih_r: Tensor | None = None,
-    b_hh_r: Tensor | None = None,
-    w_hr_r: Tensor | None = None,
+    *weights: Tensor | None,
     batch_sizes: Tensor | None = None,
     batch_first: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One recurrent layer over a whole sequence, one or both directions: what the op of this name computes.
 
     Args:
-        mode: "lstm", "gru", "rnn_tanh" or "rnn_relu".
+        mode: a name of `CELLS`.
         x: [T, B, I], or [B, T, I] if batch_first, or packed [N, I] with batch_sizes.
         h0, c0: [D, B, P] and [D, B, H] (LSTM only), D directions, P = proj_size or H.
-        w_ih .. w_hr: [G·H, I], [G·H, P], [G·H], [G·H], [P, H]; those in ``_r`` are the reverse direction's.
+        weights: w_ih [G·H, I], w_hh [G·H, P], b_ih [G·H], b_hh [G·H], w_hr [P, H], and as many of the reverse
+            direction; None where there is none.
         batch_sizes: int64 [T], how many rows take part in each step; never grows.
 
     Returns:
         y of x's layout with D·P features, h_n [D, B, P], c_n [D, B, H] (size [0] unless LSTM).
     """
     dtype, acc = x.dtype, compute_dtype(x.dtype)
-    weights = [(w_ih, w_hh, b_ih, b_hh, w_hr)]
-    if w_ih_r is not None:
-        weights.append((w_ih_r, w_hh_r, b_ih_r, b_hh_r, w_hr_r))
-    weights = [[w if w is None else w.to(acc) for w in direction] for direction in weights]
+    weights = [w if w is None else w.to(acc) for w in weights]
+    directions = [weights[:5]] if len(weights) == 5 or weights[5] is None else [weights[:5], weights[5:]]
 
     active = None
     if batch_sizes is not None:
@@ -98,7 +88,7 @@ def recurrent(
         x = x.transpose(0, 1)
 
     ys, hs, cs = [], [], []
-    for d, direction in enumerate(weights):
+    for d, direction in enumerate(directions):
         c = None if c0 is None else c0[d].to(acc)
         y, h, c = _direction(CELLS[mode], x.to(acc), h0[d].to(acc), c, direction, active, d == 1, dtype)
         ys.append(y)

@@ -1,18 +1,20 @@
 """Shared by the tests: the layers and cells under test, each beside torch's own with the same weights; and
 what native programs are compiled with."""
 
+import functools
 import os
 import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
 import rnnfast
-from rnnfast import _C
+from rnnfast import _C, _paths
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
@@ -21,6 +23,7 @@ EMULATION = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
 GPU = torch.cuda.is_available() and bool(_C.build_info()["cuda"])
 
 # Every kind of layer and cell: a readable id, the class (of one name in rnnfast and torch.nn), its arguments.
+# One that torch.nn lacks is judged by rnnfast.reference, see `peer_of`.
 LAYERS = {
     "rnn_tanh": ("RNN", {}),
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
@@ -34,6 +37,34 @@ CELLS = {
     "gru_cell": ("GRUCell", {}),
     "lstm_cell": ("LSTMCell", {}),
 }
+
+
+MODES = _C.cells()  # of each mode of the ops its gates, slots (saved for each unit and step) and has_cell
+
+
+def of_torch(kinds):
+    """Those of LAYERS or CELLS that torch.nn has, for what is said of torch.nn's contract."""
+    return {kind: value for kind, value in kinds.items() if hasattr(torch.nn, value[0])}
+
+
+class _ThroughReference:
+    """A module of ours whose forward takes the way through plain torch, `rnnfast.reference`."""
+
+    def forward(self, *args):
+        with (
+            mock.patch.object(_paths, "try_layers", lambda *args: None),
+            mock.patch.object(_paths, "try_cell", lambda *args: None),
+            mock.patch.object(_paths, "_transformed", lambda: True),
+        ):
+            return super().forward(*args)
+
+
+@functools.cache
+def peer_of(name):
+    """The class that judges ours of this name: torch.nn's, or ours in plain torch where torch.nn lacks it."""
+    if hasattr(torch.nn, name):
+        return getattr(torch.nn, name)
+    return type(name, (_ThroughReference, getattr(rnnfast, name)), {})
 
 
 def compile_all(sources, folder, *options):
@@ -52,12 +83,12 @@ def compile_all(sources, folder, *options):
 
 
 def pair(kind, *args, seed=0, **kwargs):
-    """Our module of this kind and torch's, made from the same seed, so with the same weights."""
+    """Our module of this kind and its peer, made from the same seed, so with the same weights."""
     name, extra = (LAYERS | CELLS)[kind]
     modules = []
-    for library in (rnnfast, torch.nn):
+    for maker in (getattr(rnnfast, name), peer_of(name)):
         torch.manual_seed(seed)
-        modules.append(getattr(library, name)(*args, **{**extra, **kwargs}))
+        modules.append(maker(*args, **{**extra, **kwargs}))
     return modules
 
 
@@ -97,11 +128,7 @@ FORMS = {
     "packed": {"packed": True},
     "packed_bidirectional": {"packed": True, "bidirectional": True},
 }
-OP_CASES = {
-    f"{mode}_{form}": (mode, FORMS[form])
-    for mode in ("lstm", "gru", "rnn_tanh", "rnn_relu")
-    for form in FORMS
-}
+OP_CASES = {f"{mode}_{form}": (mode, FORMS[form]) for mode in MODES for form in FORMS}
 OP_CASES["lstm_proj"] = ("lstm", {"proj": 3})
 OP_CASES["lstm_proj_packed_bidirectional"] = (
     "lstm",
@@ -115,7 +142,7 @@ def op_inputs(
     """Arguments of torch.ops.rnnfast.recurrent up to batch_first: T = steps, B = 3, I = 4, H = 6."""
     leaf = leaf_maker(**options)
     T, B, I, H = steps, 3, 4, 6  # noqa: E741
-    D, P, GH = 1 + bidirectional, proj or H, {"lstm": 4, "gru": 3}.get(mode, 1) * H
+    D, P, GH = 1 + bidirectional, proj or H, MODES[mode]["gates"] * H
     lengths = (T, T - 1, 1)
     batch_sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)]) if packed else None
     x = leaf(sum(lengths), I) if packed else leaf(B, T, I) if batch_first else leaf(T, B, I)
@@ -124,7 +151,7 @@ def op_inputs(
         weights += [leaf(GH, I), leaf(GH, P)] if present else [None, None]
         weights += [leaf(GH), leaf(GH)] if present and bias else [None, None]
         weights += [leaf(P, H) if present and proj else None]
-    c0 = leaf(D, B, H) if mode == "lstm" else None
+    c0 = leaf(D, B, H) if MODES[mode]["has_cell"] else None
     return (mode, x, leaf(D, B, P), c0, *weights, batch_sizes, batch_first)
 
 

@@ -16,6 +16,7 @@ from helpers import (
     EMULATION,
     GPU,
     LAYERS,
+    MODES,
     ROOT,
     compile_all,
     draw,
@@ -31,7 +32,8 @@ from rnnfast import _C, info, ops
 from rnnfast.testing import assert_close_to_oracle
 
 FLAGS = ["-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
-SOURCES = ["tests/native/emulated_ops.cpp", "csrc/cuda_layer.cpp", "csrc/cuda_deep.cpp", "csrc/cuda/plan.cpp"]
+OF_OPS = [f"csrc/ops/{name}.cpp" for name in ("cuda_layer", "cuda_deep", "layer", "checks")]
+SOURCES = ["tests/native/emulated_ops.cpp", *OF_OPS, "csrc/cuda/plan.cpp"]
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
 
 # What torch says of its own LSTM, which runs here as the peer, and of an op that is replaced on purpose
@@ -51,7 +53,7 @@ def on_a_gpu(test):
     return test
 
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {mode: facts["gates"] for mode, facts in MODES.items()}
 PLAN = ("team", "blocks", "warps", "split", "held", "batches")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}
 

@@ -574,13 +574,14 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
     with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx, cx and frozen"):
         rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(
-        RuntimeError, match="try_layers: expected mode, parameters, input, hx, cx, bias, batch_first, layers"
+        RuntimeError,
+        match=r"try_layers: expected mode, parameters, input, hx, cx, \(bias, batch_first, layers",
     ):
         rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="try_layers: expected mode, a str, and parameters, a dict"):
-        rnnfast.ops.try_layers("gru", [], torch.zeros(1, 1), None, None, True, False, 1, False, None)
+        rnnfast.ops.try_layers("gru", [], torch.zeros(1, 1), None, None, (True, False, 1, False), None)
     with pytest.raises(RuntimeError, match="try_layers: expected 1 to 65536 layers, got 0"):
-        rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None, None, True, False, 0, False, None)
+        rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None, None, (True, False, 0, False), None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
         _paths.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from helpers import LAYERS, peer_of
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
@@ -19,13 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 
 SPLITS = ["serial", "units", "rows", "directions"]
 ISAS = info.isas()
-CELLS = {
-    "lstm": ("LSTM", {}),
-    "lstm_proj": ("LSTM", {"proj_size": 5}),
-    "gru": ("GRU", {}),
-    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
-}
+CELLS = LAYERS | {"lstm_proj": ("LSTM", {"proj_size": 5})}
 # T, B, I, H: one row, one tile of rows and a bit, fewer units than lanes, more units than one slice.
 SHAPES = [(1, 1, 3, 7), (5, 1, 9, 17), (4, 7, 5, 33), (3, 13, 1, 6)]
 
@@ -35,9 +29,14 @@ cells = pytest.mark.parametrize("cell", list(CELLS))
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "T{}B{}I{}H{}".format(*s))
 
 
-def make(package, cell, features, H, dtype, **options):
+def ours_of(name):
+    return getattr(rnnfast, name)
+
+
+def make(maker, cell, features, H, dtype, **options):
+    """maker: `peer_of` or `ours_of`, of the class's name."""
     name, extra = CELLS[cell]
-    return getattr(package, name)(features, H, dtype=dtype, **{**extra, **options})
+    return maker(name)(features, H, dtype=dtype, **{**extra, **options})
 
 
 def run(layer, x):
@@ -85,8 +84,8 @@ def test_a_forced_instruction_set_is_the_current_one_until_it_is_given_back(isa)
 def test_every_forced_path_runs_and_is_as_exact_as_torch(isa, split, cell, shape, dtype, threads):
     T, B, features, H = shape
     kind = getattr(torch, dtype)
-    oracle = make(nn, cell, features, H, torch.float64, bidirectional=True)
-    theirs, ours = (make(package, cell, features, H, kind, bidirectional=True) for package in (nn, rnnfast))
+    oracle = make(peer_of, cell, features, H, torch.float64, bidirectional=True)
+    theirs, ours = (make(maker, cell, features, H, kind, bidirectional=True) for maker in (peer_of, ours_of))
     oracle.load_state_dict(theirs.state_dict() if kind == torch.float64 else theirs.double().state_dict())
     theirs.to(kind)
     ours.load_state_dict(theirs.state_dict())
@@ -116,8 +115,8 @@ def test_every_forced_path_runs_and_is_as_exact_as_torch(isa, split, cell, shape
 def test_every_instruction_set_stores_half_precision(isa, dtype, cell):
     kind = getattr(torch, dtype)
     T, B, features, H = 5, 3, 9, 17
-    oracle = make(nn, cell, features, H, torch.float64)
-    theirs, ours = (make(package, cell, features, H, kind) for package in (nn, rnnfast))
+    oracle = make(peer_of, cell, features, H, torch.float64)
+    theirs, ours = (make(maker, cell, features, H, kind) for maker in (peer_of, ours_of))
     oracle.load_state_dict(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(T, B, features, dtype=kind)
@@ -160,7 +159,7 @@ def test_rows_of_a_deep_transition_with_unlike_widths_do_not_meet():
 def test_splits_and_thread_counts_give_the_same_bits(isa, cell, dtype, shape):
     T, B, features, H = shape
     kind = getattr(torch, dtype)
-    layer = make(rnnfast, cell, features, H, kind, bidirectional=True)
+    layer = make(ours_of, cell, features, H, kind, bidirectional=True)
     x = torch.randn(T, B, features).to(kind)
     info.set_isa(isa)
     first = None
@@ -185,7 +184,7 @@ def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, dtype,
     if cell == "lstm_proj":
         H = max(H, 7)
     kind = getattr(torch, dtype)
-    layer = make(rnnfast, cell, features, H, kind, bidirectional=True)
+    layer = make(ours_of, cell, features, H, kind, bidirectional=True)
     x = torch.randn(T, 13, features, dtype=kind)
     info.set_isa(isa)
     info.set_split(split)
@@ -221,7 +220,7 @@ def test_a_large_bfloat16_batch_gives_the_bits_of_its_rows(isa, form, batch):
 @cells
 def test_one_sequence_in_steps_gives_the_bits_of_one_call(isa, cell):
     # The T = 1 step of a streaming user may run over weights that were not packed.
-    layer = make(rnnfast, cell, 9, 21, torch.float32)
+    layer = make(ours_of, cell, 9, 21, torch.float32)
     x = torch.randn(6, 1, 9)
     info.set_isa(isa)
     with torch.no_grad():

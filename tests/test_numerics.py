@@ -3,8 +3,10 @@ gradcheck in float64."""
 
 import math
 
+import helpers
 import pytest
 import torch
+from helpers import peer_of
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -111,13 +113,7 @@ def test_denormal_numbers_of_the_caller_survive_a_call(threads):
         assert (tiny * 0.5 > 0).all()
 
 
-LAYERS = {
-    "lstm": ("LSTM", {}),
-    "lstm_proj": ("LSTM", {"proj_size": 2}),
-    "gru": ("GRU", {}),
-    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
-    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
-}
+LAYERS = helpers.LAYERS | {"lstm_proj": ("LSTM", {"proj_size": 2})}
 
 
 def checked(cell, bidirectional, form):
@@ -189,11 +185,11 @@ def test_gradients_of_cells_are_the_differences_of_the_outputs(cell):
     assert torch.autograd.gradgradcheck(function, [x, *states])
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", sorted({name for name, _ in LAYERS.values()}))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_inputs_up_to_ten_thousand_saturate_without_nan(name, dtype):
     features, H = 13, 21
-    oracle = getattr(nn, name)(features, H, num_layers=2, bidirectional=True).to(dtype).double()
+    oracle = peer_of(name)(features, H, num_layers=2, bidirectional=True).to(dtype).double()
     layer = getattr(rnnfast, name)(features, H, num_layers=2, bidirectional=True, dtype=dtype)
     layer.load_state_dict(oracle.state_dict())
     x = ((torch.rand(7, 5, features) * 2 - 1) * 1e4).to(dtype)
@@ -234,7 +230,7 @@ def test_nan_and_infinity_flow_as_in_torch(isa, dtype, cell, value, place):
     if place == "c0" and not cell.startswith("lstm"):
         place = "h0"
     steps, batch, inputs, hidden = 5, 7, 9, 19
-    theirs = getattr(nn, name)(inputs, hidden, bidirectional=True, dtype=torch.float64, **extra)
+    theirs = peer_of(name)(inputs, hidden, bidirectional=True, dtype=torch.float64, **extra)
     ours = getattr(rnnfast, name)(inputs, hidden, bidirectional=True, dtype=dtype, **extra)
     ours.load_state_dict(theirs.state_dict())
     data = {

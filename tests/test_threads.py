@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import LAYERS
 
 import rnnfast
 from rnnfast import info
 
 # A child that hangs prints where, and then its parent ends it and whatever it started.
 LIMIT = 150
+CLASSES = sorted({name for name, _ in LAYERS.values()})
 COMMON = f"""
 import faulthandler, sys
 faulthandler.dump_traceback_later({LIMIT - 20}, exit=True)
@@ -26,7 +28,7 @@ import torch, rnnfast
 from rnnfast import info
 
 SPLITS = ("serial", "units", "rows", "directions", None)
-CELLS = ("LSTM", "GRU", "RNN")
+CELLS = {CLASSES}
 
 def work(cell, seed=0, T=9, B=11, I=33, H=65):
     "Outputs and gradients of one forward and backward, which depend on nothing but the arguments."
@@ -325,7 +327,7 @@ def members_of(function):
 
 
 @pytest.mark.parametrize("split", ["units", "rows", "directions"])
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", CLASSES)
 def test_two_threads_really_run(name, split):
     torch.set_num_threads(2)
     info.set_split(split)
@@ -338,7 +340,7 @@ def test_two_threads_really_run(name, split):
     assert members_of(lambda: torch.autograd.grad(y.sum(), [layer.weight_hh_l0], retain_graph=True)) == 2
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("T,B,H", [(50, 1, 512), (20, 64, 256)])
 def test_a_large_layer_is_given_two_threads_unasked(name, T, B, H):
     torch.set_num_threads(2)

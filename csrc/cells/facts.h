@@ -37,6 +37,7 @@ RNNFAST_CELLS(RNNFAST_CHECK)
 }  // namespace facts
 
 struct CellFacts {
+  Mode mode;
   const char* name;
   int gates;      // G: rows of W for each hidden unit
   int slots;      // S: values saved for each hidden unit and step
@@ -44,7 +45,8 @@ struct CellFacts {
 };
 
 constexpr CellFacts kCells[] = {
-#define RNNFAST_FACTS(name, Cell) {#name, facts::Cell::kGates, facts::Cell::kSlots, facts::Cell::kHasCell},
+#define RNNFAST_FACTS(name, Cell) \
+  {Mode::k##Cell, #name, facts::Cell::kGates, facts::Cell::kSlots, facts::Cell::kHasCell},
     RNNFAST_CELLS(RNNFAST_FACTS)
 #undef RNNFAST_FACTS
 };

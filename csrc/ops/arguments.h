@@ -35,6 +35,7 @@ class Reader {
   template <size_t n>
   std::array<bool, n> flags() {
     const c10::List<bool> list = take().toBoolList();
+    TORCH_CHECK(list.size() == n, "got ", list.size(), " elements instead of a list of size ", n);
     std::array<bool, n> found{};
     for (size_t i = 0; i < n; ++i) found[i] = list[i];
     return found;

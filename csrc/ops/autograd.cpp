@@ -31,6 +31,10 @@ size_t find(const std::vector<Argument>& among, const std::string& name) {
   return std::find_if(among.begin(), among.end(), is_it) - among.begin();
 }
 
+// Where the tensors of each argument begin when all that are given stand one after the other; and where the
+// last ones end
+using Places = std::vector<int64_t>;
+
 // Where a backward op takes an argument from
 struct Source {
   enum Kind { kGradient, kInput, kOutput, kNeed, kNeeds } kind;
@@ -73,24 +77,16 @@ struct Derivative {
     return {Source::kNeed, i};
   }
 
-  bool is_differentiable(size_t output) const {
-    return std::any_of(sources.begin(), sources.end(),
-                       [&](const Source& s) { return s.kind == Source::kGradient && s.index == output; });
+  // one that has no gradient, or is the last state of what was not given: c_n of a cell without c
+  bool is_constant(size_t output, const Places& places) const {
+    const std::string& name = outputs[output].name();
+    const size_t state = find(arguments, name.substr(0, name.size() - 1) + "0");
+    const auto is_its_gradient = [&](const Source& s) {
+      return s.kind == Source::kGradient && s.index == output;
+    };
+    return (state < arguments.size() && places[state] == places[state + 1]) ||
+           std::none_of(sources.begin(), sources.end(), is_its_gradient);
   }
-};
-
-// Where the tensors of each argument stand when all are put one after the other, and then where they end
-struct Places {
-  c10::SmallVector<size_t, 32> first{0};
-
-  template <class Length>
-  Places(const Derivative& op, const Length& length) {
-    for (size_t i = 0; i < op.types.size(); ++i)
-      first.push_back(first.back() + (op.types[i] == Derivative::kTensor    ? 1
-                                      : op.types[i] == Derivative::kTensors ? length(i)
-                                                                            : 0));
-  }
-  size_t length(size_t argument) const { return first[argument + 1] - first[argument]; }
 };
 
 // Calls an op under this kernel. A backward that nobody differentiates need not pass its own autograd kernel,
@@ -101,17 +97,19 @@ void call_below(const OperatorHandle& op, Stack& stack) {
 }
 
 // Forward-mode AD would be dropped in silence here: rnnfast.functional takes the reference path for it.
-void refuse_forward_gradient(const OperatorHandle& op, const std::string& name, const Tensor& t) {
-  TORCH_CHECK(!t.defined() || !t._fw_grad(/*level=*/0).defined(), op.schema().name(), ": ", name,
+void refuse_forward_gradient(const OperatorHandle& op, const char* prefix, const std::string& name,
+                             const Tensor& t) {
+  TORCH_CHECK(!t.defined() || !t._fw_grad(/*level=*/0).defined(), op.schema().name(), ": ", prefix, name,
               " carries a forward-mode gradient, which this op does not propagate; call it through "
               "rnnfast.functional");
 }
 
 template <class Op>
 struct Recorded : torch::autograd::Function<Recorded<Op>> {
-  static constexpr size_t kRest = 2;  // of forward's arguments that are no tensors
+  static constexpr size_t kRest = 2;                 // of forward's arguments that are no tensors
+  static constexpr const char* kPlaces = " places";  // no argument's name
 
-  // tensors: all of the call on the stack, undefined where None
+  // tensors: all that are given of the call on the stack
   static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Places& places,
                                Stack* stack) {
     const Derivative& op = Op::derivative();
@@ -121,20 +119,17 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
       const std::string& name = op.arguments[s.index].name();
       if (op.types[s.index] == Derivative::kOther)
         ctx->saved_data[name] = peek(*stack, s.index, op.arguments.size());
-      if (op.types[s.index] == Derivative::kTensors)
-        ctx->saved_data[name] = static_cast<int64_t>(places.length(s.index));
-      for (size_t i = places.first[s.index]; i < places.first[s.index + 1]; ++i) saved.push_back(tensors[i]);
+      for (int64_t i = places[s.index]; i < places[s.index + 1]; ++i) saved.push_back(tensors[i]);
     }
+    ctx->saved_data[kPlaces] = places;
     call_below(op.forward, *stack);
     variable_list results, constant;
     for (const IValue& value : last(*stack, op.outputs.size())) results.push_back(value.toTensor());
     torch::jit::drop(*stack, results.size());
     for (const Source& s : op.sources)
       if (s.kind == Source::kOutput) saved.push_back(results[s.index]);
-    for (size_t i = 0; i < results.size(); ++i) {
-      const bool nothing = results[i].dim() == 1 && results[i].numel() == 0;  // c_n of a cell without c
-      if (nothing || !op.is_differentiable(i)) constant.push_back(results[i]);
-    }
+    for (size_t i = 0; i < results.size(); ++i)
+      if (op.is_constant(i, places)) constant.push_back(results[i]);
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable(constant);
     ctx->save_for_backward(std::move(saved));
@@ -143,12 +138,16 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Derivative& op = Op::derivative();
-    const auto data = [&](size_t i) -> const IValue& { return ctx->saved_data[op.arguments[i].name()]; };
-    const Places places(op, [&](size_t i) { return static_cast<size_t>(data(i).toInt()); });
-    const auto is_needed = [&](size_t argument) { return ctx->needs_input_grad(places.first[argument]); };
+    const Places places = ctx->saved_data[kPlaces].toIntVector();
+    const auto length = [&](size_t argument) { return places[argument + 1] - places[argument]; };
+    const auto is_needed = [&](size_t argument) {
+      return length(argument) > 0 && ctx->needs_input_grad(places[argument]);
+    };
 
     const variable_list saved = ctx->get_saved_variables();
-    auto next = saved.begin();
+    const auto is_output = [](const Source& s) { return s.kind == Source::kOutput; };
+    auto next = saved.begin(),
+         output = saved.end() - std::count_if(op.sources.begin(), op.sources.end(), is_output);
     Stack stack;
     const auto push = [&](const Tensor& t) { stack.push_back(t.defined() ? IValue(t) : IValue()); };
     for (const auto& [kind, i] : op.sources) {
@@ -159,23 +158,25 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
         for (const size_t argument : op.gradients) needs.push_back(is_needed(argument));
         stack.emplace_back(std::move(needs));
       } else if (kind == Source::kGradient) {
-        refuse_forward_gradient(op.backward, "d" + op.outputs[i].name(), grads[i]);
+        refuse_forward_gradient(op.backward, "d", op.outputs[i].name(), grads[i]);
         push(grads[i]);
-      } else if (kind == Source::kOutput || op.types[i] == Derivative::kTensor) {
-        push(*next++);
+      } else if (kind == Source::kOutput) {
+        push(*output++);
+      } else if (op.types[i] == Derivative::kTensor) {
+        push(length(i) ? *next++ : Tensor());
       } else if (op.types[i] == Derivative::kTensors) {
-        stack.emplace_back(variable_list(next, next + places.length(i)));
-        next += places.length(i);
+        stack.emplace_back(variable_list(next, next + length(i)));
+        next += length(i);
       } else {
-        stack.push_back(data(i));
+        stack.push_back(ctx->saved_data[op.arguments[i].name()]);
       }
     }
     at::GradMode::is_enabled() ? op.backward.callBoxed(stack) : call_below(op.backward, stack);
 
-    variable_list all(places.first.back() + kRest);
+    variable_list all(places.back() + kRest);
     for (size_t k = 0; k < op.gradients.size(); ++k) {
       const size_t argument = op.gradients[k];
-      const auto to = all.begin() + places.first[argument];
+      const auto to = all.begin() + places[argument];
       if (op.types[argument] == Derivative::kTensors) {
         const variable_list list = stack[k].toTensorVector();
         std::copy(list.begin(), list.end(), to);
@@ -191,18 +192,20 @@ template <class Op>
 void record(const OperatorHandle& handle, Stack* stack) {
   const Derivative& op = Op::derivative();
   const at::ArrayRef<IValue> values = last(*stack, op.arguments.size());
-  const Places places(op, [&](size_t i) { return values[i].toListRef().size(); });
   variable_list tensors;
+  Places places{0};
   bool any = false;
   const auto add = [&](size_t argument, const IValue& value) {
-    tensors.push_back(value.isNone() ? Tensor() : value.toTensor());
-    refuse_forward_gradient(handle, op.arguments[argument].name(), tensors.back());
-    any |= tensors.back().defined() && tensors.back().requires_grad();
+    if (value.isNone() || !value.toTensor().defined()) return;
+    tensors.push_back(value.toTensor());
+    refuse_forward_gradient(handle, "", op.arguments[argument].name(), tensors.back());
+    any |= tensors.back().requires_grad();
   };
   for (size_t i = 0; i < values.size(); ++i) {
     if (op.types[i] == Derivative::kTensor) add(i, values[i]);
     if (op.types[i] == Derivative::kTensors)
       for (const IValue& value : values[i].toListRef()) add(i, value);
+    places.push_back(static_cast<int64_t>(tensors.size()));
   }
   if (!at::GradMode::is_enabled() || !any) return call_below(handle, *stack);
   TORCH_CHECK(values[op.save].toBool(), handle.schema().name(),

@@ -109,8 +109,8 @@ void check_weights(const Call& call, const LayerSizes& s, const Weights& w, cons
 }  // namespace
 
 Mode parse_mode(const char* op, std::string_view name) {
-  for (size_t i = 0; i < std::size(kCells); ++i)
-    if (name == kCells[i].name) return static_cast<Mode>(i);
+  for (const CellFacts& cell : kCells)
+    if (name == cell.name) return cell.mode;
   TORCH_CHECK(false, op, ": mode is '", name, "', expected one of ", names_of_cells());
 }
 
@@ -170,8 +170,8 @@ LayerSizes check_layer(const char* op, const LayerArguments& a) {
                   ", expected None where w_ih_r is None");
   }
   call.shape("h0", a.h0, {s.D, s.B, s.P});
-  call.optional("c0", a.c0, s.has_cell, {s.D, s.B, s.H},
-                s.has_cell ? "for a cell with c" : "for a cell without c");
+  const std::string of_mode = s.has_cell ? c10::str("for ", a.mode) : "for a cell without c";
+  call.optional("c0", a.c0, s.has_cell, {s.D, s.B, s.H}, of_mode.c_str());
   return s;
 }
 

@@ -4,11 +4,12 @@
 #include <torch/library.h>
 
 // first: it brings the macros of csrc/cpu, which those of the emulated device replace
-#include "cuda_tensors.h"
+#include "ops/cuda_tensors.h"
 
 #include "cuda/plan.h"
 #include "cuda/primitives.cuh"
-#include "ops.h"
+#include "ops/on_stack.h"
+#include "ops/ops.h"
 
 namespace rnnfast::cuda {
 Device device = assumed_device(90, 132, 232448);
@@ -57,8 +58,8 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_emulated, CPU, m) {
-  m.impl("recurrent", &rnnfast::cuda::recurrent);
-  m.impl("recurrent_backward", &rnnfast::cuda::recurrent_backward);
-  m.impl("deep_transition", &rnnfast::cuda::deep_transition);
-  m.impl("deep_transition_backward", &rnnfast::cuda::deep_transition_backward);
+  rnnfast::implement<rnnfast::cuda::recurrent>(m, "recurrent");
+  rnnfast::implement<rnnfast::cuda::recurrent_backward>(m, "recurrent_backward");
+  rnnfast::implement<rnnfast::cuda::deep_transition>(m, "deep_transition");
+  rnnfast::implement<rnnfast::cuda::deep_transition_backward>(m, "deep_transition_backward");
 }

@@ -120,15 +120,15 @@ Outcome run_case(const Case& c) {
 }  // namespace
 
 void add_cases(Checks& checks) {
-  for (const Mode mode : kModes)
+  for (const CellFacts& cell : kCells)
     for (const Type type : kTypes)
       for (const Team team : kTeams)
         for (const Form form : kForms)
           for (const bool backward : {false, true}) {
-            const int which = 2 * static_cast<int>(form) + backward + static_cast<int>(mode) +
+            const int which = 2 * static_cast<int>(form) + backward + static_cast<int>(cell.mode) +
                               static_cast<int>(type == Type::kHalf);
-            const Case c{mode, type, team, form, backward, width_of(team, type, which)};
-            const std::string name = std::string("case-") + name_of(mode) + '-' + name_of(type) + '-' +
+            const Case c{cell.mode, type, team, form, backward, width_of(team, type, which)};
+            const std::string name = std::string("case-") + cell.name + '-' + name_of(type) + '-' +
                                      name_of(team) + '-' + name_of(form) +
                                      (backward ? "-backward-h" : "-forward-h") + std::to_string(c.H);
             checks.push_back({"case", name, [c] { return run_case(c); }});

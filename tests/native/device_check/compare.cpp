@@ -79,7 +79,7 @@ std::string Comparison::said() const {
 
 std::vector<int64_t> compared_rows(const Setup& s) {
   constexpr double kMost = 2e9;  // products of the reference: a second at the most
-  const double each = static_cast<double>(s.walk.T) * gates_of(s.mode) * static_cast<double>(s.H * s.H);
+  const double each = static_cast<double>(s.walk.T) * facts_of(s.mode).gates * static_cast<double>(s.H * s.H);
   std::vector<int64_t> rows;
   if (each * static_cast<double>(s.walk.B) < kMost / 4)
     for (int64_t b = 0; b < s.walk.B; ++b) rows.push_back(b);
@@ -118,7 +118,7 @@ void compare_forward(const Forward<E>& layer, const std::vector<int64_t>& rows, 
   const double* product = products.data();
   for (const int64_t b : rows) {
     std::vector<double> h_now(layer.h0.begin() + b * H, layer.h0.begin() + (b + 1) * H), c_now;
-    if (has_cell(s.mode)) c_now.assign(layer.c0.begin() + b * H, layer.c0.begin() + (b + 1) * H);
+    if (facts_of(s.mode).has_cell) c_now.assign(layer.c0.begin() + b * H, layer.c0.begin() + (b + 1) * H);
     const int64_t s0 = walk.first_step(b);
     for (int64_t i = 0; i < walk.length(b); ++i, product += G * H) {
       const int64_t t = walk.time(s0 + i), at = walk.row(s0 + i, b);
@@ -155,7 +155,7 @@ void save_states(Backward<E>& layer, const std::vector<int64_t>& rows) {
   std::vector<double> input(G * H), state(S * H);
   for (const int64_t b : rows) {
     std::vector<double> h(layer.h0.begin() + b * H, layer.h0.begin() + (b + 1) * H), c;
-    if (has_cell(s.mode)) c.assign(layer.c0.begin() + b * H, layer.c0.begin() + (b + 1) * H);
+    if (facts_of(s.mode).has_cell) c.assign(layer.c0.begin() + b * H, layer.c0.begin() + (b + 1) * H);
     for (int64_t s0 = walk.first_step(b), i = 0; i < walk.length(b); ++i) {
       const int64_t at = walk.row(s0 + i, b);
       for (int64_t k = 0; k < G * H; ++k) input[k] = pre_activations[at * G * H + k];
@@ -206,13 +206,13 @@ void compare_backward(const Backward<E>& layer, const std::vector<int64_t>& rows
   for (const int64_t b : rows) {
     const int64_t s0 = walk.first_step(b), length = walk.length(b);
     std::vector<double> dh(layer.dhn.begin() + b * H, layer.dhn.begin() + (b + 1) * H), dc;
-    if (has_cell(s.mode)) dc.assign(layer.dcn.begin() + b * H, layer.dcn.begin() + (b + 1) * H);
+    if (facts_of(s.mode).has_cell) dc.assign(layer.dcn.begin() + b * H, layer.dcn.begin() + (b + 1) * H);
     for (int64_t i = length - 1; i >= 0; --i) {
       const int64_t at = walk.row(s0 + i, b), previous = i ? walk.row(s0 + i - 1, b) : 0;
       for (int64_t k = 0; k < H; ++k) {
         for (int64_t j = 0; j < S; ++j) state[j * H + k] = gates[(at * S + j) * Hp + k];
         before[k] = i ? value_of(y[previous * layer.ldy + layer.column + k]) : layer.h0[b * H + k];
-        if (has_cell(s.mode)) {
+        if (facts_of(s.mode).has_cell) {
           c[k] = cells[at * Hp + k];
           c_before[k] = i ? cells[previous * Hp + k] : layer.c0[b * H + k];
         }

@@ -119,9 +119,10 @@ Outcome run_shape(const Shape& shape) {
 
 void add_determinism(Checks& checks) {
   for (const Shape& shape : kShapes) {
-    const std::string name = std::string("determinism-") + name_of(shape.mode) + '-' + name_of(shape.type) +
-                             '-' + name_of(shape.team) + (shape.packed ? "-packed" : "") +
-                             (shape.tight ? "-tight" : "") + "-h" + std::to_string(shape.H);
+    const std::string name = std::string("determinism-") + facts_of(shape.mode).name + '-' +
+                             name_of(shape.type) + '-' + name_of(shape.team) +
+                             (shape.packed ? "-packed" : "") + (shape.tight ? "-tight" : "") + "-h" +
+                             std::to_string(shape.H);
     checks.push_back({"determinism", name, [shape] {
                         return with_element(shape.type,
                                             [&](auto e) { return run_shape<decltype(e)>(shape); });

@@ -1,4 +1,4 @@
-// One layer's arrays on the device, laid out as csrc/cuda_layer.cpp lays them out, and its kernel run on
+// One layer's arrays on the device, laid out as csrc/ops/cuda_layer.cpp lays them out, and its kernel run on
 // them.
 #pragma once
 #include <algorithm>
@@ -42,8 +42,8 @@ struct Common {
 
   explicit Common(const Setup& setup)
       : s(setup),
-        G(gates_of(s.mode)),
-        S(slots_of(s.mode)),
+        G(facts_of(s.mode).gates),
+        S(facts_of(s.mode).slots),
         Hp(padded(s.H)),
         Hw(padded(s.H, cuda::kWord<E>)),
         // backwards as the second of two directions, whose numbers stand side by side
@@ -51,7 +51,7 @@ struct Common {
         column(s.walk.reverse ? s.H : 0),
         w(draw<E>(1, G * s.H * s.H, std::sqrt(3.0f / static_cast<float>(s.H)))),
         h0(rounded(2)),
-        c0(has_cell(s.mode) ? rounded(3) : std::vector<A>()) {
+        c0(facts_of(s.mode).has_cell ? rounded(3) : std::vector<A>()) {
     if (!s.walk.packed) return;
     offsets = Array<int64_t>(s.walk.offsets);
     sizes = Array<int64_t>(s.walk.sizes);
@@ -112,10 +112,11 @@ struct Forward : Common<E> {
     w_hh = Array<E>(with_padding(this->w, H, ldw));
     bias_ih = Array<E>(b_ih), bias_hh = Array<E>(b_hh);
     inputs = Array<A>(N * GH), inputs.write_repeated(input.numbers);
-    before = states(s.plan.team == cuda::Team::kGrid), h = states(true), c = states(has_cell(s.mode));
+    before = states(s.plan.team == cuda::Team::kGrid), h = states(true),
+    c = states(facts_of(s.mode).has_cell);
     y = Array<E>(N * this->ldy);
     if (saves) gates = Array<A>(N * this->S * Hp);
-    if (saves && has_cell(s.mode)) cells = Array<A>(N * Hp);
+    if (saves && facts_of(s.mode).has_cell) cells = Array<A>(N * Hp);
     p.H = H, p.Hp = Hp, p.Hw = this->Hw, p.batch = s.walk.B;
     p.links = this->links(p.Hw);
     p.rows = p.input_rows = this->rows();
@@ -176,7 +177,7 @@ struct Backward : Common<E> {
       : Common<E>(setup),
         Kp(padded(this->G * s.H)),
         dhn(this->rounded(8)),
-        dcn(has_cell(s.mode) ? this->rounded(9) : std::vector<A>()) {
+        dcn(facts_of(s.mode).has_cell ? this->rounded(9) : std::vector<A>()) {
     const int64_t N = s.walk.rows, H = s.H, Hp = this->Hp, Hw = this->Hw, ldw = padded(this->G * Hw);
     std::vector<E> turned(H * ldw);
     for (int64_t g = 0; g < this->G; ++g)
@@ -188,7 +189,7 @@ struct Backward : Common<E> {
     dy.write_repeated(dy_numbers.numbers);
     da = Array<E>(N * Kp), dh0 = Array<A>(s.walk.B * H);
     if (this->S > this->G) dx = Array<E>(N * Kp);
-    if (has_cell(s.mode)) {
+    if (facts_of(s.mode).has_cell) {
       c_begin = Array<A>(this->c0), dc_end = Array<A>(dcn);
       cells = Array<A>(N * Hp), dc0 = Array<A>(s.walk.B * H);
     }

@@ -16,38 +16,10 @@ template <>
 struct Real<double> : Constants<double> {
   typedef int64_t Int;
 };
-#include "cells/math.h"
-#include "cells/lstm.h"
-#include "cells/gru.h"
-#include "cells/rnn.h"
+#include "cells/all.h"
 // clang-format on
 
-// f(Cell())
-template <class F>
-auto with_cell(Mode mode, const F& f) {
-  switch (mode) {
-    case Mode::kLstm:
-      return f(Lstm());
-    case Mode::kGru:
-      return f(Gru());
-    case Mode::kRnnTanh:
-      return f(RnnTanh());
-    default:
-      return f(RnnRelu());
-  }
-}
-
 }  // namespace room
-
-int gates_of(Mode mode) {
-  return room::with_cell(mode, [](auto cell) { return decltype(cell)::kGates; });
-}
-int slots_of(Mode mode) {
-  return room::with_cell(mode, [](auto cell) { return decltype(cell)::kSlots; });
-}
-bool has_cell(Mode mode) {
-  return room::with_cell(mode, [](auto cell) { return decltype(cell)::kHasCell; });
-}
 
 void forward(Mode mode, int64_t H, const ForwardRow& row) {
   room::with_cell(mode, [&](auto cell) {

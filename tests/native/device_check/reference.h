@@ -7,10 +7,6 @@
 
 namespace rnnfast::device_check {
 
-int gates_of(Mode mode);
-int slots_of(Mode mode);
-bool has_cell(Mode mode);
-
 // a [m, k] times b [k, n], or b turned [n, k]: [m, n]
 std::vector<double> multiply(const std::vector<float>& a, const std::vector<float>& b, bool turned, int64_t m,
                              int64_t k, int64_t n);

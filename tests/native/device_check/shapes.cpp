@@ -9,10 +9,6 @@ namespace rnnfast::device_check {
 
 using cuda::Team;
 
-const char* name_of(Mode mode) {
-  constexpr const char* names[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
-  return names[static_cast<int>(mode)];
-}
 const char* name_of(Type type) {
   constexpr const char* names[] = {"bf16", "f16", "tf32"};
   return names[static_cast<int>(type)];

@@ -3,15 +3,14 @@
 #include <string>
 #include <vector>
 
+#include "cells/facts.h"
 #include "cuda/plan.h"
 
 namespace rnnfast::device_check {
 
 enum class Type { kBfloat16, kHalf, kTf32 };
-constexpr Mode kModes[] = {Mode::kLstm, Mode::kGru, Mode::kRnnTanh, Mode::kRnnRelu};
 constexpr Type kTypes[] = {Type::kBfloat16, Type::kHalf, Type::kTf32};
 constexpr cuda::Team kTeams[] = {cuda::Team::kBlock, cuda::Team::kCluster, cuda::Team::kGrid};
-const char* name_of(Mode mode);
 const char* name_of(Type type);
 const char* name_of(cuda::Team team);
 
@@ -21,7 +20,8 @@ auto with_element(Type type, const F& f) {
   return type == Type::kBfloat16 ? f(Bfloat16()) : type == Type::kHalf ? f(Half()) : f(float());
 }
 
-// Where the rows of a walk stand, as csrc/cuda_layer.cpp has it: row (t, b) of y is offsets[t] + b stride.
+// Where the rows of a walk stand, as csrc/ops/cuda_layer.cpp has it: row (t, b) of y is offsets[t] + b
+// stride.
 struct Walk {
   int64_t T, B;
   bool reverse, packed, batch_first;

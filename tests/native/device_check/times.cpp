@@ -73,8 +73,8 @@ Outcome run_timed(const Timed& timed) {
 
 void add_times(Checks& checks) {
   for (const Timed& timed : kTimed) {
-    const std::string name = std::string("time-") + name_of(timed.mode) + '-' + name_of(timed.type) + "-b" +
-                             std::to_string(timed.B) + "-h" + std::to_string(timed.H) +
+    const std::string name = std::string("time-") + facts_of(timed.mode).name + '-' + name_of(timed.type) +
+                             "-b" + std::to_string(timed.B) + "-h" + std::to_string(timed.H) +
                              (timed.backward ? "-backward" : "");
     checks.push_back({"time", name, [timed] {
                         return with_element(timed.type,
