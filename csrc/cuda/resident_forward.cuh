@@ -1,0 +1,241 @@
+// The resident kernel forward: what travels is h.
+#pragma once
+#include "cuda/resident_thread.cuh"
+
+namespace rnnfast::cuda {
+
+// Sums of a thread for each row: the gates of a unit, or two units of a cell with one gate
+template <class Cell>
+constexpr int kSlots = Cell::kGates == 1 ? 2 : 4;
+
+// which gate's product with h goes to a slot, and which gate's with x; -1: none
+template <class Cell>
+RNNFAST_INLINE constexpr int hidden_gate(int slot) {
+  if (Cell::kGates == 1) return 0;
+  if (Cell::kSlots == Cell::kGates) return slot < Cell::kGates ? slot : -1;
+  return slot < Cell::kGates - 1 ? slot : slot == Cell::kSlots - 1 ? Cell::kGates - 1 : -1;
+}
+template <class Cell>
+RNNFAST_INLINE constexpr int input_gate(int slot) {
+  if (Cell::kGates == 1) return 0;
+  return slot < Cell::kGates ? slot : -1;
+}
+
+// What a thread knows, and the parts of a step
+template <class Cell, class E, int kTiles, bool kTeam>
+struct ForwardThread {
+  typedef typename ComputeType<E>::type A;
+  static constexpr int G = Cell::kGates, S = Cell::kSlots;
+  static constexpr int kSums = kSlots<Cell>;
+  static constexpr int kBlocks = G == 1 ? kSums : 1;  // one gate: each slot is another unit
+  typedef Weights<E, kSums / 2, kTiles, 1> W;
+  // What a thread has in its registers, arrays of the kernel:
+  typedef typename W::Registers Registers;
+  typedef typename W::Sums Sums;  // [kSums / 2, 4]: slots 2 i and 2 i + 1, of each two rows
+  typedef A Input[kSums][2];      // what x adds to the slots in the next product
+  typedef E Sent[kBlocks][2];     // h on its way to the next step
+  struct State {
+    A h[kBlocks][2], c[kBlocks][2];
+  };
+
+  const ResidentForward<E>& p;
+  Place<E, kTiles, 1, kTeam> my{p.links};
+  int base = my.group * kWarpUnits * kBlocks + my.row;  // unit of slot 0
+  SharedMemory shared;
+  Exchange<E, kTeam> exchange = take_exchange(shared, my, p.Hw);
+  W weights{shared, my};
+  // [warps, kSums, kWarpUnits], from this thread's on: registers are for W
+  A* bias = shared.take<A>(my.warps * kSums * kWarpUnits) + my.warp * kSums * kWarpUnits + my.row;
+  // of all but the first of the warps that share a sum, which adds them up
+  Parts<A, kSums * 2> parts = take_parts<A, kSums * 2>(shared, my.warps - my.groups);
+  // [batches, kBlocks, 2, threads], from this thread's on: c, or the h that a cell blends
+  A* own = shared.take<A>(0) + thread_index();
+
+  RNNFAST_INLINE explicit ForwardThread(const ResidentForward<E>& parameters) : p(parameters) {}
+
+  RNNFAST_INLINE int unit_of(int slot) const { return base + (G == 1 ? slot * kWarpUnits : 0); }
+  RNNFAST_INLINE A& own_of(int tile, int k, int n) const {
+    return own[((tile * kBlocks + k) * 2 + n) * block_size()];
+  }
+
+  RNNFAST_INLINE void load_weights(Registers& w) const {
+    weights.load(w, [&](int slot, int k) -> uint32_t {
+      const int hidden = hidden_gate<Cell>(slot);
+      // a unit beyond the last computes what nobody stores
+      const int64_t row = hidden * p.H + least<int64_t>(unit_of(slot), p.H - 1);
+      const E* const from = p.w_hh + row * p.ldw + my.part * my.length + my.offset + k;
+      return hidden >= 0 ? as_operand<E>(load_word(from)) : 0;
+    });
+  }
+
+  RNNFAST_INLINE void load_bias() const {
+#pragma unroll
+    for (int slot = 0; slot < kSums; ++slot) {
+      const int unit = unit_of(slot), hidden = hidden_gate<Cell>(slot), input = input_gate<Cell>(slot);
+      A sum = 0;
+      if (unit < p.H && input >= 0 && p.b_ih) sum += widened(p.b_ih[input * p.H + unit]);
+      if (unit < p.H && hidden >= 0 && p.b_hh) sum += widened(p.b_hh[hidden * p.H + unit]);
+      if (my.lane % 4 == 0) bias[slot * kWarpUnits] = sum;
+    }
+  }
+
+  // the state before: h of all units as if it had come, and what the cells of this thread need
+  RNNFAST_INLINE void load_state(State& state) const {
+    const int places = exchange.buffer_count() * my.rows * my.ld;
+    for (int i = thread_index(); i < places; i += block_size()) {
+      // into all buffers: a row may begin later
+      const int64_t b = my.first + i % (my.rows * my.ld) / my.ld, k = i % my.ld;
+      narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), exchange.buffers[i]);
+    }
+    for (int tile = 0; tile < my.batches; ++tile)
+#pragma unroll
+      for (int k = 0; k < kBlocks; ++k)
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const bool mine = my.batch_row(tile, n) < p.batch && unit_of(k) < p.H;
+          const int64_t at = my.batch_row(tile, n) * p.Hp + unit_of(k);
+          state.h[k][n] = Cell::kBlends && mine ? p.h_before[at] : A(0);
+          state.c[k][n] = Cell::kHasCell && mine ? p.c[at] : A(0);
+          if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? state.c[k][n] : state.h[k][n];
+        }
+  }
+
+  // f(where it stands, its number of `next`) of what x adds in step s of this launch, and 0 where nothing
+  template <class F>
+  RNNFAST_INLINE void each_input(int64_t s, int tile, Input& next, const F& f) const {
+    const int64_t step = p.links.first_step + s;
+    const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * G * p.H;
+    const int64_t present = rows_of(p.rows, step);
+#pragma unroll
+    for (int slot = 0; slot < kSums; ++slot)
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int gate = input_gate<Cell>(slot), unit = unit_of(slot);
+        if (my.batch_row(tile, n) < present && unit < p.H && gate >= 0 && my.part == 0)
+          f(input + (n * G + gate) * p.H + unit, next[slot][n]);
+        else
+          next[slot][n] = 0;
+      }
+  }
+  RNNFAST_INLINE void load_input(int64_t s, int tile, Input& next) const {
+    each_input(s, tile, next, [](const A* from, A& to) { to = *from; });
+  }
+  RNNFAST_INLINE void prefetch_input(int64_t s, int tile) const {
+    Input unused;
+    each_input(s, tile, unused, [](const A* from, A&) { prefetch(from); });
+  }
+
+  // sum = W_ih x + b + W_hh h, or this warp's part of it; and the input of the next product
+  RNNFAST_INLINE void product(int s, int tile, const Registers& w, Input& next, Sums& sum) const {
+#pragma unroll
+    for (int slot = 0; slot < kSums; ++slot)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        sum[slot / 2][slot % 2 * 2 + n] = next[slot][n] + (my.part == 0 ? bias[slot * kWarpUnits] : A(0));
+    const int next_tile = tile + 1 < my.batches ? tile + 1 : 0;
+    const int64_t next_step = next_tile ? s : s + 1;
+    // into the cache only: while the product runs, registers are for W
+    if (next_step < p.steps) prefetch_input(next_step, next_tile);
+    const E* const h = my.operand(exchange.buffer(s), tile);
+    weights.multiply(w, exchange, h, sum);
+#pragma unroll 2
+    for (int t = 0; t < my.held; ++t) weights.multiply_held(t, h, sum);
+    if (next_step < p.steps) load_input(next_step, next_tile, next);
+  }
+
+  // of a row that has not begun, or has ended, what came
+  RNNFAST_INLINE void keep(int s, int tile, Sent& sent) const {
+    if (!p.rows.sizes) return;
+#pragma unroll
+    for (int k = 0; k < kBlocks; ++k)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        if (unit_of(k) < p.H) sent[k][n] = exchange.number(s, tile * kBatch + my.column + n, unit_of(k));
+  }
+
+  // the whole sums, in the first of the warps that share them
+  RNNFAST_INLINE void add_parts(Sums& sum) {
+    if constexpr (kTeam) {
+      const int place = my.warp - my.warp / my.split - 1;
+      parts.leave(my.part > 0, place, my.lane, [&](int i) { return sum[i / 4][i % 4]; });
+      if (my.part == 0)
+        for (int other = 1; other < my.split; ++other)
+#pragma unroll
+          for (int i = 0; i < kSums * 2; ++i)
+            sum[i / 4][i % 4] += parts.of(place + other)[i * kLanes + my.lane];
+      parts.next();
+    }
+  }
+
+  // the cells of this thread's units and rows, and what they send to the next step
+  RNNFAST_INLINE void cells(int s, int tile, const Sums& sum, State& kept, Sent& sent) const {
+    const int64_t step = p.links.first_step + s, present = rows_of(p.rows, step);
+#pragma unroll
+    for (int k = 0; k < kBlocks; ++k) {
+      const int unit = unit_of(k);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const int b = my.batch_row(tile, n);
+        A state[S];
+#pragma unroll
+        for (int j = 0; j < S; ++j) {
+          const int slot = G == 1 ? k : j;
+          state[j] = sum[slot / 2][slot % 2 * 2 + n];
+        }
+        if (kTeam) (Cell::kHasCell ? kept.c : kept.h)[k][n] = own_of(tile, k, n);
+        A cell = kept.c[k][n];
+        const A value = Cell::forward(state, cell, kept.h[k][n]);
+        if (unit >= p.H || b >= present) continue;  // no unit, not yet, or no more
+        kept.h[k][n] = value;
+        kept.c[k][n] = cell;
+        if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? cell : value;
+        narrow_operand(value, sent[k][n]);
+        store(step, b, unit, state, cell, value, s + 1 == p.steps);
+      }
+      if (s + 1 < p.steps) exchange.send(s + 1, tile * kBatch + my.column, unit, unit < p.Hw, sent[k]);
+    }
+  }
+
+  // y, what backward needs, and after the last step (of the launch or of the row) the state
+  RNNFAST_INLINE void store(int64_t step, int b, int unit, const A* state, A cell, A value, bool last) const {
+    const int64_t at = place_of(p.rows, step, b);
+    narrow(value, p.y[at * p.ldy + unit]);
+    if (p.gates) {
+#pragma unroll
+      for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
+    }
+    if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
+    if (!last && !ends(p.rows, step, b)) return;
+    p.h[b * p.Hp + unit] = value;
+    if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
+  }
+};
+
+template <class Cell, class E, int kTiles, bool kTeam>
+RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(ResidentForward<E> p) {
+  typedef ForwardThread<Cell, E, kTiles, kTeam> Thread;
+  Thread thread(p);
+  typename Thread::Registers w;
+  typename Thread::State state;
+  typename Thread::Input next;
+  thread.load_weights(w);
+  thread.load_bias();
+  thread.load_state(state);
+  thread.load_input(0, 0, next);
+  thread.exchange.begin();
+  for (int s = 0; s < p.steps; ++s) {
+    if (s > 0) thread.exchange.receive(s);
+    for (int tile = 0; tile < thread.my.batches; ++tile) {
+      typename Thread::Sums sum;
+      thread.product(s, tile, w, next, sum);
+      typename Thread::Sent sent = {};
+      thread.keep(s, tile, sent);
+      thread.add_parts(sum);
+      if (thread.my.part == 0) thread.cells(s, tile, sum, state, sent);
+    }
+    thread.exchange.finish();
+  }
+  thread.exchange.end();
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,130 @@
+// What a thread of a resident kernel has, forward or backward: its place in the team, its share of the
+// block's shared memory, and the product of its part of W with what has travelled.
+#pragma once
+#include "cuda/cells.cuh"
+#include "cuda/exchange.cuh"
+
+namespace rnnfast::cuda {
+
+// how many threads a block may have, so that W and what else a thread needs fit its registers
+constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : kMostWarps * kLanes; }
+
+// Where a thread stands. A group of `split` warps shares the sums of some units, each warp with a part of
+// every sum. kOwn: instructions of a warp with W in registers; kSplit: `split` of a team of one block.
+template <class E, int kOwn, int kSplit, bool kTeam>
+struct Place {
+  const Links& links;
+  int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
+  int split = kTeam ? links.split : kSplit, batches = kTeam ? links.batches : 1;
+  int held = kTeam ? links.held : 0;      // instructions of a warp with W in shared memory
+  int length = (kOwn + held) * kTile<E>;  // of a warp's part of a sum
+  int part = warp % split, groups = warps / split;
+  int ld = split * length + kSkew<E>,
+      rows = batches * kBatch;                // of what travels: [rows, ld]
+  int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
+  int offset = lane % 4 * kWord<E>;           // of its numbers of a product
+  int64_t team = block_index() / links.blocks;
+  int first = static_cast<int>(team) * rows;  // of the team's rows of the batch
+  int rank = static_cast<int>(block_index() % links.blocks);
+  int group = rank * groups + warp / split;  // of the team
+
+  // Of a tile of 8 rows: the row of the batch that column n of this thread's two is
+  RNNFAST_INLINE int batch_row(int tile, int n) const { return first + tile * kBatch + column + n; }
+  // and where the row that it multiplies stands in a buffer [rows, ld], from its first number on
+  RNNFAST_INLINE const E* operand(const E* buffer, int tile) const {
+    return buffer + (tile * kBatch + row) * ld + part * length + offset;
+  }
+};
+
+// The block's shared memory, given out from its beginning on
+struct SharedMemory {
+  unsigned char* rest = shared_memory<unsigned char>();
+
+  template <class V>
+  RNNFAST_INLINE V* take(int count) {
+    V* const taken = reinterpret_cast<V*>(rest);
+    rest = reinterpret_cast<unsigned char*>(taken + count);
+    return taken;
+  }
+};
+
+// `numbers`: of a row that travel
+template <class E, int kOwn, int kSplit, bool kTeam>
+RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const Place<E, kOwn, kSplit, kTeam>& my,
+                                                int64_t numbers) {
+  uint64_t* const arrivals = shared.take<uint64_t>(2);
+  uint64_t* const places = my.links.places + my.team * my.rows * numbers * 2 / kWord<E>;
+  const Exchange<E, kTeam> exchange{
+      my.links, arrivals, shared.take<E>(0), my.rows, my.ld, static_cast<int>(numbers), places};
+  shared.take<E>(exchange.buffer_count() * my.rows * my.ld);
+  return exchange;
+}
+
+// `warps`: that leave something
+template <class A, int kNumbers>
+RNNFAST_INLINE Parts<A, kNumbers> take_parts(SharedMemory& shared, int warps) {
+  return {shared.take<A>(2 * warps * kNumbers * kLanes), warps};
+}
+
+// A warp's part of W: kPairs times 16 rows, the first operand of the instruction, which gives a thread sums
+// of row `row` and of the one 8 further. A pair's sums are made in kChains, which take its tiles in turn. The
+// registers are an array of the kernel, as all arrays that have to stay in registers: with one inside, the
+// compiler optimizes the other members later, and worse.
+template <class E, int kPairs, int kOwn, int kChains>
+struct Weights {
+  static constexpr int kHigh = kTile<E> / 2;  // from a thread's low word of a tile to its high one
+  typedef typename ComputeType<E>::type A;
+  typedef uint32_t Registers[kPairs][kOwn][4];
+  typedef A Sums[kPairs * kChains][4];
+
+  int held_tiles;
+  uint32_t* held;  // [held_tiles, kPairs, kLanes, 4] of this warp, from this lane's on
+
+  template <class Place>
+  RNNFAST_INLINE Weights(SharedMemory& shared, const Place& my) : held_tiles(my.held) {
+    held = shared.take<uint32_t>(my.warps * held_tiles * kPairs * kLanes * 4);
+    held += (my.warp * held_tiles * kPairs * kLanes + my.lane) * 4;
+  }
+
+  RNNFAST_INLINE uint32_t* held_of(int t, int pair) const { return held + (t * kPairs + pair) * kLanes * 4; }
+
+  // word(i, k): of `row` of the i-th 8 rows, k numbers after this thread's first
+  template <class Word>
+  RNNFAST_INLINE void load(Registers& w, const Word& word) const {
+    const auto operand = [&](int t, int i) {
+      return word(i / 4 * 2 + i % 2, t * kTile<E> + i / 2 % 2 * kHigh);
+    };
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t)
+#pragma unroll
+      for (int i = 0; i < 4 * kPairs; ++i) w[i / 4][t][i % 4] = operand(t, i);
+    for (int t = 0; t < held_tiles; ++t)
+#pragma unroll
+      for (int i = 0; i < 4 * kPairs; ++i) held_of(t, i / 4)[i % 4] = operand(kOwn + t, i);
+  }
+
+  // sum += W times the row at `from`: of W what the registers hold
+  template <class Exchange>
+  RNNFAST_INLINE void multiply(const Registers& w, const Exchange& exchange, const E* from, Sums& sum) const {
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+      const uint32_t low = t ? load_word(from + t * kTile<E>) : exchange.first_word(from);
+      const uint32_t high = load_word(from + t * kTile<E> + kHigh);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) multiply_tile<E>(sum[i * kChains + t % kChains], w[i][t], low, high);
+    }
+  }
+  // and of what shared memory holds the tiles t, t + 1 ..., one for each chain
+  RNNFAST_INLINE void multiply_held(int t, const E* from, Sums& sum) const {
+#pragma unroll
+    for (int chain = 0; chain < kChains; ++chain) {
+      const E* const here = from + (kOwn + t + chain) * kTile<E>;
+      const uint32_t low = load_word(here), high = load_word(here + kHigh);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i)
+        multiply_tile<E>(sum[i * kChains + chain], load_chunk(held_of(t + chain, i)).number, low, high);
+    }
+  }
+};
+
+}  // namespace rnnfast::cuda
