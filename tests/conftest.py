@@ -12,6 +12,9 @@ OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_ba
 NO_DEVICE = 77  # exit status
 FAILED = pytest.StashKey[bool]()  # of a test: whether a part of it has failed
 
+# The asserts of what several files of tests share then say as much as a test's own.
+pytest.register_assert_rewrite("helpers", "bench_helpers", "cuda_helpers", "pretended_gpu")
+
 
 def _why_not_compiled():
     """None when rnnfast._C is a compiled extension with its CPU kernels registered, else one sentence."""

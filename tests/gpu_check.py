@@ -265,7 +265,7 @@ class Check:
         files = [
             path
             for path in sorted((ROOT / "tests").glob("test_*.py"))
-            if re.search(r"\bmark\.gpu\b|\bon_a_gpu\b", path.read_text())
+            if re.search(r"\bmark\.gpu\b|\bon_(a_)?gpu\b", path.read_text())
         ]
         command = [self.python, "-m", "pytest", "-m", "gpu", *files, "-v", "-W", "default", "--tb", "short"]
         command += ["-p", "no:benchmark", "-p", "no:cacheprovider"]

@@ -1,35 +1,17 @@
-"""What "drop-in" means: arguments, errors, weights and copies behave as in torch.nn, bad input included."""
+"""What "drop-in" means: arguments, options and outputs are those of torch.nn, and explain says what runs."""
 
-import copy
-import io
-import pickle
 import warnings
 
 import pytest
 import torch
+from contract_helpers import F64, MARKS, each_cell, each_kind, each_layer, failure, input_for, is_cell
 from helpers import CELLS, LAYERS, draw, packed, pair, same, tensors, total
 from torch import nn
 
 import rnnfast
 from rnnfast import info
 
-# torch's own LSTM says this of itself, once, when it meets a projection in float32
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
-each_layer = pytest.mark.parametrize("kind", LAYERS)
-each_cell = pytest.mark.parametrize("kind", CELLS)
-each_kind = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
-
-F64 = {"dtype": torch.float64}
-
-
-def failure(call):
-    """The type and the text of the error that a call raises."""
-    try:
-        call()
-    except Exception as error:
-        return type(error), str(error)
-    raise AssertionError("nothing was raised")
+pytestmark = MARKS
 
 
 def warned(call):
@@ -37,14 +19,6 @@ def warned(call):
         warnings.simplefilter("always")
         call()
     return [(w.category, str(w.message)) for w in caught]
-
-
-def is_cell(kind):
-    return kind in CELLS
-
-
-def input_for(kind, **kwargs):
-    return draw(5, 4, **kwargs) if is_cell(kind) else draw(7, 5, 4, **kwargs)
 
 
 def test_classes_are_torchs_bases_and_not_torchs_layers():
@@ -220,307 +194,12 @@ def test_editing_an_output_before_backward_raises(kind):
         loss.backward()
 
 
-def zeros(*shape):
-    return torch.zeros(*shape)
-
-
-def state_for(kind, *shape):
-    return (zeros(*shape), zeros(*shape)) if "lstm" in kind else zeros(*shape)
-
-
-# What each sees: (options, a function of the kind that makes forward's arguments).
-BAD_LAYER_INPUTS = {
-    "1d": ({}, lambda kind: (zeros(4),)),
-    "4d": ({}, lambda kind: (zeros(2, 7, 5, 4),)),
-    "no_steps": ({}, lambda kind: (zeros(0, 5, 4),)),
-    "no_steps_batch_first": ({"batch_first": True}, lambda kind: (zeros(5, 0, 4),)),
-    "no_steps_unbatched": ({}, lambda kind: (zeros(0, 4),)),
-    "dtype": ({}, lambda kind: (zeros(7, 5, 4).double(),)),
-    "integers": ({}, lambda kind: (zeros(7, 5, 4).long(),)),
-    "features": ({}, lambda kind: (zeros(7, 5, 3),)),
-    "features_unbatched": ({}, lambda kind: (zeros(7, 3),)),
-    "state_2d_for_batched": ({}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 6))),
-    "state_3d_for_unbatched": ({}, lambda kind: (zeros(7, 4), state_for(kind, 1, 5, 6))),
-    "state_4d": ({}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 1, 5, 6))),
-    "state_width": ({}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 5, 7))),
-    "state_batch": ({}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 4, 6))),
-    "state_batch_of_one": ({}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 1, 6))),
-    "state_batch_first": ({"batch_first": True}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 5, 6))),
-    "state_layers": ({"num_layers": 2}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 5, 6))),
-    "state_directions": ({"bidirectional": True}, lambda kind: (zeros(7, 5, 4), state_for(kind, 1, 5, 6))),
-    "state_unbatched_width": ({}, lambda kind: (zeros(7, 4), state_for(kind, 1, 7))),
-    "not_a_tensor": ({}, lambda kind: ([1.0, 2.0],)),
-    "nothing": ({}, lambda kind: ()),
-}
-
-
-@pytest.mark.parametrize("case", BAD_LAYER_INPUTS)
-@each_layer
-def test_bad_layer_input_raises_torchs_error(kind, case):
-    options, make = BAD_LAYER_INPUTS[case]
-    ours, theirs = pair(kind, 4, 6, **options)
-    assert failure(lambda: ours(*make(kind))) == failure(lambda: theirs(*make(kind)))
-
-
-@pytest.mark.parametrize("kind", ["lstm", "lstm_proj"])
-@pytest.mark.parametrize(
-    "h, c", [((1, 5, 6), (1, 5, 7)), ((1, 5, 3), (1, 5, 3)), ((1, 5, 3), (5, 6)), ((5, 6), (1, 5, 6))]
-)
-def test_each_half_of_a_bad_lstm_state_raises_torchs_error(kind, h, c):
-    ours, theirs = pair(kind, 4, 6)
-    x = zeros(7, 5, 4)
-    hx = (zeros(*h), zeros(*c))
-    assert failure(lambda: ours(x, hx)) == failure(lambda: theirs(x, hx))
-
-
-@pytest.mark.parametrize("kind", ["lstm", "lstm_proj"])
-@pytest.mark.parametrize("shape", [(1, 5, 6), (2, 1, 5, 6)], ids=["h_0 alone", "stacked"])
-def test_an_lstm_state_that_is_one_tensor_is_refused(kind, shape):
-    ours, _ = pair(kind, 4, 6)
-    with pytest.raises(TypeError, match=r"hx has type Tensor, expected a tuple \(h_0, c_0\)"):
-        ours(zeros(7, 5, 4), zeros(*shape))
-
-
-@pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru"])
-@pytest.mark.parametrize("case", ["features", "state", "dtype"])
-def test_bad_packed_input_raises_torchs_error(kind, case):
-    ours, theirs = pair(kind, 4, 6)
-    dtype = torch.float64 if case == "dtype" else torch.float32
-    x = packed(3, 5, features=3 if case == "features" else 4, dtype=dtype)
-    hx = zeros(1, 2, 7) if case == "state" else None
-    assert failure(lambda: ours(x, hx)) == failure(lambda: theirs(x, hx))
-
-
-@pytest.mark.parametrize("kind", ["lstm", "lstm_proj"])
-@pytest.mark.parametrize(
-    "features, state, text",
-    [(3, None, r"input.size\(-1\) must be equal to input_size. Expected 4"), (4, 7, r"Expected hidden\[0\]")],
-    ids=["features", "state"],
-)
-def test_bad_packed_lstm_input_is_named(kind, features, state, text):
-    # torch lets these reach its matrix product, whose message names neither argument
-    ours, _ = pair(kind, 4, 6)
-    hx = None if state is None else (zeros(1, 2, state), zeros(1, 2, state))
-    with pytest.raises(RuntimeError, match=text):
-        ours(packed(3, 5, features=features, dtype=torch.float32), hx)
-
-
-@each_layer
-@pytest.mark.parametrize("where", ["input", "weights", "state"])
-def test_tensors_on_different_devices_raise_and_both_are_named(kind, where):
-    ours, theirs = pair(kind, 4, 6, device="meta" if where == "weights" else "cpu")
-    x = zeros(7, 5, 4).to("meta" if where == "input" else "cpu")
-    h = zeros(1, 5, 3 if "proj" in kind else 6)
-    hx = None
-    if where == "state":
-        hx = (h.to("meta"), zeros(1, 5, 6).to("meta")) if "lstm" in kind else h.to("meta")
-    error, text = failure(lambda: ours(x, hx))
-    assert error is failure(lambda: theirs(x, hx))[0] is RuntimeError
-    assert "cpu" in text and "meta" in text
-
-
-@each_layer
-def test_a_state_of_another_dtype_raises(kind):
-    ours, theirs = pair(kind, 4, 6)
-    h = zeros(1, 5, 3 if "proj" in kind else 6).double()
-    hx = (h, zeros(1, 5, 6).double()) if "lstm" in kind else h
-    for module in (ours, theirs):
-        assert failure(lambda: module(zeros(7, 5, 4), hx))[0] is RuntimeError  # noqa: B023
-
-
-BAD_CELL_INPUTS = {
-    "0d": lambda kind: (zeros(()),),
-    "3d": lambda kind: (zeros(2, 5, 4),),
-    "features": lambda kind: (zeros(5, 3), state_for(kind, 5, 6)),
-    "features_unbatched": lambda kind: (zeros(3), state_for(kind, 6)),
-    "state_0d": lambda kind: (zeros(5, 4), state_for(kind, ())),
-    "state_3d": lambda kind: (zeros(5, 4), state_for(kind, 1, 5, 6)),
-    "state_width": lambda kind: (zeros(5, 4), state_for(kind, 5, 7)),
-    "state_batch": lambda kind: (zeros(3, 4), state_for(kind, 5, 6)),
-    "state_width_unbatched": lambda kind: (zeros(4), state_for(kind, 7)),
-    "not_a_tensor": lambda kind: ([1.0],),
-}
-
-
-@pytest.mark.parametrize("case", BAD_CELL_INPUTS)
-@each_cell
-def test_bad_cell_input_raises_torchs_error(kind, case):
-    ours, theirs = pair(kind, 4, 6)
-    arguments = BAD_CELL_INPUTS[case](kind)
-    assert failure(lambda: ours(*arguments)) == failure(lambda: theirs(*arguments))
-
-
-def test_an_unknown_nonlinearity_of_a_cell_raises_at_forward_as_in_torch():
-    ours, theirs = pair("rnn_tanh_cell", 4, 6, nonlinearity="relu")
-    ours.nonlinearity = theirs.nonlinearity = "gelu"
-    assert failure(lambda: ours(zeros(5, 4))) == failure(lambda: theirs(zeros(5, 4)))
-
-
-@each_cell
-def test_a_cell_input_of_another_dtype_or_device_raises(kind):
-    ours, _ = pair(kind, 4, 6)
-    for x in (zeros(5, 4).double(), zeros(5, 4).to("meta")):
-        with pytest.raises(RuntimeError):
-            ours(x)
-
-
 @each_layer
 def test_autocast_takes_input_of_another_dtype(kind):
     ours, theirs = pair(kind, 4, 6)
     x = draw(7, 5, 4, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         same(ours(x), theirs(x), rtol=0.05, atol=0.02, check_dtype=False)
-
-
-def weight_of(kind, direction="hh"):
-    return f"weight_{direction}" + ("" if is_cell(kind) else "_l0")
-
-
-def outputs_and_gradients(module, x):
-    output = module(x)
-    return output, torch.autograd.grad(total(output), list(module.parameters()))
-
-
-@each_kind
-def test_weight_norm_flows_through(kind):
-    ours, theirs = (
-        nn.utils.parametrizations.weight_norm(m, weight_of(kind)) for m in pair(kind, 4, 6, **F64)
-    )
-    same(outputs_and_gradients(ours, input_for(kind)), outputs_and_gradients(theirs, input_for(kind)))
-
-
-@each_kind
-@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
-def test_the_older_weight_norm_flows_through(kind):
-    ours, theirs = (nn.utils.weight_norm(m, weight_of(kind)) for m in pair(kind, 4, 6, **F64))
-    same(outputs_and_gradients(ours, input_for(kind)), outputs_and_gradients(theirs, input_for(kind)))
-
-
-class Halved(nn.Module):
-    def forward(self, weight):
-        return weight / 2
-
-
-@each_kind
-def test_a_parametrization_flows_through_and_comes_off(kind):
-    ours, theirs = pair(kind, 4, 6, **F64)
-    before = ours(input_for(kind))
-    for module in (ours, theirs):
-        nn.utils.parametrize.register_parametrization(module, weight_of(kind), Halved())
-    same(outputs_and_gradients(ours, input_for(kind)), outputs_and_gradients(theirs, input_for(kind)))
-    nn.utils.parametrize.remove_parametrizations(ours, weight_of(kind), leave_parametrized=False)
-    same(ours(input_for(kind)), before, rtol=0, atol=0)
-
-
-@each_kind
-def test_a_weight_replaced_by_a_plain_tensor_is_used_and_trained(kind):
-    # weight drop: the parameter is deleted, a tensor computed from another parameter takes its name
-    results = []
-    for module in pair(kind, 4, 6, **F64):
-        raw = nn.Parameter(getattr(module, weight_of(kind)).detach() * 3)
-        delattr(module, weight_of(kind))
-        setattr(module, weight_of(kind), raw * 0.5)
-        output = module(input_for(kind))
-        results.append((output, torch.autograd.grad(total(output), [raw, *module.parameters()])))
-    same(*results)
-
-
-@each_layer
-def test_tied_layers_share_their_gradient(kind):
-    results = []
-    for module in pair(kind, 4, 6, num_layers=2, **F64):
-        module.weight_hh_l1 = module.weight_hh_l0
-        module.bias_ih_l1 = module.bias_ih_l0
-        results.append(outputs_and_gradients(module, input_for(kind)))
-    same(*results)
-
-
-@each_kind
-def test_an_optimizer_step_and_a_data_edit_count_from_the_next_forward(kind):
-    ours, theirs = pair(kind, 4, 6, **F64)
-    for module in (ours, theirs):
-        total(module(input_for(kind))).backward()
-        torch.optim.SGD(module.parameters(), lr=0.1).step()
-        getattr(module, weight_of(kind)).data.add_(0.25)
-    same(ours(input_for(kind)), theirs(input_for(kind)))
-
-
-@each_kind
-def test_functional_call_uses_the_weights_it_is_given(kind):
-    ours, theirs = pair(kind, 4, 6, **F64)
-    before = ours(input_for(kind))
-    given = {k: (v.detach() * 2).requires_grad_() for k, v in ours.named_parameters()}
-    results = []
-    for module in (ours, theirs):
-        output = torch.func.functional_call(module, given, (input_for(kind),))
-        results.append((output, torch.autograd.grad(total(output), list(given.values()))))
-    same(*results)
-    same(ours(input_for(kind)), before, rtol=0, atol=0)
-
-
-def saved_and_loaded(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-def pickled(module):
-    return pickle.loads(pickle.dumps(module))
-
-
-@each_kind
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved_and_loaded])
-def test_a_copy_is_equal_and_independent(kind, copied):
-    original, _ = pair(kind, 4, 6, **F64)
-    x = input_for(kind)
-    expected = original(x)
-    duplicate = copied(original.eval())
-    assert type(duplicate) is type(original) and not duplicate.training
-    with torch.no_grad():
-        for p in original.parameters():
-            p.zero_()
-    same(duplicate(x), expected, rtol=0, atol=0)
-
-
-@each_kind
-def test_state_dicts_load_both_ways(kind):
-    ours, _ = pair(kind, 4, 6, seed=1, **F64)
-    _, theirs = pair(kind, 4, 6, seed=2, **F64)
-    x = input_for(kind)
-    ours.load_state_dict(theirs.state_dict())
-    same(ours(x), theirs(x))
-    ours, _ = pair(kind, 4, 6, seed=3, **F64)
-    theirs.load_state_dict(ours.state_dict())
-    same(theirs(x), ours(x))
-
-
-@each_kind
-def test_a_wrong_state_dict_raises_torchs_error(kind):
-    ours, theirs = pair(kind, 4, 6)
-    other, _ = pair(kind, 4, 5)
-    wrong = {**other.state_dict(), "extra": zeros(1)}
-    assert failure(lambda: ours.load_state_dict(wrong)) == failure(lambda: theirs.load_state_dict(wrong))
-
-
-@each_kind
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_a_converted_module_computes_in_its_new_dtype(kind, dtype):
-    ours, theirs = pair(kind, 4, 6)
-    expected = theirs.double()(input_for(kind))
-    for _ in range(2):  # the second time after a forward, when caches would be stale
-        outputs = ours.to(dtype)(input_for(kind).to(dtype))
-        assert {t.dtype for t in tensors(outputs)} == {dtype}
-        tolerance = {} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.03}
-        same(outputs, expected, check_dtype=False, **tolerance)
-
-
-@each_kind
-def test_shared_memory_keeps_the_outputs(kind):
-    ours, _ = pair(kind, 4, 6, **F64)
-    expected = ours(input_for(kind))
-    assert all(p.is_shared() for p in ours.share_memory().parameters())
-    same(ours(input_for(kind)), expected, rtol=0, atol=0)
 
 
 def is_one_sentence(text):

@@ -1,4 +1,4 @@
-"""The kernels without torch, under sanitizers: tests/native/fuzz.cpp runs random small layers through them.
+"""The kernels without torch, under sanitizers: tests/native/fuzz runs random small layers through them.
 
 RNNFAST_FUZZ says how many layers; `make fuzz` runs 10,000 with each sanitizer.
 """
@@ -26,8 +26,8 @@ FLAGS += ["-DRNNFAST_CHECKED=1", "-Wno-tsan", *["-DRNNFAST_X86=1"][:X86]]
 FLAGS += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths())]
 
 ISAS = ["generic", "avx2", "avx512", "avx512_bf16", "amx_bf16"] if X86 else ["generic"]
-NAMES = ["plan", "profile", "dispatch", *(f"isa_{isa}" for isa in ISAS)]  # fuzz.cpp includes team.cpp
-SOURCES = [ROOT / "tests" / "native" / "fuzz.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in NAMES)]
+NAMES = ["plan", "profile", "dispatch", *(f"isa_{isa}" for isa in ISAS)]  # the fuzz includes team.cpp
+SOURCES = [ROOT / "tests/native/fuzz/main.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in NAMES)]
 
 LAUNCHERS = [[], ["setarch", "-R"]] if shutil.which("setarch") else [[]]
 

@@ -4,25 +4,12 @@
 #include <algorithm>
 #include <cmath>
 
-#define RNNFAST_INLINE inline
+#include "../cells_in_double.h"
 
 namespace rnnfast::device_check {
-namespace room {
-
-inline double fma(double a, double b, double c) { return a * b + c; }
-// clang-format off: each needs what the one before it gives
-#include "cells/real.h"
-template <>
-struct Real<double> : Constants<double> {
-  typedef int64_t Int;
-};
-#include "cells/all.h"
-// clang-format on
-
-}  // namespace room
 
 void forward(Mode mode, int64_t H, const ForwardRow& row) {
-  room::with_cell(mode, [&](auto cell) {
+  in_double::with_cell(mode, [&](auto cell) {
     typedef decltype(cell) Cell;
     for (int64_t unit = 0; unit < H; ++unit) {
       double state[Cell::kSlots] = {}, none = 0;
@@ -36,7 +23,7 @@ void forward(Mode mode, int64_t H, const ForwardRow& row) {
 }
 
 void backward(Mode mode, int64_t H, const BackwardRow& row) {
-  room::with_cell(mode, [&](auto cell) {
+  in_double::with_cell(mode, [&](auto cell) {
     typedef decltype(cell) Cell;
     for (int64_t unit = 0; unit < H; ++unit) {
       double state[Cell::kSlots], da[Cell::kGates], dx[Cell::kGates] = {}, none = 0;

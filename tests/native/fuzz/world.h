@@ -1,6 +1,8 @@
-// What fuzz.cpp stands on: how it fails, the numbers it draws, and a machine that misbehaves, in the place of
+// What the fuzz stands on: how it fails, the numbers it draws, and a machine that misbehaves, in the place of
 // torch's pool.
 #pragma once
+#include "cpu/team.cpp"  // not linked but included: its solitude would send most calls alone
+
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -22,6 +24,11 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+
+#include "cpu/dispatch.h"
+#include "cpu/plan.h"
+
+using namespace rnnfast;
 
 // Each ends by abort, which prints the layer too. Leaks need more rights than a container may give.
 extern "C" const char* __asan_default_options() { return "abort_on_error=1:detect_leaks=0"; }

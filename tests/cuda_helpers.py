@@ -1,0 +1,159 @@
+"""What the tests of the CUDA ops share: the ops, on a GPU where there is one and everywhere emulated by the
+host, and layers for them. Its fixtures are for those whose `pytest_plugins` name it.
+
+Emulated means: the same glue and the same kernel sources, compiled by the host's compiler against
+tests/native/emulation, on CPU tensors. That proves indices, meeting points, lengths and tails, not the
+hardware.
+"""
+
+import random
+import subprocess
+
+import device_check
+import pytest
+import torch
+from helpers import COMPILER, EMULATION, GPU, MODES, ROOT, compile_all, draw
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from rnnfast import info
+
+FLAGS = ["-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+OF_OPS = [f"csrc/ops/{name}.cpp" for name in ("cuda_layer", "cuda_deep", "layer", "checks")]
+SOURCES = ["tests/native/emulated_ops.cpp", *OF_OPS, "csrc/cuda/plan.cpp"]
+OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
+
+# Of every test of the ops and modules. torch warns of its own LSTM, which runs here as the peer, and of an op
+# that is replaced on purpose.
+MARKS = [
+    pytest.mark.usefixtures("ieee"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk"),
+    pytest.mark.filterwarnings("ignore:Warning only once for all operators"),
+]
+
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU, or a build without CUDA kernels")]
+DEVICES = ["emulated"] + [pytest.param("cuda", marks=ON_A_GPU)][:GPU]
+
+
+def on_a_gpu(test):
+    for mark in ON_A_GPU:
+        test = mark(test)
+    return test
+
+
+GATES = {mode: facts["gates"] for mode, facts in MODES.items()}
+PLAN = ("team", "blocks", "warps", "split", "held", "batches")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The ops of a GPU, emulated: name -> an op on CPU tensors."""
+    folder = tmp_path_factory.mktemp("emulated")
+    includes = [*EMULATION, *(f"-isystem{path}" for path in include_paths())]
+    objects = compile_all([ROOT / source for source in SOURCES], folder, *FLAGS, *includes)
+    objects += device_check.emulated_kernels(tmp_path_factory.getbasetemp())
+    library = folder / "emulated.so"
+    links = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    linked = subprocess.run(
+        [*COMPILER, "-shared", *objects, *links, "-o", str(library)], capture_output=True, text=True
+    )
+    assert linked.returncode == 0, linked.stderr[-6000:]
+    torch.ops.load_library(str(library))
+    return {name: getattr(torch.ops.rnnfast_emulated, name).default for name in OPS}
+
+
+def emulated_run():
+    """What info.last_run()["cuda"] is on a GPU, of the emulated one."""
+    op, kernel, *rest = torch.ops.rnnfast_emulated.last_run()
+    return {"op": op, "kernel": kernel} | dict(zip(PLAN, [rest[0], *rest[1]], strict=True))
+
+
+@pytest.fixture
+def ieee():
+    """float32 products are float32 products, unless a test says otherwise."""
+    rnn, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision
+    rnn.fp32_precision = "ieee"
+    yield
+    rnn.fp32_precision = before
+
+
+@pytest.fixture(params=DEVICES)
+def on_gpu(request):
+    """op(name, *arguments) of CPU tensors on the GPU, real or emulated; the results come back to the CPU.
+
+    set_kernel forces a kernel, set_device plans as for a smaller GPU, last_run says what ran.
+    """
+
+    def moved(value, device):
+        if isinstance(value, (list, tuple)):
+            return [moved(item, device) for item in value]
+        # batch_sizes stay on the CPU, as torch keeps them
+        return value.to(device) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    if request.param == "emulated":
+        emulated = request.getfixturevalue("emulated")
+
+        def call(name, *arguments):
+            return emulated[name](*arguments)
+
+        call.emulated = True
+        call.set_kernel = torch.ops.rnnfast_emulated.set_kernel
+        call.set_device = torch.ops.rnnfast_emulated.set_device
+        call.last_run = emulated_run
+        yield call
+        call.set_kernel("")
+        call.set_device(0, 0)
+        torch.ops.rnnfast_emulated.let_warps_fall_behind(False)
+        assert not torch.ops.rnnfast_emulated.take_failure()
+        return
+
+    def call(name, *arguments):
+        return moved(getattr(torch.ops.rnnfast, name).default(*moved(arguments, "cuda")), "cpu")
+
+    call.emulated = False
+    call.set_kernel = info.set_cuda_kernel
+    call.set_device = info.set_cuda_device
+    call.last_run = lambda: info.last_run()["cuda"]
+    yield call
+
+
+def assert_near(found, expected, dtype):
+    """Within TOLERANCE of the largest number, sizes and dtypes the same."""
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if a.numel():
+            difference = (a.double() - b.double()).abs().max().item()
+            assert difference <= TOLERANCE[dtype] * (1e-3 + b.double().abs().max().item()), i
+
+
+def resident_case(seed, H=None):
+    """A layer that the resident kernel takes: of H units, or sizes around its tiles, warps and cluster."""
+    rng = random.Random(seed)
+    mode, dtype = (
+        list(GATES)[seed % len(GATES)],
+        [torch.bfloat16, torch.float16, torch.float32][seed // 4 % 3],
+    )
+    T, B = rng.randint(1, 5), rng.choice([1, 7, 8, 9, 17])
+    inputs, D = rng.choice([1, 8]), rng.choice([1, 2])
+    H = H or [1, 7, 16, 33, 64, 65, 100, 128, 129, 200, 256, 257, 400][seed % 13]
+
+    def numbers(*shape, scale=0.5):
+        return draw(*shape, seed=rng.randrange(10**6)).mul(scale).to(dtype)
+
+    form, bias = rng.choice(["time", "batch", "packed"]), rng.random() < 0.8
+    weights = []
+    for d in range(2):
+        rows, scale = GATES[mode] * H, 1 / max(4, H) ** 0.5
+        one = [numbers(rows, inputs), numbers(rows, H, scale=scale)]
+        one += [numbers(rows), numbers(rows)] if bias else [None, None]
+        weights += [*one, None] if d < D else [None] * 5
+    sizes = None
+    if form == "packed":
+        lengths = [T] + [rng.randint(1, T) for _ in range(B - 1)]
+        sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)])
+        x = numbers(sum(lengths), inputs)
+    else:
+        x = numbers(*((B, T) if form == "batch" else (T, B)), inputs)
+    c0 = numbers(D, B, H) if MODES[mode]["has_cell"] else None
+    return [mode, x, numbers(D, B, H), c0, *weights, sizes, form == "batch"], dtype, numbers

@@ -1,0 +1,97 @@
+// Numbers as a kernel reads them, and how near to the expected ones its results and gradients must be.
+#pragma once
+#include <cmath>
+#include <vector>
+
+#include "world.h"
+
+namespace {
+
+void round_to(double v, double& to) { to = v; }
+void round_to(double v, float& to) { to = static_cast<float>(v); }
+void round_to(double v, Bfloat16& to) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(v));
+  to.bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+double value_of(double v) { return v; }
+double value_of(Bfloat16 v) { return __builtin_bit_cast(float, uint32_t{v.bits} << 16); }
+
+// Numbers as a kernel reads them; rounding them changes the doubles too. With `columns` they are rows of
+// whole lines. Half of the arrays begin where a view of a tensor may begin.
+template <class E>
+class Input {
+ public:
+  explicit Input(std::vector<double>& numbers) : Input(numbers, 1, 1) {}
+  Input(std::vector<double>& numbers, int64_t columns) : Input(numbers, columns, whole_lines<E>(columns)) {}
+  const E* get() const { return all_.empty() ? nullptr : all_.data() + shift_; }
+
+ private:
+  Input(std::vector<double>& numbers, int64_t columns, int64_t ld) {
+    if (numbers.empty()) return;
+    const int64_t rows = numbers.size() / columns;
+    shift_ = rng.one_in(2) ? 0 : sizeof(E) == 2 ? 2 : 1;
+    all_ = std::vector<E>(shift_ + rows * ld);
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      E& e = all_[shift_ + i / columns * ld + i % columns];
+      round_to(numbers[i], e);
+      numbers[i] = value_of(e);
+    }
+  }
+
+  int64_t shift_ = 0;
+  std::vector<E> all_;
+};
+
+using Numbers = std::vector<std::vector<double>>;
+
+template <class T>
+std::vector<double> doubles(const T* p, int64_t rows, int64_t n, int64_t ld) {
+  std::vector<double> v(rows * n);
+  for (int64_t i = 0; i < rows * n; ++i) v[i] = value_of(p[i / n * ld + i % n]);
+  return v;
+}
+
+std::vector<double> column_sums(const std::vector<double>& m, int64_t n) {
+  std::vector<double> sums(n);
+  for (size_t i = 0; i < m.size(); ++i) sums[i % n] += m[i];
+  return sums;
+}
+
+void check_near(const char* name, const std::vector<double>& found, const std::vector<double>& expected,
+                double tolerance) {
+  for (size_t i = 0; i < expected.size(); ++i)
+    if (!(std::abs(found[i] - expected[i]) <= tolerance * (1 + std::abs(expected[i]))))
+      fail("%s[%zu] is %.9g, expected %.9g", name, i, found[i], expected[i]);
+}
+
+double dot(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// All gradients at once: the slope of the loss along a random direction. An empty gradient was not asked for.
+template <class Loss>
+void check_gradients(const Numbers& in, const Numbers& gradients, double tolerance, const Loss& loss) {
+  Numbers direction(in.size());
+  double slope = 0, size = 1, expected = 0;
+  for (size_t i = 0; i < in.size(); ++i) {
+    direction[i] = rng.reals(gradients[i].size());
+    for (size_t j = 0; j < gradients[i].size(); ++j) {
+      slope += gradients[i][j] * direction[i][j];
+      size += std::abs(gradients[i][j] * direction[i][j]);
+    }
+  }
+  // of ten thousand layers a few have a kink of LeakyReLU within the larger step
+  for (const double step : {1e-6, 1e-8}) {
+    Numbers ahead = in, behind = in;
+    for (size_t i = 0; i < in.size(); ++i)
+      for (size_t j = 0; j < direction[i].size(); ++j)
+        ahead[i][j] += step * direction[i][j], behind[i][j] -= step * direction[i][j];
+    expected = (loss(ahead) - loss(behind)) / (2 * step);
+    if (std::abs(slope - expected) <= tolerance * size) return;
+  }
+  fail("gradients: the slope is %.9g, expected %.9g (of terms of %.3g together)", slope, expected, size);
+}
+
+}  // namespace

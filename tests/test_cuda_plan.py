@@ -1,0 +1,122 @@
+"""Which kernel takes a layer on which GPU, and how it lies there."""
+
+import random
+
+import pytest
+from cuda_helpers import GATES, PLAN
+
+from rnnfast import _C
+
+
+def assert_plan_holds(arguments, found):
+    team, blocks, warps, split, held, batches = (found[name] for name in PLAN)
+    H, B, backward = arguments["H"], arguments.get("B", 1), arguments.get("backward", False)
+    gates = GATES[arguments["mode"]]
+    # every unit has its warps, and a sum is as long as h, or backward dL/d(pre-activations)
+    units = 16 if backward or gates == 1 else 8
+    tile = 32 // arguments["bytes"]
+    assert blocks * (warps // split) * units >= H
+    registers = -(-gates * found["tiles"] // 2) if backward else found["tiles"]
+    assert (registers + held) * tile * split >= H * (gates if backward else 1)
+    assert warps % split == 0
+    assert found["bytes"] <= 232448
+    multiprocessors, teams = arguments.get("multiprocessors", 132), -(-B // (8 * batches))
+    if team == "block":
+        assert (blocks, held, batches) == (1, 0, 1)
+        assert warps <= 16
+    else:
+        assert warps <= 12
+    if team == "cluster":
+        assert 2 <= blocks <= min(16, multiprocessors)
+    if team == "grid":  # all blocks run at once, and all rows have a team
+        assert teams * blocks <= multiprocessors
+
+
+@pytest.mark.parametrize(
+    "arguments, plan",
+    [
+        # team, blocks, warps, split, held, batches
+        (dict(mode="lstm", bytes=2, H=128), ("block", 1, 16, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=128, capability=80), ("block", 1, 16, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=128, backward=True), ("block", 1, 16, 2, 0, 1)),
+        (dict(mode="rnn_relu", bytes=2, H=64), ("block", 1, 4, 1, 0, 1)),
+        (dict(mode="rnn_relu", bytes=2, H=64, backward=True), ("block", 1, 8, 2, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=64, tf32=True), ("block", 1, 8, 1, 0, 1)),
+        # what one block would hold; 129 units in two blocks, as many sums as 11 instructions take
+        (dict(mode="lstm", bytes=4, H=65, tf32=True), ("cluster", 2, 5, 1, 0, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=129), ("cluster", 2, 5, 1, 0, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=129, capability=80), ("grid", 1, 9, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=129), ("cluster", 2, 9, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=129, capability=80), ("grid", 2, 9, 1, 0, 1)),
+        (dict(mode="gru", bytes=2, H=256), ("cluster", 6, 12, 2, 0, 1)),
+        (dict(mode="rnn_tanh", bytes=2, H=256), ("cluster", 3, 12, 2, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=64), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=256), ("cluster", 16, 12, 3, 0, 4)),
+        (dict(mode="lstm", bytes=2, H=512, backward=True), ("cluster", 16, 12, 6, 0, 1)),
+        # more rows than all clusters take at once: some wait
+        (dict(mode="lstm", bytes=2, H=512, B=512, backward=True), ("cluster", 16, 12, 6, 0, 2)),
+        # a part of W in shared memory
+        (dict(mode="lstm", bytes=2, H=640), ("cluster", 14, 12, 2, 9, 1)),
+        (dict(mode="lstm", bytes=2, H=640, backward=True), ("cluster", 14, 12, 4, 18, 1)),
+        (dict(mode="lstm", bytes=2, H=768), ("cluster", 16, 12, 2, 13, 1)),
+        (dict(mode="lstm", bytes=2, H=769), ("grid", 49, 10, 5, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=512, tf32=True), ("cluster", 16, 12, 3, 11, 1)),
+        (dict(mode="gru", bytes=4, H=512, tf32=True, backward=True), ("cluster", 16, 12, 6, 16, 1)),
+        # a slice of a device that has no such clusters
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=16), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=14), ("cluster", 11, 12, 2, 5, 1)),
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=4), None),
+        # seven clusters of 16 at once, where there would be eight: another team where eight are needed
+        (dict(mode="lstm", bytes=2, H=512, B=56, clusters_of_16=7), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=64, clusters_of_16=8), ("cluster", 16, 12, 3, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=64, clusters_of_16=7), ("cluster", 11, 12, 2, 5, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=256, clusters_of_16=7), ("cluster", 16, 12, 3, 0, 5)),
+        (
+            dict(mode="lstm", bytes=2, H=512, backward=True, B=64, clusters_of_16=7),
+            ("cluster", 11, 12, 4, 10, 1),
+        ),
+        (dict(mode="lstm", bytes=2, H=768, B=64, clusters_of_16=7), ("cluster", 16, 12, 2, 13, 2)),
+        (dict(mode="lstm", bytes=2, H=768, clusters_of_16=0), ("grid", 48, 10, 5, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=1024), ("grid", 64, 12, 6, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=1024, B=64), ("grid", 32, 12, 3, 11, 2)),
+        (dict(mode="lstm", bytes=2, H=1024, B=32, backward=True), ("grid", 32, 12, 6, 22, 1)),
+        (dict(mode="lstm", bytes=2, H=1024, B=64, backward=True), None),  # more than shared memory holds
+        (dict(mode="lstm", bytes=2, H=2048, B=16), ("grid", 128, 12, 6, 11, 2)),
+        (dict(mode="lstm", bytes=2, H=2049, B=8), ("grid", 129, 12, 6, 11, 1)),
+        (dict(mode="lstm", bytes=2, H=2048, B=17), None),
+        (dict(mode="lstm", bytes=2, H=2305), None),
+        (dict(mode="lstm", bytes=2, H=1536, B=8, backward=True), ("grid", 96, 12, 12, 10, 1)),
+        (dict(mode="lstm", bytes=2, H=2048, B=8, backward=True), None),
+        (dict(mode="gru", bytes=2, H=2048, B=8, backward=True), ("grid", 128, 12, 12, 16, 1)),
+        (dict(mode="lstm", bytes=4, H=1024, B=8, tf32=True), ("grid", 128, 12, 12, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=768, B=16, tf32=True, backward=True), ("grid", 48, 12, 12, 10, 1)),
+        (dict(mode="lstm", bytes=4, H=1024, tf32=True, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=1537, tf32=True), None),
+        (dict(mode="lstm", bytes=4, H=64), None),
+        (dict(mode="lstm", bytes=8, H=64, tf32=True), None),
+        (dict(mode="gru", bytes=2, H=20, capability=75), None),
+        (dict(mode="lstm", bytes=2, H=64, projected=True), None),
+    ],
+)
+def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
+    found = _C.cuda_plan(**arguments)
+    assert found["kernel"] == ("resident" if plan else "stepwise")
+    if not plan:
+        assert found["tiles"] == 0
+        return
+    assert tuple(found[name] for name in PLAN) == plan
+    assert_plan_holds(arguments, found)
+
+
+def test_a_plan_has_room_for_any_layer_or_takes_a_launch_a_step():
+    rng = random.Random(0)
+    for _ in range(3000):
+        mode, H, B = rng.choice(list(GATES)), rng.randint(1, 2500), rng.choice([1, 8, 9, 64, 300])
+        arguments = dict(
+            mode=mode, bytes=rng.choice([2, 4]), H=H, tf32=True, B=B, backward=rng.random() < 0.5
+        )
+        arguments.update(capability=rng.choice([80, 90]), multiprocessors=rng.randint(1, 140))
+        found = _C.cuda_plan(**arguments)
+        if found["tiles"]:
+            assert_plan_holds(arguments, found)
