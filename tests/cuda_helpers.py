@@ -130,10 +130,8 @@ def assert_near(found, expected, dtype):
 def resident_case(seed, H=None):
     """A layer that the resident kernel takes: of H units, or sizes around its tiles, warps and cluster."""
     rng = random.Random(seed)
-    mode, dtype = (
-        list(GATES)[seed % len(GATES)],
-        [torch.bfloat16, torch.float16, torch.float32][seed // 4 % 3],
-    )
+    mode = list(GATES)[seed % len(GATES)]
+    dtype = [torch.bfloat16, torch.float16, torch.float32][seed // 4 % 3]
     T, B = rng.randint(1, 5), rng.choice([1, 7, 8, 9, 17])
     inputs, D = rng.choice([1, 8]), rng.choice([1, 2])
     H = H or [1, 7, 16, 33, 64, 65, 100, 128, 129, 200, 256, 257, 400][seed % 13]

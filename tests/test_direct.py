@@ -340,7 +340,7 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
         rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(
         RuntimeError,
-        match=r"try_layers: expected mode, parameters, input, hx, cx, \(bias, batch_first, layers",
+        match=r"try_layers: expected mode, parameters, input, hx, cx, \(bias, batch_first",
     ):
         rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="try_layers: expected mode, a str, and parameters, a dict"):

@@ -106,25 +106,29 @@ void refuse_forward_gradient(const OperatorHandle& op, const char* prefix, const
 
 template <class Op>
 struct Recorded : torch::autograd::Function<Recorded<Op>> {
-  static constexpr size_t kRest = 2;                 // of forward's arguments that are no tensors
-  static constexpr const char* kPlaces = " places";  // no argument's name
+  static constexpr size_t kRest = 2;            // of forward's arguments that are no tensors
+  static constexpr const char* kKept = "kept";  // the places, then what is no tensor, in the order of sources
 
   // tensors: all that are given of the call on the stack
   static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Places& places,
                                Stack* stack) {
     const Derivative& op = Op::derivative();
     variable_list saved;
-    for (const Source& s : op.sources) {
-      if (s.kind != Source::kInput) continue;
-      const std::string& name = op.arguments[s.index].name();
-      if (op.types[s.index] == Derivative::kOther)
-        ctx->saved_data[name] = peek(*stack, s.index, op.arguments.size());
-      for (int64_t i = places[s.index]; i < places[s.index + 1]; ++i) saved.push_back(tensors[i]);
+    saved.reserve(tensors.size() + op.outputs.size());
+    c10::impl::GenericList kept(c10::AnyType::get());
+    kept.reserve(places.size() + op.arguments.size());
+    for (const int64_t place : places) kept.push_back(place);
+    for (const auto& [kind, i] : op.sources) {
+      if (kind != Source::kInput) continue;
+      if (op.types[i] == Derivative::kOther) kept.push_back(peek(*stack, i, op.arguments.size()));
+      for (int64_t place = places[i]; place < places[i + 1]; ++place) saved.push_back(tensors[place]);
     }
-    ctx->saved_data[kPlaces] = places;
+    ctx->saved_data[kKept] = std::move(kept);
     call_below(op.forward, *stack);
     variable_list results, constant;
-    for (const IValue& value : last(*stack, op.outputs.size())) results.push_back(value.toTensor());
+    results.reserve(op.outputs.size());
+    for (auto value = stack->end() - op.outputs.size(); value != stack->end(); ++value)
+      results.push_back(std::move(*value).toTensor());
     torch::jit::drop(*stack, results.size());
     for (const Source& s : op.sources)
       if (s.kind == Source::kOutput) saved.push_back(results[s.index]);
@@ -138,7 +142,11 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Derivative& op = Op::derivative();
-    const Places places = ctx->saved_data[kPlaces].toIntVector();
+    const at::ArrayRef<IValue> kept = ctx->saved_data[kKept].toListRef();
+    const size_t n = op.arguments.size();
+    Places places(n + 1);
+    for (size_t i = 0; i <= n; ++i) places[i] = kept[i].toInt();
+    auto next_kept = kept.begin() + n + 1;
     const auto length = [&](size_t argument) { return places[argument + 1] - places[argument]; };
     const auto is_needed = [&](size_t argument) {
       return length(argument) > 0 && ctx->needs_input_grad(places[argument]);
@@ -149,6 +157,7 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
     auto next = saved.begin(),
          output = saved.end() - std::count_if(op.sources.begin(), op.sources.end(), is_output);
     Stack stack;
+    stack.reserve(op.sources.size());
     const auto push = [&](const Tensor& t) { stack.push_back(t.defined() ? IValue(t) : IValue()); };
     for (const auto& [kind, i] : op.sources) {
       if (kind == Source::kNeed) {
@@ -168,7 +177,7 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
         stack.emplace_back(variable_list(next, next + length(i)));
         next += length(i);
       } else {
-        stack.push_back(ctx->saved_data[op.arguments[i].name()]);
+        stack.push_back(*next_kept++);
       }
     }
     at::GradMode::is_enabled() ? op.backward.callBoxed(stack) : call_below(op.backward, stack);
@@ -188,28 +197,44 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
   }
 };
 
+// f(argument, tensor) of every tensor that is given, in the order of the arguments; then(argument) after
+// those of each argument
+template <class F, class Then>
+void for_tensors(const Derivative& op, at::ArrayRef<IValue> values, const F& f, const Then& then) {
+  const auto visit = [&](size_t argument, const IValue& value) {
+    if (!value.isNone() && value.toTensor().defined()) f(argument, value.toTensor());
+  };
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (op.types[i] == Derivative::kTensor) visit(i, values[i]);
+    if (op.types[i] == Derivative::kTensors)
+      for (const IValue& value : values[i].toListRef()) visit(i, value);
+    then(i);
+  }
+}
+
 template <class Op>
 void record(const OperatorHandle& handle, Stack* stack) {
   const Derivative& op = Op::derivative();
   const at::ArrayRef<IValue> values = last(*stack, op.arguments.size());
-  variable_list tensors;
-  Places places{0};
   bool any = false;
-  const auto add = [&](size_t argument, const IValue& value) {
-    if (value.isNone() || !value.toTensor().defined()) return;
-    tensors.push_back(value.toTensor());
-    refuse_forward_gradient(handle, "", op.arguments[argument].name(), tensors.back());
-    any |= tensors.back().requires_grad();
-  };
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (op.types[i] == Derivative::kTensor) add(i, values[i]);
-    if (op.types[i] == Derivative::kTensors)
-      for (const IValue& value : values[i].toListRef()) add(i, value);
-    places.push_back(static_cast<int64_t>(tensors.size()));
-  }
-  if (!at::GradMode::is_enabled() || !any) return call_below(handle, *stack);
+  size_t count = 0;
+  for_tensors(
+      op, values,
+      [&](size_t argument, const Tensor& t) {
+        refuse_forward_gradient(handle, "", op.arguments[argument].name(), t);
+        any |= t.requires_grad();
+        ++count;
+      },
+      [](size_t) {});
+  if (!any || !at::GradMode::is_enabled()) return call_below(handle, *stack);
   TORCH_CHECK(values[op.save].toBool(), handle.schema().name(),
               ": save is False, but an argument requires grad; pass save=True or call it under no_grad");
+  variable_list tensors;
+  Places places{0};
+  tensors.reserve(count), places.reserve(values.size() + 1);
+  for_tensors(
+      op, values, [&](size_t, const Tensor& t) { tensors.push_back(t); },
+      [&](size_t) { places.push_back(static_cast<int64_t>(tensors.size())); });
   for (Tensor& t : Recorded<Op>::apply(at::TensorList(tensors), places, stack))
     stack->emplace_back(std::move(t));
 }

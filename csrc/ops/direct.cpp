@@ -188,11 +188,17 @@ struct Direct {
     };
     Tensor y = x->dim() == 3 ? *x : x->view({s.T, s.B, s.I});
     c10::SmallVector<Tensor, 2> hn, cn;
+    static const std::vector<c10::IValue> modes = [] {
+      std::vector<c10::IValue> names;
+      for (const CellFacts& cell : kCells) names.emplace_back(cell.name);
+      return names;
+    }();
     Stack stack;
+    stack.reserve(op.schema().arguments().size());
     const auto push = [&](const Tensor& t) { stack.push_back(t.defined() ? c10::IValue(t) : c10::IValue()); };
     for (int k = 0; k < L; ++k) {
       // in the order of LayerArguments
-      stack.emplace_back(facts_of(s.mode).name);
+      stack.push_back(modes[static_cast<int>(s.mode)]);
       push(y), push(state(*h, k)), push(s.has_cell ? state(*c, k) : kNone);
       for (int d = 0; d < 2; ++d) {
         const Weights none{kNone, kNone, kNone, kNone, kNone}, &w = d < s.D ? weights[k * s.D + d] : none;

@@ -18,7 +18,7 @@ class _Cell(Freezable, RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=gates, device=device, dtype=dtype)
 
     def _weights(self):
-        return read(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return [read(self, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
     def _run(self, mode, input, *states):
         """input [B, I] or [I]; states h (and c) [B, H] or [H], or None -> h', c'."""

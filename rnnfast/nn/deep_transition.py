@@ -96,8 +96,8 @@ class DeepTransitionRNN(Module):
 
     def _weights(self):
         linears = list(self.rnn._modules.values())[::2]
-        weights, biases = zip(*[read(m, ("weight", "bias")) for m in linears], strict=True)
-        return list(weights), [] if biases[0] is None else list(biases)
+        biases = [read(m, "bias") for m in linears]
+        return [read(m, "weight") for m in linears], [] if biases[0] is None else biases
 
     def forward(self, x: Tensor, h0: Tensor | None = None):
         """-> (all h, last h), or the head's output; see the class."""

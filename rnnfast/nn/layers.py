@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _paths
 from .._paths import CELLS
-from ._common import check_dtype, check_features, read
+from ._common import check_dtype, check_features
 from .freeze import Freezable
 
 # torch's names of the modes -> those of the ops
@@ -119,7 +119,8 @@ class _Layers(Freezable, RNNBase):
         """Nothing to do: the kernels read each weight where it lies."""
 
     def _weights(self):
-        return [read(self, names) for names in self._all_weights]
+        p = self._parameters  # as `read` does, of all at once
+        return [[p[n] if n in p else getattr(self, n) for n in names] for names in self._all_weights]
 
     def _run(self, input, h, c):
         """input, h_0 and c_0 as the caller gave them -> output, h_n, c_n. None is zeros, or no c."""
