@@ -3,7 +3,7 @@
 import pytest
 import torch
 from direct_helpers import cells, inputs, kinds, layers, ran
-from helpers import CELLS, draw, packed, pair, same, tensors
+from helpers import CELLS, LAYERS, draw, of_torch, packed, pair, same, tensors
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
@@ -173,7 +173,7 @@ def test_no_layer_runs_in_vain_because_a_later_one_has_other_weights(kind, name,
     assert names.count("rnnfast::recurrent") == 2 and "rnnfast::layers" not in names
 
 
-@layers
+@pytest.mark.parametrize("kind", sorted(of_torch(LAYERS).keys() - {"lstm_proj"}))
 @pytest.mark.parametrize(
     "suffix, message", [("", "has shape .*, expected None"), ("_reverse", "is None, expected")]
 )
