@@ -176,6 +176,10 @@ struct Direct {
   // y, h_n and c_n as the op has them
   std::array<Tensor, 3> recorded() const {
     static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rnnfast::recurrent", "");
+    const auto place_of = [](const char* name) { return op.schema().argumentIndexWithName(name).value(); };
+    static const int mode = place_of("mode"), input = place_of("x"), h0 = place_of("h0"), c0 = place_of("c0");
+    static const int of_direction[] = {place_of("w_ih"), place_of("w_ih_r")};
+    static const int batch_first = place_of("batch_first"), save = place_of("save");
     const pybind11::gil_scoped_release without_gil;
     // a view is recorded too, even one of the same size
     const auto view = [](const Tensor& t, at::IntArrayRef size) {
@@ -194,20 +198,21 @@ struct Direct {
       return names;
     }();
     Stack stack;
-    stack.reserve(op.schema().arguments().size());
-    const auto push = [&](const Tensor& t) { stack.push_back(t.defined() ? c10::IValue(t) : c10::IValue()); };
+    const auto put = [&](int place, const Tensor& t) {
+      if (t.defined()) stack[place] = t;
+    };
     for (int k = 0; k < L; ++k) {
-      // in the order of LayerArguments
-      stack.push_back(modes[static_cast<int>(s.mode)]);
-      push(y), push(state(*h, k)), push(s.has_cell ? state(*c, k) : kNone);
-      for (int d = 0; d < 2; ++d) {
-        const Weights none{kNone, kNone, kNone, kNone, kNone}, &w = d < s.D ? weights[k * s.D + d] : none;
-        push(w.w_ih), push(w.w_hh), push(w.b_ih), push(w.b_hh), push(w.w_hr);
+      stack.resize(op.schema().arguments().size());  // of None
+      stack[mode] = modes[static_cast<int>(s.mode)];
+      put(input, y), put(h0, state(*h, k));
+      if (s.has_cell) put(c0, state(*c, k));
+      for (int d = 0; d < s.D; ++d) {
+        const Weights& w = weights[k * s.D + d];
+        int place = of_direction[d];
+        for (const Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh}) put(place++, *t);
       }
-      push(kNone);  // batch_sizes
-      stack.emplace_back(s.batch_first);
-      stack.emplace_back(true);  // save; the rest is None
-      stack.resize(op.schema().arguments().size());
+      stack[batch_first] = s.batch_first;
+      stack[save] = true;
       op.callBoxed(stack);
       y = std::move(stack[0]).toTensor();
       hn.push_back(std::move(stack[1]).toTensor()), cn.push_back(std::move(stack[2]).toTensor());
