@@ -1,5 +1,5 @@
-// The kernels of one GPU as plain functions: what csrc/ops/cuda_layer.cpp calls and csrc/cuda/*.cu implement. No
-// torch, no CUDA header. All pointers are device memory; each function only puts work on the stream, and
+// The kernels of one GPU as plain functions: what csrc/ops/cuda_layer.cpp calls and csrc/cuda/*.cu implement.
+// No torch, no CUDA header. All pointers are device memory; each function only puts work on the stream, and
 // returns null or what went wrong.
 #pragma once
 #include <cstdint>
