@@ -49,6 +49,8 @@ struct Derivative {
   std::vector<Type> types;        // of the arguments
   std::vector<Source> sources;    // of each argument of the backward op
   std::vector<size_t> gradients;  // which argument each of its results is the gradient of
+  std::vector<bool> constant;     // of each output: has no gradient
+  std::vector<size_t> state;      // of each output: the argument whose last state it is, or a number past all
   const size_t save;              // the argument that says whether to
 
   explicit Derivative(const std::string& name)
@@ -64,6 +66,10 @@ struct Derivative {
     for (const Argument& a : backward.schema().arguments()) sources.push_back(source_of(a.name()));
     for (const Argument& a : backward.schema().returns())
       gradients.push_back(find(arguments, a.name().substr(1)));
+    for (const Argument& a : outputs) {  // hn is the last state of h0
+      constant.push_back(find(backward.schema().arguments(), "d" + a.name()) == sources.size());
+      state.push_back(find(arguments, a.name().substr(0, a.name().size() - 1) + "0"));
+    }
   }
 
   Source source_of(const std::string& name) const {
@@ -77,15 +83,10 @@ struct Derivative {
     return {Source::kNeed, i};
   }
 
-  // one that has no gradient, or is the last state of what was not given: c_n of a cell without c
+  // one without gradient, or the last state of what was not given: c_n of a cell without c
   bool is_constant(size_t output, const Places& places) const {
-    const std::string& name = outputs[output].name();
-    const size_t state = find(arguments, name.substr(0, name.size() - 1) + "0");
-    const auto is_its_gradient = [&](const Source& s) {
-      return s.kind == Source::kGradient && s.index == output;
-    };
-    return (state < arguments.size() && places[state] == places[state + 1]) ||
-           std::none_of(sources.begin(), sources.end(), is_its_gradient);
+    const size_t of = state[output];
+    return constant[output] || (of < arguments.size() && places[of] == places[of + 1]);
   }
 };
 
