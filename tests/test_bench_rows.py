@@ -146,3 +146,22 @@ def test_rows_of_the_performance_page_are_there():
     assert (packed.steps, packed.batch, packed.hidden) == (400, 64, 128)
     assert (min(packed.lengths), max(packed.lengths)) == (100, 400)
     assert sum(packed.lengths) / (400 * 64) == pytest.approx(0.65, abs=0.005)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("steps, layers, directions", [(7, 2, 2), (1, 1, 1)])
+def test_a_cell_that_torch_lacks_is_measured_against_its_loop_in_plain_torch(
+    monkeypatch, cell, training, steps, layers, directions
+):
+    monkeypatch.delattr(torch.nn, cell)
+    case = Case("row", "", cell, 3, 5, steps, layers=layers, directions=directions, fresh_weights=True)
+    problem = Problem.draw(case, seed=1)
+    peers = all_peers(problem, training, threads=1)
+    assert list(peers) == [baseline(case), "rnnfast"] == ["Python loop", "rnnfast"]
+    exact = reference(problem, training)
+    for peer in peers.values():
+        found = peer.compare(first_outcome(peer, case)[0])
+        assert len(found) == len(exact)
+        for a, b in zip(found, exact, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)

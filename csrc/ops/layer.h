@@ -23,7 +23,7 @@ std::array<WeightsOf<Tensor>, 2> converted(const std::array<Weights, 2>& weights
 }
 inline Weights as_read(const WeightsOf<Tensor>& w) { return {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr}; }
 
-// Forward: dense tensors, in the dtypes that the kernel reads
+// Forward: dense tensors, in the dtypes that the kernel reads; for a GPU x, h0 and c0 as they came
 struct LayerForward {
   const LayerSizes& s;
   const Walk& walk;  // of the direction that begins with the first step
