@@ -46,7 +46,7 @@ def layer_case(seed):
 def saved_by_rows(arguments, y, gates, cells):
     """Gates [D, N, S, H] and cells [D, N, H] of what the CPU has saved in an order of its own."""
     (D, B, _), H = arguments[2].shape, arguments[5].size(0) // GATES[arguments[0]]
-    N, S, blocks = y[..., 0].numel(), 1 if GATES[arguments[0]] == 1 else 4, (H + 15) // 16
+    N, S, blocks = y[..., 0].numel(), MODES[arguments[0]]["slots"], (H + 15) // 16
     if gates.numel() == 0:
         gates = y.reshape(N, D, 1, H).transpose(0, 1)
     elif B == 1:
