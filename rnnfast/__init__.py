@@ -3,7 +3,19 @@
 import importlib
 
 from . import functional, reference
-from .nn import GRU, LSTM, RNN, DeepTransitionRNN, GRUCell, LSTMCell, RNNCell, freeze, unfreeze
+from .nn import (
+    GRU,
+    LSTM,
+    RNN,
+    DeepTransitionRNN,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+    convert,
+    freeze,
+    revert,
+    unfreeze,
+)
 
 __version__ = "0.1.0"
 
@@ -15,10 +27,12 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "convert",
     "freeze",
     "functional",
     "info",
     "reference",
+    "revert",
     "testing",
     "unfreeze",
 ]

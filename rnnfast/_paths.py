@@ -1,9 +1,11 @@
 """Which path a call takes: a kernel directly, the op, plain torch, or torch's own operators.
 
 An op cannot follow functorch transforms and forward-mode AD (one with a registered autograd gives zero
-tangents there, without a warning): these take `reference`. A trace knows torch's operators only.
+tangents there, without a warning): these take `reference`, as complex numbers do. A trace and
+call_for_per_sample_grads know torch's operators only.
 """
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -47,9 +49,9 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         )
     if h0 is None:  # one state of zeros serves every layer
         B = int(batch_sizes[0]) if packed else x.size(0 if batch_first else 1)
-        h0 = torch.zeros(D, B, W_hh.size(1), dtype=x.dtype, device=x.device)
+        h0 = torch.zeros(D, B, W_hh.shape[1], dtype=x.dtype, device=x.device)
         if has_cell:
-            c0 = h0 if W_hr is None else torch.zeros(D, B, W_hr.size(1), dtype=x.dtype, device=x.device)
+            c0 = h0 if W_hr is None else torch.zeros(D, B, W_hr.shape[1], dtype=x.dtype, device=x.device)
         hs, cs = [h0] * L, [c0] * L
     else:
         if x.device != h0.device:
@@ -61,6 +63,9 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         cs = [c0] * L if L == 1 or c0 is None else c0.split(D)
     if _recorded():
         return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
+    if _are_expanded(weights):
+        with torch.backends.mkldnn.flags(enabled=False):  # its LSTM then is made of products
+            return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
     state = h0 if c0 is None else c0
     amp = _autocast.dtype_for(x)
     if amp is not None:
@@ -71,7 +76,7 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
     # torch draws dropout over [T, B, D·H] in memory order: inner layers then run time first, so that a seed
     # gives torch's masks. The layout is turned by views; the last layer writes the caller's.
     drop = training and dropout > 0 and L > 1
-    plain = _transformed()
+    plain = _transformed() or x.is_complex()
     turned = drop and batch_first
     if turned:
         x = x.transpose(0, 1)
@@ -129,7 +134,7 @@ def deep_transition(x, h0, weights, biases, negative_slope):
     if amp is not None:
         x, h0, *w = _autocast.cast(amp, x, h0, *weights, *biases)
         weights, biases = w[: len(weights)], w[len(weights) :]
-    if _transformed() or _recorded():
+    if _transformed() or _recorded() or x.is_complex():
         return reference.deep_transition(x, h0, weights, biases, negative_slope)
     save = torch.is_grad_enabled() and _any_needs_grad(x, h0, *weights, *biases)
     return ops.deep_transition(x, h0, weights, biases, negative_slope, save)[:2]
@@ -148,7 +153,7 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
         c = c.unsqueeze(0)
     w = (w_ih, w_hh, b_ih, b_hh, None, *NO_WEIGHTS)
     # torch allows a cell without inputs or without units: nothing is multiplied, so there is nothing to fuse.
-    plain = _transformed() or _recorded() or 0 in w_ih.shape
+    plain = _transformed() or _recorded() or x.is_complex() or 0 in w_ih.shape
     _, h, c = _layer(mode, x.unsqueeze(0), h.unsqueeze(0), c, w, None, False, plain)
     h = h.squeeze(0)
     if CELLS[mode]["has_cell"]:
@@ -230,6 +235,12 @@ def _recorded():
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
+def _are_expanded(weights):
+    """Whether call_for_per_sample_grads asks for the gradients of each row; it knows torch's operators."""
+    module = sys.modules.get("torch.nn.utils._expanded_weights")  # of which nobody has one before
+    return module is not None and any(isinstance(w, module.ExpandedWeight) for d in weights for w in d)
+
+
 def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None]) -> str:
     """One sentence: which path `layer` takes for x, with these states and weights, and why."""
     plain = "plain torch (rnnfast.reference)"
@@ -237,6 +248,8 @@ def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Te
         return f"{layer}: {plain}, because a torch.func transform or forward-mode AD is active."
     if _recorded():
         return f"{layer}: torch's own operators, because a trace or an export to ONNX is being made."
+    if x.is_complex():
+        return f"{layer}: {plain}, because x is complex."
     if 0 in weights[0].shape:
         return f"{layer}: {plain}, because it has no inputs or no units."
     device = x.device.type

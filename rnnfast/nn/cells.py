@@ -7,10 +7,12 @@ from torch.nn.modules.rnn import RNNCellBase
 from .. import _paths
 from .._paths import CELLS
 from ._common import read
+from ._tools import ForTools, proxy_among
+from ._twins import drop_in_for
 from .freeze import Freezable
 
 
-class _Cell(Freezable, RNNCellBase):
+class _Cell(ForTools, Freezable, RNNCellBase):
     """What the cells share. `_mode` is the op's name for the cell, `_name` what torch's errors call it."""
 
     def __init__(self, mode, input_size, hidden_size, bias, device, dtype):
@@ -21,7 +23,11 @@ class _Cell(Freezable, RNNCellBase):
         return [read(self, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
     def _run(self, mode, input, *states):
-        """input [B, I] or [I]; states h (and c) [B, H] or [H], or None -> h', c'."""
+        """input [B, I] or [I]; states h (and c) [B, H] or [H], or None -> h', or (h', c') for LSTM."""
+        proxy = proxy_among(input, *states)
+        if proxy is not None:
+            pair = len(states) == 2 and states[0] is not None
+            return self._fx_node(proxy, input, states if pair else states[0])
         if input.dim() not in (1, 2):
             raise ValueError(f"{self._name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         given, has_cell = states[0] is not None, CELLS[mode]["has_cell"]
@@ -48,9 +54,9 @@ class _Cell(Freezable, RNNCellBase):
             states = [torch.zeros(B, H, dtype=input.dtype, device=input.device)] * len(states)
         h, c = states if has_cell else (states[0], None)
         h, c = _paths.step(mode, input, h, c, w_ih, w_hh, b_ih, b_hh)
-        if batched:
-            return h, c
-        return h.squeeze(0), c.squeeze(0) if has_cell else c
+        if not batched:
+            h, c = h.squeeze(0), c.squeeze(0) if has_cell else c
+        return (h, c) if has_cell else h
 
     def _packed(self):
         return _paths.freeze(self._mode, *self._weights()[:2])
@@ -71,6 +77,7 @@ class _Cell(Freezable, RNNCellBase):
 _BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 
 
+@drop_in_for(torch.nn.RNNCell)
 class RNNCell(_Cell):
     """One step of an Elman network, h' = tanh or relu (W_i x + b_i + W_h h + b_h). For `torch.nn.RNNCell`.
 
@@ -107,9 +114,10 @@ class RNNCell(_Cell):
         """-> h'; see the class."""
         mode = self._mode
         h = _paths.try_cell(mode, self._parameters, input, hx, None, self._frozen)
-        return self._run(mode, input, hx)[0] if h is None else h
+        return self._run(mode, input, hx) if h is None else h
 
 
+@drop_in_for(torch.nn.LSTMCell)
 class LSTMCell(_Cell):
     """One step of a long short-term memory (formula: `LSTM`). Drop-in for `torch.nn.LSTMCell`.
 
@@ -137,6 +145,8 @@ class LSTMCell(_Cell):
         """-> (h', c'); see the class."""
         if hx is None:
             hx = (None, None)
+        elif proxy_among(hx) is not None:
+            return self._fx_node(hx, input, hx)
         elif isinstance(hx, Tensor):
             raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
         elif len(hx) != 2:
@@ -146,6 +156,7 @@ class LSTMCell(_Cell):
         return self._run("lstm", input, h, c) if done is None else done
 
 
+@drop_in_for(torch.nn.GRUCell)
 class GRUCell(_Cell):
     """One step of a gated recurrent unit (formula: `GRU`). Drop-in for `torch.nn.GRUCell`.
 
@@ -170,4 +181,4 @@ class GRUCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """-> h'; see the class."""
         h = _paths.try_cell("gru", self._parameters, input, hx, None, self._frozen)
-        return self._run("gru", input, hx)[0] if h is None else h
+        return self._run("gru", input, hx) if h is None else h

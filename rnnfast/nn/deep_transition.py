@@ -1,10 +1,13 @@
 """The deep-transition RNN as a module, with a head."""
 
+import torch
 from torch import Tensor
 from torch.nn import LeakyReLU, Linear, Module, Sequential
 
 from .. import _paths, functional
 from ._common import check_dtype, check_features, read
+from ._tools import ForTools, proxy_among
+from ._twins import Face, face_of
 
 
 def _check_size(name, value):
@@ -14,7 +17,7 @@ def _check_size(name, value):
         raise ValueError(f"{name} must be greater than zero, got {value}")
 
 
-class DeepTransitionRNN(Module):
+class DeepTransitionRNN(ForTools, Module):
     """Deep-transition RNN: each step is a multi-layer perceptron over [x, h]; batch first.
 
     .. code-block:: text
@@ -96,11 +99,20 @@ class DeepTransitionRNN(Module):
 
     def _weights(self):
         linears = list(self.rnn._modules.values())[::2]
+        for i, m in enumerate(linears):
+            if type(m).forward is not Linear.forward:  # an adapter, a quantized one
+                raise RuntimeError(
+                    f"DeepTransitionRNN reads the weights of rnn.{2 * i} and does not call it: expected "
+                    f"torch.nn.Linear, got {type(m).__module__}.{type(m).__qualname__}"
+                )
         biases = [read(m, "bias") for m in linears]
         return [read(m, "weight") for m in linears], [] if biases[0] is None else biases
 
     def forward(self, x: Tensor, h0: Tensor | None = None):
         """-> (all h, last h), or the head's output; see the class."""
+        proxy = proxy_among(x, h0)
+        if proxy is not None:
+            return self._fx_node(proxy, x, h0)
         if x.dim() not in (2, 3):
             raise ValueError(f"DeepTransitionRNN: Expected input to be 2D or 3D, got {x.dim()}D instead")
         weights, biases = self._weights()
@@ -115,7 +127,35 @@ class DeepTransitionRNN(Module):
             return y, h
         return self.ff(y if self.step_output else h)
 
+    def __prepare_scriptable__(self):
+        return face_of(self, _Loop) if type(self) is DeepTransitionRNN else self
+
     def explain(self, x: Tensor, h0: Tensor | None = None) -> str:
         """One sentence: which path this input takes, and why."""
         weights, biases = self._weights()
         return _paths.explain(type(self).__name__, x, [h0], [*weights, *biases])
+
+
+class _Loop(Face):
+    """`DeepTransitionRNN` written by hand, over modules of torch.nn: what torch.jit.script reads."""
+
+    _behind = DeepTransitionRNN
+
+    def forward(self, x: Tensor, h0: Tensor | None = None):
+        batched = x.dim() == 3
+        if not batched:
+            x = x.unsqueeze(0)
+        h = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
+        if h0 is not None:
+            h = h0 if batched else h0.unsqueeze(0)
+        states: list[Tensor] = []
+        for x_t in x.unbind(1):
+            h = self.rnn(torch.cat([x_t, h], -1))
+            states.append(h)
+        y = torch.stack(states, 1)
+        if not batched:
+            y, h = y.squeeze(0), h.squeeze(0)
+        if self.ff is None:
+            return y, h
+        else:
+            return self.ff(y if self.step_output else h)

@@ -2,6 +2,8 @@
 
 from torch.nn import Module
 
+from ._twins import unmask
+
 
 class Freezable(Module):
     """What `freeze` needs of a layer or cell; the packed weights are neither copied nor saved with it.
@@ -47,6 +49,7 @@ def freeze(model: Module) -> Module:
     >>> with torch.inference_mode():
     ...     y, state = model(torch.randn(1, 1, 10))
     """
+    unmask(model)
     packed = []
     for name, module in model.named_modules():
         if isinstance(module, Freezable):
@@ -66,6 +69,7 @@ def freeze(model: Module) -> Module:
 
 def unfreeze(model: Module) -> Module:
     """Takes back `freeze`: every layer reads its weights at every call -> the same model."""
+    unmask(model)
     for module in model.modules():
         if isinstance(module, Freezable):
             module._frozen = None

@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _paths
 from .._paths import CELLS
 from ._common import check_dtype, check_features
+from ._tools import ForTools, proxy_among
+from ._twins import drop_in_for
 from .freeze import Freezable
 
 # torch's names of the modes -> those of the ops
@@ -29,7 +31,7 @@ def _check_type(name, value, expected):
         raise TypeError(f"{name} should be of type {expected.__name__}, got: {type(value).__name__}")
 
 
-class _Layers(Freezable, RNNBase):
+class _Layers(ForTools, Freezable, RNNBase):
     """What the layers share: making and reading weights, checking, and the three kinds of input.
 
     A layer of a cell that has only h is a subclass whose `__init__` names the cell, as GRU.
@@ -123,15 +125,20 @@ class _Layers(Freezable, RNNBase):
         return [[p[n] if n in p else getattr(self, n) for n in names] for names in self._all_weights]
 
     def _run(self, input, h, c):
-        """input, h_0 and c_0 as the caller gave them -> output, h_n, c_n. None is zeros, or no c."""
+        """input, h_0 and c_0 as the caller gave them -> what forward returns. None is zeros, or no c."""
         mode = _MODES[self.mode]
+        has_cell = CELLS[mode]["has_cell"]
         if not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
             how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
             done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen)
             if done is not None:
-                return done
+                y, h, c = done
+                return (y, (h, c)) if has_cell else (y, h)
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
+        proxy = proxy_among(input.data if packed else input, h, c)
+        if proxy is not None:
+            return self._fx_node(proxy, input, h if c is None else (h, c))
         if packed:
             x, batch_sizes, order, back = input
             if x.dim() != 2:
@@ -159,20 +166,18 @@ class _Layers(Freezable, RNNBase):
 
         options = _paths.Options(self.bidirectional, self.batch_first, self.dropout, self.training)
         y, h, c = _paths.layers(mode, x, h, c, weights, options, batch_sizes)
-        has_cell = CELLS[mode]["has_cell"]
         if packed:
             y = PackedSequence(y, batch_sizes, order, back)
             if back is not None:
                 h, c = h.index_select(1, back), c.index_select(1, back) if has_cell else c
         elif not batched:
             y, h, c = y.squeeze(batch_dim), h.squeeze(1), c.squeeze(1) if has_cell else c
-        return y, h, c
+        return (y, (h, c)) if has_cell else (y, h)
 
     def forward(self, input, hx=None):
         """-> output, h_n; see the class."""
         # RNN and GRU say this again: Python's errors about the arguments then name them, as torch's do
-        y, h, _ = self._run(input, hx, None)
-        return y, h
+        return self._run(input, hx, None)
 
     def _packed(self):
         if self.proj_size:
@@ -215,6 +220,7 @@ class _Layers(Freezable, RNNBase):
         return _paths.explain(type(self).__name__, x, states, weights) + self._frozen_or_not()
 
 
+@drop_in_for(torch.nn.RNN)
 class RNN(_Layers):
     """Elman network: h' = tanh or relu (W_i x + b_i + W_h h + b_h). Drop-in for `torch.nn.RNN`.
 
@@ -248,10 +254,10 @@ class RNN(_Layers):
 
     def forward(self, input, hx=None):
         """-> output, h_n; see the class."""
-        y, h, _ = self._run(input, hx, None)
-        return y, h
+        return self._run(input, hx, None)
 
 
+@drop_in_for(torch.nn.LSTM)
 class LSTM(_Layers):
     """Long short-term memory. Drop-in for `torch.nn.LSTM`.
 
@@ -284,14 +290,21 @@ class LSTM(_Layers):
     def forward(self, input, hx=None):
         """-> output, (h_n, c_n); see the class."""
         if not isinstance(hx, (tuple, list, NoneType)):
+            if proxy_among(hx) is not None:
+                return self._fx_node(hx, input, hx)
             raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
         h, c = (None, None) if hx is None else (hx[0], hx[1])
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        y, h, c = self._run(input, h, c)
-        return y, (h, c)
+        return self._run(input, h, c)
+
+    # what a subclass with a forward of its own calls: torch's, which take the pair of states
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    permute_hidden = torch.nn.LSTM.permute_hidden
 
 
+@drop_in_for(torch.nn.GRU)
 class GRU(_Layers):
     """Gated recurrent unit; the reset gate acts after the hidden product. Drop-in for `torch.nn.GRU`.
 
@@ -324,5 +337,4 @@ class GRU(_Layers):
 
     def forward(self, input, hx=None):
         """-> output, h_n; see the class."""
-        y, h, _ = self._run(input, hx, None)
-        return y, h
+        return self._run(input, hx, None)

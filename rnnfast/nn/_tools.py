@@ -1,0 +1,59 @@
+"""What torch's tools ask of a module of ours where they know torch.nn's by its class or its package."""
+
+import warnings
+
+from torch.ao.quantization.utils import activation_is_dynamically_quantized
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
+from torch.nn import Module
+
+from ._twins import as_scriptable, can_be_quantized
+
+
+def proxy_among(*values):
+    """The first that stands for a tensor in a graph that torch.fx makes, or None."""
+    for value in values:
+        if isinstance(value, Proxy):
+            return value
+    return None
+
+
+class ForTools(Module):
+    """torch.fx sees a leaf, torch.jit.script a module of torch.nn; quantization that skips it says so."""
+
+    def _fx_node(self, proxy, *args):
+        """The call with these arguments, `proxy` among them, as a node of the graph that torch.fx makes."""
+        forward = self.__dict__.get("forward", type(self).forward)
+        if not getattr(forward, "__module__", "").startswith(__package__):
+            # the node would call that forward again, which has come here
+            raise TraceError(
+                f"{type(self).__name__} has a forward of its own: torch.fx can have it as a leaf only, see "
+                "torch.fx.Tracer.is_leaf_module"
+            )
+        return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, {})
+
+    def __prepare_scriptable__(self):
+        return as_scriptable(self)
+
+    @property
+    def qconfig(self):
+        """How `torch.ao.quantization` is to quantize the module; it sets this attribute on every module."""
+        if "qconfig" in self.__dict__:
+            return self.__dict__["qconfig"]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute 'qconfig'")
+
+    @qconfig.setter
+    def qconfig(self, value):
+        self.__dict__["qconfig"] = value
+        dynamic = value is not None and activation_is_dynamically_quantized(value)
+        if can_be_quantized(type(self)) and not dynamic:
+            name = type(self).__name__
+            warnings.warn(
+                f"torch.ao.quantization leaves rnnfast.{name} as it is, for it goes by the class: name "
+                f"rnnfast.{name} in qconfig_spec of quantize_dynamic, or call rnnfast.revert(model) before",
+                stacklevel=2,
+            )
+
+    @qconfig.deleter
+    def qconfig(self):
+        self.__dict__.pop("qconfig", None)

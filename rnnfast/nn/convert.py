@@ -1,0 +1,191 @@
+"""`convert` and `revert`: the recurrent modules within a model become rnnfast's, and torch.nn's again."""
+
+import functools
+import warnings
+
+import torch
+from torch.nn import Module
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+
+from ._tools import ForTools
+from ._twins import FROM_TORCH, TO_TORCH, counterpart, unmask
+
+# What torch's forward of a layer or cell goes through: a class that has one of these of its own would be
+# changed in what it computes.
+_FORWARD = {
+    "__call__", "__getattr__", "__getattribute__", "_call_impl", "_flat_weights", "_update_flat_weights",
+    "_weights_have_changed", "_wrapped_call_impl", "check_forward_args", "check_hidden_size", "check_input",
+    "forward", "forward_impl", "get_expected_cell_size", "get_expected_hidden_size", "permute_hidden",
+}  # fmt: skip
+# What a subclass may have of its own beside ours
+_HARMLESS = {
+    "__annotations__", "__dict__", "__doc__", "__firstlineno__", "__init__", "__module__", "__qualname__",
+    "__static_attributes__", "__weakref__", "train",
+}  # fmt: skip
+
+
+def convert(model: Module, *, verbose: bool = False) -> Module:
+    """Makes the recurrent modules within a model of torch.nn's rnnfast's, where they stand -> the same model.
+
+    Every `torch.nn.RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell`, `model` itself among them,
+    becomes rnnfast's class of this name and stays the object that it is, with its parameters (an optimizer
+    keeps them), names, hooks, `training`, dtype and device, parametrizations, weight norm, pruning masks and
+    `state_dict`. Nothing is drawn from a random stream. Models within wrappers (`torch.compile`,
+    DistributedDataParallel, FSDP, `AveragedModel`) are reached. A subclass without a forward of its own is
+    converted too and remains an instance of its class. Converting twice changes nothing.
+
+    A model that was compiled and called is compiled anew; where torch.nn's layers had broken its graph,
+    `torch._dynamo.reset()` lets torch.compile try again to make it one.
+
+    What stays as it is is named in a UserWarning with the reason: a subclass with a forward of its own, a
+    module whose forward was replaced, what is scripted, traced or quantized.
+
+    >>> import torch, rnnfast
+    >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
+    >>> rnnfast.convert(model, verbose=True)[0]
+    rnnfast.convert: 0: torch.nn.LSTM -> rnnfast.LSTM
+    LSTM(10, 20)
+
+    Args:
+        model: a module.
+        verbose: print what was converted, a line for each module.
+
+    Raises:
+        TypeError: `model` is not a torch.nn.Module.
+        RuntimeError: Python refuses to change the class of a module; then nothing is converted.
+    """
+    return _change("convert", model, FROM_TORCH, _to_ours, verbose)
+
+
+def revert(model: Module, *, verbose: bool = False) -> Module:
+    """Takes back `convert`: rnnfast's modules within a model become torch.nn's -> the same model.
+
+    For tools that know torch.nn's by its class, and to save a whole model for where rnnfast is not installed.
+    As with `convert`, everything but the class stays; packed weights of `freeze` go. A `DeepTransitionRNN`
+    and subclasses of rnnfast's classes stay, and are named in a UserWarning.
+
+    >>> import torch, rnnfast
+    >>> type(rnnfast.revert(rnnfast.GRU(10, 20)))
+    <class 'torch.nn.modules.rnn.GRU'>
+
+    Args, Raises: as `convert`.
+    """
+    return _change("revert", model, TO_TORCH, _to_torchs, verbose)
+
+
+class _StaysAsItIs(Exception):
+    """Why a recurrent module is not changed."""
+
+
+def _change(name, model, table, new_class, verbose):
+    """new_class(module) -> the class it is to be of, or None if it is nothing of ours to change."""
+    if not isinstance(model, Module):
+        raise TypeError(f"rnnfast.{name}: model should be a torch.nn.Module, got {type(model).__name__}")
+    unmask(model)
+    changes, stays = [], []
+    for path, module in model.named_modules():
+        path = path or "the model itself"
+        try:
+            cls = new_class(module)
+        except _StaysAsItIs as reason:
+            stays.append(f"{path}, {_name(type(module))}: {reason}")
+            continue
+        if cls is not None:
+            changes.append((path, module, type(module), cls))
+
+    for i, (path, module, old, cls) in enumerate(changes):
+        try:
+            object.__setattr__(module, "__class__", cls)
+        except TypeError as error:
+            for _, changed, before, _ in changes[:i]:
+                object.__setattr__(changed, "__class__", before)
+            raise RuntimeError(
+                f"rnnfast.{name}: the class of {path}, {_name(old)}, cannot be changed ({error}); nothing was"
+            ) from None
+    for path, module, old, cls in changes:
+        module.__dict__.pop("_frozen", None)
+        if verbose:
+            print(f"rnnfast.{name}: {path}: {_name(old)} -> {_name(cls)}")
+    if verbose and not changes:
+        print(f"rnnfast.{name}: nothing to {name} in {type(model).__name__}")
+    if stays:
+        warnings.warn(f"rnnfast.{name}: left as it is: {'; '.join(stays)}", stacklevel=3)
+    return model
+
+
+def _name(cls):
+    """A class as a user knows it: torch.nn.LSTM, rnnfast.LSTM, Encoder (a torch.nn.LSTM)."""
+    known = next((base for base in cls.__mro__ if base in TO_TORCH or base in FROM_TORCH), None)
+    if known is None:
+        return f"{cls.__module__}.{cls.__qualname__}"
+    name = f"{'rnnfast' if known in TO_TORCH else 'torch.nn'}.{known.__name__}"
+    return name if known is cls else f"{cls.__qualname__} (a {name})"
+
+
+def _check_forward(module):
+    if "forward" in module.__dict__:
+        raise _StaysAsItIs("its forward was replaced by another")
+
+
+def _is_torchs(name):
+    return any(name == cls.__name__ for cls in FROM_TORCH)
+
+
+def _to_ours(module):
+    cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        if _is_torchs(module.original_name):
+            raise _StaysAsItIs(f"{module.original_name} in TorchScript; convert what it was made from")
+        return None
+    if isinstance(module, ForTools):
+        return None
+    if not isinstance(module, (RNNBase, RNNCellBase)):
+        if cls.__module__.startswith("torch.ao.nn.") and _is_torchs(cls.__name__):
+            raise _StaysAsItIs("made for quantization, which rnnfast does not do")
+        return None
+    _check_forward(module)
+    ours = counterpart(cls, FROM_TORCH)
+    return _converted_subclass(cls) if ours is None else ours
+
+
+def _to_torchs(module):
+    if not isinstance(module, ForTools):
+        return None
+    cls = type(module)
+    theirs = vars(cls).get("_converted_from") or counterpart(cls, TO_TORCH)
+    if theirs is None:
+        raise _StaysAsItIs("torch.nn has no such class")
+    _check_forward(module)
+    return theirs
+
+
+@functools.cache
+def _converted_subclass(cls):
+    """The class of a module of `cls`, a subclass of one of torch.nn's, that takes our forward."""
+    theirs = next((base for base in cls.__mro__ if base in FROM_TORCH), None)
+    if theirs is None:
+        raise _StaysAsItIs("it is a recurrent module of its own kind")
+    ours = FROM_TORCH[theirs]
+    between = [base for base in cls.__mro__ if base not in theirs.__mro__]
+    own = {name for base in between for name in vars(base)} - _HARMLESS
+    needed = {name for base in ours.__mro__ if base not in theirs.__mro__ for name in vars(base)}
+    changed = sorted(own & (needed | _FORWARD))
+    if "forward" in changed:
+        raise _StaysAsItIs("it has forward of its own")
+    if changed:
+        raise _StaysAsItIs(f"it has {', '.join(changed)} of its own")
+
+    def reduce(self):
+        return _new_converted, (cls,), self.__getstate__()
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    functions = {"__init__": cls.__init__, "__reduce__": reduce, "_converted_from": cls}
+    try:
+        return type(cls.__name__, (ours, cls), names | functions)
+    except TypeError as error:  # its metaclass, or the order of its bases
+        raise _StaysAsItIs(f"Python makes no class of both ({error})") from None
+
+
+def _new_converted(cls):
+    """What a pickle of a converted subclass is read with."""
+    return object.__new__(_converted_subclass(cls))
