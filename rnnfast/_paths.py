@@ -5,6 +5,7 @@ tangents there, without a warning): these take `reference`, as complex numbers d
 call_for_per_sample_grads know torch's operators only.
 """
 
+import contextlib
 import sys
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
     if _recorded():
         return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
     if _are_expanded(weights):
-        with torch.backends.mkldnn.flags(enabled=False):  # its LSTM then is made of products
+        with _without_onednn():  # whose LSTM they do not know; without it is made of products, as the others
             return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
     state = h0 if c0 is None else c0
     amp = _autocast.dtype_for(x)
@@ -239,6 +240,17 @@ def _are_expanded(weights):
     """Whether call_for_per_sample_grads asks for the gradients of each row; it knows torch's operators."""
     module = sys.modules.get("torch.nn.utils._expanded_weights")  # of which nobody has one before
     return module is not None and any(isinstance(w, module.ExpandedWeight) for d in weights for w in d)
+
+
+@contextlib.contextmanager
+def _without_onednn():
+    """As torch.backends.mkldnn.flags(enabled=False), which also sets TF32 and then warns."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None]) -> str:

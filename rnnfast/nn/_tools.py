@@ -21,8 +21,10 @@ def proxy_among(*values):
 class ForTools(Module):
     """torch.fx sees a leaf, torch.jit.script a module of torch.nn; quantization that skips it says so."""
 
-    def _fx_node(self, proxy, *args):
-        """The call with these arguments, `proxy` among them, as a node of the graph that torch.fx makes."""
+    __jit_unused_properties__ = ["all_weights", "qconfig"]  # RNNBase names the first
+
+    def _fx_node(self, proxy, input, hx):
+        """The call forward(input, hx) as a node of the graph that torch.fx makes; `proxy` is a part of it."""
         forward = self.__dict__.get("forward", type(self).forward)
         if not getattr(forward, "__module__", "").startswith(__package__):
             # the node would call that forward again, which has come here
@@ -30,6 +32,7 @@ class ForTools(Module):
                 f"{type(self).__name__} has a forward of its own: torch.fx can have it as a leaf only, see "
                 "torch.fx.Tracer.is_leaf_module"
             )
+        args = (input,) if hx is None else (input, hx)
         return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, {})
 
     def __prepare_scriptable__(self):
