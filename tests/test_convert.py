@@ -69,6 +69,12 @@ def made(cls, *args, seed=0, **kwargs):
     return cls(*args, **kwargs).double()
 
 
+def test_every_class_that_torch_has_too_is_known_as_a_drop_in():
+    names = {name for name in rnnfast.nn.__all__ if isinstance(getattr(nn, name, None), type)}
+    assert {getattr(rnnfast, name): getattr(nn, name) for name in names} == _twins.TO_TORCH
+    assert {theirs: ours for ours, theirs in _twins.TO_TORCH.items()} == _twins.FROM_TORCH
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_module_becomes_ours_and_torchs_again_where_it_stands(kind):
     _, module = pair(kind, 4, 6)
