@@ -126,6 +126,8 @@ def imports(source, package="rnnfast"):
     return own, other
 
 
+MODULE = {"rnnfast.nn._common", "rnnfast.nn._tools", "rnnfast.nn._twins", "rnnfast._paths"}
+
 # What a module may import of our own: only what stands below it in this list, so there is no circle.
 # nn -> functional -> _paths -> ops -> _C, and reference knows only torch.
 BELOW = {
@@ -137,11 +139,15 @@ BELOW = {
         "rnnfast.nn.cells",
         "rnnfast.nn.deep_transition",
         "rnnfast.nn.freeze",
+        "rnnfast.nn.convert",
     },
-    "rnnfast.nn.layers": {"rnnfast.nn._common", "rnnfast.nn.freeze", "rnnfast._paths"},
-    "rnnfast.nn.cells": {"rnnfast.nn._common", "rnnfast.nn.freeze", "rnnfast._paths"},
-    "rnnfast.nn.deep_transition": {"rnnfast.nn._common", "rnnfast.functional", "rnnfast._paths"},
-    "rnnfast.nn.freeze": set(),
+    "rnnfast.nn.layers": {*MODULE, "rnnfast.nn.freeze"},
+    "rnnfast.nn.cells": {*MODULE, "rnnfast.nn.freeze"},
+    "rnnfast.nn.deep_transition": {*MODULE, "rnnfast.functional"},
+    "rnnfast.nn.convert": {"rnnfast.nn._tools", "rnnfast.nn._twins"},
+    "rnnfast.nn.freeze": {"rnnfast.nn._twins"},
+    "rnnfast.nn._tools": {"rnnfast.nn._twins"},
+    "rnnfast.nn._twins": set(),
     "rnnfast.nn._common": set(),
     "rnnfast.functional": {"rnnfast._paths"},
     "rnnfast._paths": {"rnnfast._autocast", "rnnfast.ops", "rnnfast.reference"},

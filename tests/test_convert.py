@@ -71,8 +71,8 @@ def made(cls, *args, seed=0, **kwargs):
 
 def test_every_class_that_torch_has_too_is_known_as_a_drop_in():
     names = {name for name in rnnfast.nn.__all__ if isinstance(getattr(nn, name, None), type)}
-    assert {getattr(rnnfast, name): getattr(nn, name) for name in names} == _twins.TO_TORCH
-    assert {theirs: ours for ours, theirs in _twins.TO_TORCH.items()} == _twins.FROM_TORCH
+    assert {getattr(nn, name): getattr(rnnfast, name) for name in names} == _twins.FROM_TORCH
+    assert all(_twins.TO_TORCH[ours] is theirs for theirs, ours in _twins.FROM_TORCH.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,6 +231,22 @@ def test_parametrizations_come_and_go_on_a_converted_module(kind):
     same(copied(x), peer(x))
     parametrize.remove_parametrizations(module, weight)
     assert type(module) is getattr(rnnfast, type(peer).__mro__[1].__name__)
+    same(module(x), peer(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_converted_subclass_is_parametrized_and_scripted_as_others():
+    module, peer, x = made(Initialised, 4), made(Initialised, 4), draw(3, 5, 4)
+    same(torch.jit.script(nn.Sequential(rnnfast.convert(module)))(x)[0], peer(x)[0])
+    same(module(x), peer(x))
+    rnnfast.revert(module)
+    for m in (module, peer):
+        parametrizations.weight_norm(m, "weight_ih_l1")
+    rnnfast.convert(module)
+    assert isinstance(module, rnnfast.LSTM) and isinstance(module, Initialised)
+    same(module(x), peer(x))
+    rnnfast.revert(module)
+    assert parametrize.type_before_parametrizations(module) is Initialised
     same(module(x), peer(x))
 
 

@@ -9,7 +9,7 @@ import sys
 from torch.ao.quantization.quantization_mappings import DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS
 from torch.nn import Module
 
-TO_TORCH = {}  # our class -> torch.nn's
+TO_TORCH = {}  # our class -> torch.nn's; and a subclass of torch.nn's that was converted -> what it was
 FROM_TORCH = {}  # torch.nn's class -> ours
 
 
@@ -40,26 +40,24 @@ class _Quantizer:
         return self._quantized.from_float(as_torch(module))
 
 
-def counterpart(cls, table):
-    """The class that stands for `cls` by `table` (TO_TORCH or FROM_TORCH), or None.
+def counterpart(cls, find):
+    """The class that find(cls) says stands for `cls`, or None.
 
-    Also of a class that torch makes of it as a program runs: for a parametrized module, for fully_shard.
+    Of a class that torch makes as a program runs, for a parametrized module or by fully_shard, the same made
+    of what stands for its bases.
     """
-    if cls in table:
-        return table[cls]
     if not cls.__module__.startswith("torch.") or hasattr(sys.modules.get(cls.__module__), cls.__name__):
-        return None
-    bases = tuple(counterpart(base, table) or base for base in cls.__bases__)
+        return find(cls)
+    bases = tuple(counterpart(base, find) or base for base in cls.__bases__)
     if bases == cls.__bases__:
         return None
     own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    old, new = cls.__bases__[-1].__name__, bases[-1].__name__
-    return type(cls)(cls.__name__.replace(old, new), bases, own)
+    return type(cls)(cls.__name__, bases, own)
 
 
 def as_torch(module):
     """A module of torch.nn's that has the parameters and everything else of this one of ours."""
-    twin = object.__new__(counterpart(type(module), TO_TORCH))
+    twin = object.__new__(counterpart(type(module), TO_TORCH.get))
     twin.__dict__.update(module.__dict__)
     return twin
 
@@ -94,9 +92,11 @@ def _unmask(face):
 
 @functools.cache
 def _face_class(ours):
-    theirs = counterpart(ours, TO_TORCH)
+    theirs = counterpart(ours, TO_TORCH.get)
     if theirs is None:
         return None
+    if ours in TO_TORCH:  # torch.jit reads no subclass; one that was converted has the forward of its base
+        theirs = next(base for base in theirs.__mro__ if base in FROM_TORCH)
     # torch.jit looks for the source of a class by its name
     names = {"__module__": theirs.__module__, "__qualname__": theirs.__qualname__}
     return type(theirs.__name__, (Face, theirs), {"_behind": ours, **names})

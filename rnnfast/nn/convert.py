@@ -54,7 +54,7 @@ def convert(model: Module, *, verbose: bool = False) -> Module:
         TypeError: `model` is not a torch.nn.Module.
         RuntimeError: Python refuses to change the class of a module; then nothing is converted.
     """
-    return _change("convert", model, FROM_TORCH, _to_ours, verbose)
+    return _change("convert", model, _to_ours, verbose)
 
 
 def revert(model: Module, *, verbose: bool = False) -> Module:
@@ -70,14 +70,14 @@ def revert(model: Module, *, verbose: bool = False) -> Module:
 
     Args, Raises: as `convert`.
     """
-    return _change("revert", model, TO_TORCH, _to_torchs, verbose)
+    return _change("revert", model, _to_torchs, verbose)
 
 
 class _StaysAsItIs(Exception):
     """Why a recurrent module is not changed."""
 
 
-def _change(name, model, table, new_class, verbose):
+def _change(name, model, new_class, verbose):
     """new_class(module) -> the class it is to be of, or None if it is nothing of ours to change."""
     if not isinstance(model, Module):
         raise TypeError(f"rnnfast.{name}: model should be a torch.nn.Module, got {type(model).__name__}")
@@ -115,11 +115,12 @@ def _change(name, model, table, new_class, verbose):
 
 def _name(cls):
     """A class as a user knows it: torch.nn.LSTM, rnnfast.LSTM, Encoder (a torch.nn.LSTM)."""
-    known = next((base for base in cls.__mro__ if base in TO_TORCH or base in FROM_TORCH), None)
-    if known is None:
-        return f"{cls.__module__}.{cls.__qualname__}"
-    name = f"{'rnnfast' if known in TO_TORCH else 'torch.nn'}.{known.__name__}"
-    return name if known is cls else f"{cls.__qualname__} (a {name})"
+    for base in cls.__mro__:
+        package = "torch.nn" if base in FROM_TORCH else "rnnfast" if base in FROM_TORCH.values() else None
+        if package is not None:
+            name = f"{package}.{base.__name__}"
+            return name if base is cls else f"{cls.__qualname__} (a {name})"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _check_forward(module):
@@ -144,19 +145,23 @@ def _to_ours(module):
             raise _StaysAsItIs("made for quantization, which rnnfast does not do")
         return None
     _check_forward(module)
-    ours = counterpart(cls, FROM_TORCH)
-    return _converted_subclass(cls) if ours is None else ours
+    return counterpart(cls, _ours_for)
 
 
 def _to_torchs(module):
     if not isinstance(module, ForTools):
         return None
-    cls = type(module)
-    theirs = vars(cls).get("_converted_from") or counterpart(cls, TO_TORCH)
+    theirs = counterpart(type(module), TO_TORCH.get)
     if theirs is None:
         raise _StaysAsItIs("torch.nn has no such class")
     _check_forward(module)
     return theirs
+
+
+def _ours_for(cls):
+    if cls in FROM_TORCH or not issubclass(cls, (RNNBase, RNNCellBase)):
+        return FROM_TORCH.get(cls)
+    return _converted_subclass(cls)
 
 
 @functools.cache
@@ -179,11 +184,13 @@ def _converted_subclass(cls):
         return _new_converted, (cls,), self.__getstate__()
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    functions = {"__init__": cls.__init__, "__reduce__": reduce, "_converted_from": cls}
+    functions = {"__init__": cls.__init__, "__reduce__": reduce}
     try:
-        return type(cls.__name__, (ours, cls), names | functions)
+        made = type(cls.__name__, (ours, cls), names | functions)
     except TypeError as error:  # its metaclass, or the order of its bases
         raise _StaysAsItIs(f"Python makes no class of both ({error})") from None
+    TO_TORCH[made] = cls
+    return made
 
 
 def _new_converted(cls):
