@@ -127,13 +127,12 @@ class _Layers(ForTools, Freezable, RNNBase):
     def _run(self, input, h, c):
         """input, h_0 and c_0 as the caller gave them -> what forward returns. None is zeros, or no c."""
         mode = _MODES[self.mode]
-        has_cell = CELLS[mode]["has_cell"]
         if not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
             how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
             done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen)
             if done is not None:
                 y, h, c = done
-                return (y, (h, c)) if has_cell else (y, h)
+                return (y, h) if c is None else (y, (h, c))
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
         proxy = proxy_among(input.data if packed else input, h, c)
@@ -166,6 +165,7 @@ class _Layers(ForTools, Freezable, RNNBase):
 
         options = _paths.Options(self.bidirectional, self.batch_first, self.dropout, self.training)
         y, h, c = _paths.layers(mode, x, h, c, weights, options, batch_sizes)
+        has_cell = CELLS[mode]["has_cell"]
         if packed:
             y = PackedSequence(y, batch_sizes, order, back)
             if back is not None:
