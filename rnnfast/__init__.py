@@ -2,7 +2,7 @@
 
 import importlib
 
-from . import _batching, functional, reference  # noqa: F401 (_batching registers with torch)
+from . import _batching, _flops, functional, reference  # noqa: F401 (the first two register with torch)
 from .nn import GRU, LSTM, RNN, DeepTransitionRNN, GRUCell, LSTMCell, RNNCell, freeze, unfreeze
 
 __version__ = "0.1.0"
