@@ -2,7 +2,7 @@
 
 import importlib
 
-from . import functional, reference
+from . import _batching, _flops, functional, reference  # noqa: F401 (the first two register with torch)
 from .nn import (
     GRU,
     LSTM,

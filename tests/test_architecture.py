@@ -131,7 +131,15 @@ MODULE = {"rnnfast.nn._common", "rnnfast.nn._tools", "rnnfast.nn._twins", "rnnfa
 # What a module may import of our own: only what stands below it in this list, so there is no circle.
 # nn -> functional -> _paths -> ops -> _C, and reference knows only torch.
 BELOW = {
-    "rnnfast": {"rnnfast.nn", "rnnfast.functional", "rnnfast.reference"},
+    "rnnfast": {
+        "rnnfast.nn",
+        "rnnfast.functional",
+        "rnnfast.reference",
+        "rnnfast._batching",
+        "rnnfast._flops",
+    },
+    "rnnfast._batching": {"rnnfast.ops"},
+    "rnnfast._flops": {"rnnfast.ops"},
     "rnnfast.info": {"rnnfast.ops"},
     "rnnfast.testing": set(),
     "rnnfast.nn": {
