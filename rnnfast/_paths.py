@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autocast, ops, reference
+from . import _autocast, _by_torch, ops, reference
 from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
@@ -45,22 +45,27 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
             "Input and parameter tensors are not at the same device, "
             f"found input tensor at {x.device} and parameter tensor at {W_ih.device}"
         )
-    if h0 is None:  # one state of zeros serves every layer
-        B = int(batch_sizes[0]) if packed else x.size(0 if batch_first else 1)
-        h0 = torch.zeros(D, B, W_hh.size(1), dtype=x.dtype, device=x.device)
-        if has_cell:
-            c0 = h0 if W_hr is None else torch.zeros(D, B, W_hr.size(1), dtype=x.dtype, device=x.device)
-        hs, cs = [h0] * L, [c0] * L
-    else:
+    recorded = _recorded()
+    given = h0 is not None
+    if given:
         if x.device != h0.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, "
                 f"found input tensor at {x.device} and hidden tensor at {h0.device}"
             )
-        hs = [h0] if L == 1 else h0.split(D)
-        cs = [c0] * L if L == 1 or c0 is None else c0.split(D)
-    if _recorded():
-        return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
+    else:
+        if not packed:
+            B = x.size(0 if batch_first else 1)
+        else:  # an int is what a trace would keep for good
+            B = batch_sizes[0] if recorded else batch_sizes[0].item()
+        n = L * D if recorded else D  # one state of zeros serves every layer, but torch's operator takes all
+        h0 = torch.zeros(n, B, W_hh.size(1), dtype=x.dtype, device=x.device)
+        if has_cell:
+            c0 = h0 if W_hr is None else torch.zeros(n, B, W_hr.size(1), dtype=x.dtype, device=x.device)
+    if recorded:
+        return _by_torch.layers(mode, x, h0, c0, weights, options, batch_sizes)
+    hs = h0.split(D) if given and L > 1 else [h0] * L
+    cs = c0.split(D) if given and L > 1 and c0 is not None else [c0] * L
     state = h0 if c0 is None else c0
     amp = _autocast.dtype_for(x)
     if amp is not None:
@@ -100,25 +105,6 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
     return y, h, c
 
 
-def _by_torch(mode, x, hs, cs, weights, options, batch_sizes):
-    """`layers` as one operator of torch's own. hs, cs: of each layer."""
-    op = getattr(torch._VF, mode, None)
-    if op is None:
-        raise RuntimeError(
-            f"torch has no operator for the cell {mode!r}, so a trace or an export to ONNX cannot record it; "
-            "torch.compile and torch.export can"
-        )
-    flat = [w for direction in weights for w in direction if w is not None]
-    hx = (torch.cat(hs), torch.cat(cs)) if CELLS[mode]["has_cell"] else torch.cat(hs)
-    bidirectional, batch_first, dropout, training = options
-    how = (weights[0][2] is not None, len(hs), float(dropout), training, bidirectional)
-    if batch_sizes is None:
-        y, h, *c = op(x, hx, flat, *how, batch_first)
-    else:
-        y, h, *c = op(x, batch_sizes, hx, flat, *how)
-    return y, h, c[0] if c else x.new_empty(0)
-
-
 def deep_transition(x, h0, weights, biases, negative_slope):
     """As `functional.deep_transition`, of a batch: x [B, T, I], h0 [B, H] or None; biases [] for none."""
     if x.size(1) == 0:
@@ -129,8 +115,10 @@ def deep_transition(x, h0, weights, biases, negative_slope):
     if amp is not None:
         x, h0, *w = _autocast.cast(amp, x, h0, *weights, *biases)
         weights, biases = w[: len(weights)], w[len(weights) :]
-    if _transformed() or _recorded():
+    if _transformed():
         return reference.deep_transition(x, h0, weights, biases, negative_slope)
+    if _recorded():
+        return _by_torch.deep_transition(x, h0, weights, biases, negative_slope)
     save = torch.is_grad_enabled() and _any_needs_grad(x, h0, *weights, *biases)
     return ops.deep_transition(x, h0, weights, biases, negative_slope, save)[:2]
 

@@ -143,8 +143,35 @@ def _unpack(x, batch_sizes, B):
     return x, active.unsqueeze(-1), places
 
 
+# What the perceptron of a deep transition has of each layer. In a trace they are tuples, see `_by_torch`.
+Weights = list[Tensor]
+Biases = list[Tensor | None]
+
+
+def transitions(
+    x: Tensor, h: Tensor, weights: Weights, biases: Biases, negative_slope: float
+) -> tuple[Tensor, Tensor]:
+    """The loop of `deep_transition`, in h's dtype; a bias or None for each weight. TorchScript reads it."""
+    ys: list[Tensor] = []
+    for t in range(x.size(1)):
+        # a = [x, h];  a = leaky_relu(W_l a + b_l) for every layer but the last;  h' = W a + b
+        a = torch.cat([x[:, t].to(h.dtype), h], -1)
+        for k, W in enumerate(weights):
+            if k > 0:
+                a = F.leaky_relu(a, negative_slope)
+            a = F.linear(a, W, biases[k])
+        h = a.to(x.dtype).to(h.dtype)
+        ys.append(h)
+    return torch.stack(ys, 1), h
+
+
 def deep_transition(
-    x: Tensor, h0: Tensor, weights: list[Tensor], biases: list[Tensor], negative_slope: float = 0.01
+    x: Tensor,
+    h0: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    negative_slope: float = 0.01,
+    loop=transitions,
 ) -> tuple[Tensor, Tensor]:
     """The deep-transition RNN (Pascanu et al. 2013): each step is a perceptron over [x, h].
 
@@ -153,6 +180,7 @@ def deep_transition(
         h0: [B, H].
         weights: [W_0, I + H], [W_1, W_0], ..., [H, W]; LeakyReLU between them, nothing after the last.
         biases: one for each weight, or an empty list.
+        loop: what walks over the steps, as `transitions`.
 
     Returns:
         all states y [B, T, H], the last state h [B, H].
@@ -160,12 +188,5 @@ def deep_transition(
     dtype, acc = x.dtype, compute_dtype(x.dtype)
     weights = [W.to(acc) for W in weights]
     biases = [b.to(acc) for b in biases] or [None] * len(weights)
-    x, h, ys = x.to(acc), h0.to(acc), []
-    for t in range(x.size(1)):
-        # a = [x, h];  a = leaky_relu(W_l a + b_l) for every layer but the last;  h' = W a + b
-        a = torch.cat([x[:, t], h], -1)
-        for W, b in zip(weights[:-1], biases[:-1], strict=True):
-            a = F.leaky_relu(F.linear(a, W, b), negative_slope)
-        h = F.linear(a, weights[-1], biases[-1]).to(dtype).to(acc)
-        ys.append(h)
-    return torch.stack(ys, 1).to(dtype), h.to(dtype)
+    y, h = loop(x, h0.to(acc), weights, biases, negative_slope)
+    return y.to(dtype), h.to(dtype)

@@ -1,0 +1,55 @@
+"""The layers by torch's own operators, for a trace or an export to ONNX, which knows no other.
+
+Nothing is read back from a tensor, so a graph that is recorded here serves any number of rows and steps.
+"""
+
+import functools
+import types
+import warnings
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .ops import CELLS
+
+
+def layers(mode, x, h0, c0, weights, options, batch_sizes):
+    """All layers of one kind -> y, h_n, c_n: `_paths.layers` with every state given, five weights a layer."""
+    op = getattr(torch._VF, mode, None)
+    if op is None:
+        raise RuntimeError(
+            f"torch has no operator for the cell {mode!r}, so a trace or an export to ONNX cannot record it; "
+            "torch.compile and torch.export can"
+        )
+    bidirectional, batch_first, dropout, training = options
+    flat = [w for direction in weights for w in direction if w is not None]
+    hx = (h0, c0) if CELLS[mode]["has_cell"] else h0
+    L = len(weights) // (1 + bidirectional)
+    how = (weights[0][2] is not None, L, float(dropout), training, bidirectional)
+    if batch_sizes is not None:
+        y, h, *c = op(x, batch_sizes, hx, flat, *how)
+    else:
+        y, h, *c = op(x, hx, flat, *how, batch_first)
+        y = y.contiguous()  # as ours: torch's batch_first output is a transposed view
+    return y, h, c[0] if c else x.new_empty(0)
+
+
+def deep_transition(x, h0, weights, biases, negative_slope):
+    """`reference.deep_transition` in a trace: its loop over time is recorded as a loop."""
+    loop = _scripted(len(weights), bool(biases))
+    return reference.deep_transition(x, h0, weights, biases, negative_slope, loop)
+
+
+@functools.cache
+def _scripted(depth, bias):
+    """`reference.transitions` in TorchScript, for a perceptron of so many layers.
+
+    Its lists become tuples, of a known length: what goes through the layers is then no loop within the loop,
+    of which torch's export to ONNX would make a wrong graph.
+    """
+    source = reference.transitions
+    known = {"Weights": tuple[(Tensor,) * depth], "Biases": tuple[(Tensor if bias else None,) * depth]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # whoever traces has been told so
+        return torch.jit.script(types.FunctionType(source.__code__, {**source.__globals__, **known}))
