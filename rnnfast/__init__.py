@@ -3,6 +3,7 @@
 import importlib
 
 from . import functional, reference
+from ._decompositions import decompositions
 from .nn import GRU, LSTM, RNN, DeepTransitionRNN, GRUCell, LSTMCell, RNNCell, freeze, unfreeze
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "decompositions",
     "freeze",
     "functional",
     "info",

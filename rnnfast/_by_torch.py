@@ -14,9 +14,23 @@ from . import reference
 from .ops import CELLS
 
 
+def operator(mode):
+    """torch's operator for layers of this kind, or None."""
+    return getattr(torch._VF, mode, None)
+
+
+def can_be_exported(mode, steps, batch_sizes, w_hr):
+    """Whether an exported program can hold torch's operator.
+
+    torch unrolls it for an unknown number of steps, without a word, and for packed rows it reads batch_sizes
+    back; its LSTM with a projection becomes a wrong one in ONNX.
+    """
+    return operator(mode) is not None and isinstance(steps, int) and batch_sizes is None and w_hr is None
+
+
 def layers(mode, x, h0, c0, weights, options, batch_sizes):
     """All layers of one kind -> y, h_n, c_n: `_paths.layers` with every state given, five weights a layer."""
-    op = getattr(torch._VF, mode, None)
+    op = operator(mode)
     if op is None:
         raise RuntimeError(
             f"torch has no operator for the cell {mode!r}, so a trace or an export to ONNX cannot record it; "

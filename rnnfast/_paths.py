@@ -36,7 +36,8 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         raise RuntimeError(f"weights must hold {D} list(s) a layer, got {len(weights)} in all")
     packed = batch_sizes is not None
     batch_first = batch_first and not packed
-    if (batch_sizes if packed else x).size(1 if batch_first else 0) == 0:
+    T = (batch_sizes if packed else x).size(1 if batch_first else 0)
+    if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     weights = [_five(w) for w in weights]
     W_ih, W_hh, _, _, W_hr = weights[0]
@@ -45,7 +46,10 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
             "Input and parameter tensors are not at the same device, "
             f"found input tensor at {x.device} and parameter tensor at {W_ih.device}"
         )
-    recorded = _recorded()
+    # what an export to ONNX does not find recorded here it makes of the op, see `_decompositions`
+    recorded = torch.jit.is_tracing() or (
+        torch.onnx.is_in_onnx_export() and _by_torch.can_be_exported(mode, T, batch_sizes, W_hr)
+    )
     given = h0 is not None
     if given:
         if x.device != h0.device:
@@ -117,7 +121,7 @@ def deep_transition(x, h0, weights, biases, negative_slope):
         weights, biases = w[: len(weights)], w[len(weights) :]
     if _transformed():
         return reference.deep_transition(x, h0, weights, biases, negative_slope)
-    if _recorded():
+    if torch.jit.is_tracing():  # an export to ONNX of another kind takes the op apart, see `_decompositions`
         return _by_torch.deep_transition(x, h0, weights, biases, negative_slope)
     save = torch.is_grad_enabled() and _any_needs_grad(x, h0, *weights, *biases)
     return ops.deep_transition(x, h0, weights, biases, negative_slope, save)[:2]
