@@ -3,6 +3,7 @@
 import importlib
 
 from . import _batching, _flops, functional, reference  # noqa: F401 (the first two register with torch)
+from ._decompositions import decompositions
 from .nn import (
     GRU,
     LSTM,
@@ -28,6 +29,7 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "convert",
+    "decompositions",
     "freeze",
     "functional",
     "info",

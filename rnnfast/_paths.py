@@ -5,8 +5,6 @@ tangents there, without a warning): these take `reference`, as complex numbers d
 call_for_per_sample_grads know torch's operators only.
 """
 
-import contextlib
-import sys
 from typing import NamedTuple
 
 import torch
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autocast, ops, reference
+from . import _autocast, _by_torch, ops, reference
 from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
@@ -39,7 +37,8 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         raise RuntimeError(f"weights must hold {D} list(s) a layer, got {len(weights)} in all")
     packed = batch_sizes is not None
     batch_first = batch_first and not packed
-    if (batch_sizes if packed else x).size(1 if batch_first else 0) == 0:
+    T = (batch_sizes if packed else x).size(1 if batch_first else 0)
+    if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     weights = [_five(w) for w in weights]
     W_ih, W_hh, _, _, W_hr = weights[0]
@@ -48,25 +47,32 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
             "Input and parameter tensors are not at the same device, "
             f"found input tensor at {x.device} and parameter tensor at {W_ih.device}"
         )
-    if h0 is None:  # one state of zeros serves every layer
-        B = int(batch_sizes[0]) if packed else x.size(0 if batch_first else 1)
-        h0 = torch.zeros(D, B, W_hh.shape[1], dtype=x.dtype, device=x.device)
-        if has_cell:
-            c0 = h0 if W_hr is None else torch.zeros(D, B, W_hr.shape[1], dtype=x.dtype, device=x.device)
-        hs, cs = [h0] * L, [c0] * L
-    else:
+    # what an export to ONNX does not find recorded here it makes of the op, see `_decompositions`
+    by_torch = (
+        torch.jit.is_tracing()
+        or _by_torch.are_expanded(weights)
+        or (torch.onnx.is_in_onnx_export() and _by_torch.can_be_exported(mode, T, batch_sizes, W_hr))
+    )
+    given = h0 is not None
+    if given:
         if x.device != h0.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, "
                 f"found input tensor at {x.device} and hidden tensor at {h0.device}"
             )
-        hs = [h0] if L == 1 else h0.split(D)
-        cs = [c0] * L if L == 1 or c0 is None else c0.split(D)
-    if _recorded():
-        return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
-    if _are_expanded(weights):
-        with _without_onednn():  # whose LSTM they do not know; without it is made of products, as the others
-            return _by_torch(mode, x, hs, cs, weights, options, batch_sizes)
+    else:
+        if not packed:
+            B = x.size(0 if batch_first else 1)
+        else:  # an int is what a trace would keep for good
+            B = batch_sizes[0] if by_torch else batch_sizes[0].item()
+        n = L * D if by_torch else D  # one state of zeros serves every layer, but torch's operator takes all
+        h0 = torch.zeros(n, B, W_hh.shape[1], dtype=x.dtype, device=x.device)
+        if has_cell:
+            c0 = h0 if W_hr is None else torch.zeros(n, B, W_hr.shape[1], dtype=x.dtype, device=x.device)
+    if by_torch:
+        return _by_torch.layers(mode, x, h0, c0, weights, options, batch_sizes)
+    hs = h0.split(D) if given and L > 1 else [h0] * L
+    cs = c0.split(D) if given and L > 1 and c0 is not None else [c0] * L
     state = h0 if c0 is None else c0
     amp = _autocast.dtype_for(x)
     if amp is not None:
@@ -106,25 +112,6 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
     return y, h, c
 
 
-def _by_torch(mode, x, hs, cs, weights, options, batch_sizes):
-    """`layers` as one operator of torch's own. hs, cs: of each layer."""
-    op = getattr(torch._VF, mode, None)
-    if op is None:
-        raise RuntimeError(
-            f"torch has no operator for the cell {mode!r}, so a trace or an export to ONNX cannot record it; "
-            "torch.compile and torch.export can"
-        )
-    flat = [w for direction in weights for w in direction if w is not None]
-    hx = (torch.cat(hs), torch.cat(cs)) if CELLS[mode]["has_cell"] else torch.cat(hs)
-    bidirectional, batch_first, dropout, training = options
-    how = (weights[0][2] is not None, len(hs), float(dropout), training, bidirectional)
-    if batch_sizes is None:
-        y, h, *c = op(x, hx, flat, *how, batch_first)
-    else:
-        y, h, *c = op(x, batch_sizes, hx, flat, *how)
-    return y, h, c[0] if c else x.new_empty(0)
-
-
 def deep_transition(x, h0, weights, biases, negative_slope):
     """As `functional.deep_transition`, of a batch: x [B, T, I], h0 [B, H] or None; biases [] for none."""
     if x.size(1) == 0:
@@ -135,8 +122,10 @@ def deep_transition(x, h0, weights, biases, negative_slope):
     if amp is not None:
         x, h0, *w = _autocast.cast(amp, x, h0, *weights, *biases)
         weights, biases = w[: len(weights)], w[len(weights) :]
-    if _transformed() or _recorded() or x.is_complex():
+    if _transformed() or x.is_complex():
         return reference.deep_transition(x, h0, weights, biases, negative_slope)
+    if torch.jit.is_tracing():  # an export to ONNX of another kind takes the op apart, see `_decompositions`
+        return _by_torch.deep_transition(x, h0, weights, biases, negative_slope)
     save = torch.is_grad_enabled() and _any_needs_grad(x, h0, *weights, *biases)
     return ops.deep_transition(x, h0, weights, biases, negative_slope, save)[:2]
 
@@ -234,23 +223,6 @@ def _transformed():
 def _recorded():
     """Whether a graph of torch's own operators is being made: torch.jit.trace, or an export to ONNX."""
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-
-
-def _are_expanded(weights):
-    """Whether call_for_per_sample_grads asks for the gradients of each row; it knows torch's operators."""
-    module = sys.modules.get("torch.nn.utils._expanded_weights")  # of which nobody has one before
-    return module is not None and any(isinstance(w, module.ExpandedWeight) for d in weights for w in d)
-
-
-@contextlib.contextmanager
-def _without_onednn():
-    """As torch.backends.mkldnn.flags(enabled=False), which also sets TF32 and then warns."""
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
 
 
 def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None]) -> str:

@@ -111,7 +111,7 @@ COTANGENTS = ("dy", "dhn", "dcn")
 
 
 @torch.library.register_fake("rnnfast::recurrent")
-def _(*values):
+def fake_recurrent(*values):
     a = RECURRENT.bind_on_one_device(values)
     x, has_cell = a.x, CELLS[a.mode]["has_cell"]
     D, B, P = a.h0.shape
@@ -138,7 +138,7 @@ def _(*values):
 
 
 @torch.library.register_fake("rnnfast::deep_transition")
-def _(*values):
+def fake_deep_transition(*values):
     a = DEEP_TRANSITION.bind_on_one_device(values)
     B, T, _ = a.x.shape
     H = a.h0.size(1)

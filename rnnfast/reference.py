@@ -55,6 +55,16 @@ def compute_dtype(dtype):
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
+def walk(step, state, rows, weights, reverse=False):
+    """The loop over time: state = step(state, rows of each time, weights) -> state[0] of all times, state."""
+    ys = []
+    T = rows[0].size(0)
+    for t in reversed(range(T)) if reverse else range(T):
+        state = step(state, [r[t] for r in rows], weights)
+        ys.append(state[0])
+    return torch.stack(ys[::-1] if reverse else ys), state
+
+
 def recurrent(
     mode: str,
     x: Tensor,
@@ -63,6 +73,7 @@ def recurrent(
     *weights: Tensor | None,
     batch_sizes: Tensor | None = None,
     batch_first: bool = False,
+    walk=walk,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One recurrent layer over a whole sequence, one or both directions: what the op of this name computes.
 
@@ -73,6 +84,7 @@ def recurrent(
         weights: w_ih [G·H, I], w_hh [G·H, P], b_ih [G·H], b_hh [G·H], w_hr [P, H], and as many of the reverse
             direction; None where there is none.
         batch_sizes: int64 [T], how many rows take part in each step; never grows.
+        walk: the loop over time.
 
     Returns:
         y of x's layout with D·P features, h_n [D, B, P], c_n [D, B, H] (size [0] unless LSTM).
@@ -90,7 +102,7 @@ def recurrent(
     ys, hs, cs = [], [], []
     for d, direction in enumerate(directions):
         c = None if c0 is None else c0[d].to(acc)
-        y, h, c = _direction(CELLS[mode], x.to(acc), h0[d].to(acc), c, direction, active, d == 1, dtype)
+        y, h, c = _direction(CELLS[mode], x.to(acc), h0[d].to(acc), c, direction, active, d == 1, dtype, walk)
         ys.append(y)
         hs.append(h)
         cs.append(c)
@@ -104,22 +116,27 @@ def recurrent(
     return y, torch.stack(hs).to(dtype), cn
 
 
-def _direction(cell, x, h, c, weights, active, reverse, dtype):
+def _direction(cell, x, h, c, weights, active, reverse, dtype, walk):
     """One direction: x [T, B, I], h [B, P], c [B, H] or None -> y [T, B, P], h, c."""
     W_ih, W_hh, b_ih, b_hh, W_hr = weights
     u = F.linear(x, W_ih, b_ih)  # [T, B, G·H]
-    ys = []
-    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
-        h_new, c_new = cell(u[t], F.linear(h, W_hh, b_hh), h, c)
+
+    def step(state, rows, weights):
+        h, c = state if len(state) == 2 else (*state, None)
+        W_hh, b_hh, W_hr = weights
+        h_new, c_new = cell(rows[0], F.linear(h, W_hh, b_hh), h, c)
         if W_hr is not None:
             h_new = F.linear(h_new, W_hr)
         h_new = h_new.to(dtype).to(h.dtype)
-        if active is not None:  # a row that takes no part in this step keeps its state
-            h_new = torch.where(active[t], h_new, h)
-            c_new = c if c is None else torch.where(active[t], c_new, c)
-        h, c = h_new, c_new
-        ys.append(h)
-    return torch.stack(ys[::-1] if reverse else ys), h, c
+        new = (h_new,) if c is None else (h_new, c_new)
+        if active is None:
+            return new
+        # a row that takes no part in this step keeps its state
+        return tuple(torch.where(rows[1], n, old) for n, old in zip(new, state, strict=True))
+
+    state, rows = (h,) if c is None else (h, c), (u,) if active is None else (u, active)
+    y, (h, *c) = walk(step, state, rows, (W_hh, b_hh, W_hr), reverse)
+    return y, h, c[0] if c else None
 
 
 def _unpack(x, batch_sizes, B):
@@ -138,13 +155,41 @@ def _unpack(x, batch_sizes, B):
     x = torch.cat([x, torch.zeros_like(x[:1])])
     x = x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
     n = torch.arange(N, device=x.device)
-    t = torch.searchsorted(ends, n, right=True)
+    first = ends[:-1]  # of every step but the first its first row
+    t = torch.zeros_like(n).scatter_add(0, first, torch.ones_like(first)).cumsum(0)
     places = t * B + n - starts.squeeze(1).index_select(0, t)
     return x, active.unsqueeze(-1), places
 
 
+# What the perceptron of a deep transition has of each layer. In a trace they are tuples, see `_by_torch`.
+Weights = list[Tensor]
+Biases = list[Tensor | None]
+
+
+def transitions(
+    x: Tensor, h: Tensor, weights: Weights, biases: Biases, negative_slope: float
+) -> tuple[Tensor, Tensor]:
+    """The loop of `deep_transition`, in h's dtype; a bias or None for each weight. TorchScript reads it."""
+    ys: list[Tensor] = []
+    for t in range(x.size(1)):
+        # a = [x, h];  a = leaky_relu(W_l a + b_l) for every layer but the last;  h' = W a + b
+        a = torch.cat([x[:, t].to(h.dtype), h], -1)
+        for k, W in enumerate(weights):
+            if k > 0:
+                a = F.leaky_relu(a, negative_slope)
+            a = F.linear(a, W, biases[k])
+        h = a.to(x.dtype).to(h.dtype)
+        ys.append(h)
+    return torch.stack(ys, 1), h
+
+
 def deep_transition(
-    x: Tensor, h0: Tensor, weights: list[Tensor], biases: list[Tensor], negative_slope: float = 0.01
+    x: Tensor,
+    h0: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    negative_slope: float = 0.01,
+    loop=transitions,
 ) -> tuple[Tensor, Tensor]:
     """The deep-transition RNN (Pascanu et al. 2013): each step is a perceptron over [x, h].
 
@@ -153,6 +198,7 @@ def deep_transition(
         h0: [B, H].
         weights: [W_0, I + H], [W_1, W_0], ..., [H, W]; LeakyReLU between them, nothing after the last.
         biases: one for each weight, or an empty list.
+        loop: the loop over time.
 
     Returns:
         all states y [B, T, H], the last state h [B, H].
@@ -160,12 +206,5 @@ def deep_transition(
     dtype, acc = x.dtype, compute_dtype(x.dtype)
     weights = [W.to(acc) for W in weights]
     biases = [b.to(acc) for b in biases] or [None] * len(weights)
-    x, h, ys = x.to(acc), h0.to(acc), []
-    for t in range(x.size(1)):
-        # a = [x, h];  a = leaky_relu(W_l a + b_l) for every layer but the last;  h' = W a + b
-        a = torch.cat([x[:, t], h], -1)
-        for W, b in zip(weights[:-1], biases[:-1], strict=True):
-            a = F.leaky_relu(F.linear(a, W, b), negative_slope)
-        h = F.linear(a, weights[-1], biases[-1]).to(dtype).to(acc)
-        ys.append(h)
-    return torch.stack(ys, 1).to(dtype), h.to(dtype)
+    y, h = loop(x, h0.to(acc), weights, biases, negative_slope)
+    return y.to(dtype), h.to(dtype)

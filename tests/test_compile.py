@@ -1,9 +1,9 @@
-"""Modules under torch.compile, in one graph, and under torch.jit.trace, with torch's own operators."""
+"""Modules under torch.compile, in one graph, and under torch.export."""
 
 import pytest
 import torch
 from autograd_helpers import MARKS, input_for, ops, states_of
-from helpers import CELLS, LAYERS, draw, of_torch, packed, pair, same, tensors, total
+from helpers import draw, packed, pair, same, tensors, total
 
 import rnnfast
 
@@ -116,36 +116,18 @@ def test_one_graph_with_one_node_a_layer_serves_two_lengths(kind):
     assert called.count(ops.recurrent_backward.default) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("kind", of_torch(LAYERS | CELLS))
-@pytest.mark.parametrize("grad", [True, False])
-def test_a_trace_has_torchs_own_operators_and_trains(kind, grad):
-    ours, _ = pair(kind, 4, 6)
-    x = input_for(kind, dtype=torch.float32)
-    with torch.set_grad_enabled(grad):
-        traced = torch.jit.trace(ours, (x,))
-    assert "rnnfast::" not in str(traced.inlined_graph)
-    found, expected = tensors(traced(x)), tensors(ours(x))
-    same(found, expected)
-    parameters = list(ours.parameters())
-    same(*(torch.autograd.grad(outputs[0].square().sum(), parameters) for outputs in (found, expected)))
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_a_deep_transition_and_packed_rows_are_traced_too():
-    deep = rnnfast.DeepTransitionRNN(4, 6)
-    x = draw(3, 5, 4, dtype=torch.float32)
-    same(tensors(torch.jit.trace(deep, (x,))(x)), tensors(deep(x)))
-    rows = packed(5, 3, 2, dtype=torch.float32)
-
-    class Packed(torch.nn.Module):
+def test_an_exported_program_takes_packed_rows_of_any_number():
+    class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = rnnfast.LSTM(4, 6)
+            self.layer = pair("lstm", 4, 6)[0].double()
 
-        def forward(self, data):
-            return self.layer(rows._replace(data=data))[0].data
+        def forward(self, data, batch_sizes):
+            y, state = self.layer(torch.nn.utils.rnn.PackedSequence(data, batch_sizes))
+            return y.data, state
 
-    model = Packed()
-    same([torch.jit.trace(model, (rows.data,))(rows.data)], [model(rows.data)])
+    model, size = Model(), torch.export.Dim.DYNAMIC
+    recorded, *replayed = [packed(*lengths)[:2] for lengths in ((5, 3, 2), (4, 1), (7, 7, 7, 7))]
+    program = torch.export.export(model, recorded, dynamic_shapes=({0: size}, {0: size}))
+    for rows in replayed:
+        same(program.module()(*rows), model(*rows))

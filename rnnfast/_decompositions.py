@@ -1,0 +1,90 @@
+"""The ops in torch's own operators, for programs that are to hold no others.
+
+torch.onnx.export asks for them by itself, of a program that torch.export has made; whoever else wants them
+calls `decompositions`. torch.compile and torch.export do not: they keep the ops.
+"""
+
+import torch
+from torch._decomp import register_decomposition
+from torch._higher_order_ops.scan import scan_op
+
+from . import _by_torch, ops, reference
+
+
+def decompositions():
+    """For `torch.export.ExportedProgram.run_decompositions`: a program of torch's core operators only.
+
+    >>> import torch, rnnfast
+    >>> program = torch.export.export(rnnfast.GRU(10, 20), (torch.randn(5, 3, 10),))
+    >>> program = program.run_decompositions(rnnfast.decompositions())
+
+    It can be saved, and be loaded where there is no rnnfast. Where the number of steps is dynamic the loop
+    over time is torch's scan, else it is unrolled.
+
+    Returns:
+        `torch.export.default_decompositions()` and those of rnnfast's ops.
+    """
+    return torch.export.default_decompositions() | _TABLE
+
+
+def _recurrent(*values):
+    a = ops.RECURRENT.bind(values)
+    w = [getattr(a, name) for name in ops.INPUTS[3:]]  # after x, h0, c0
+    packed = a.batch_sizes is not None
+    T = (a.batch_sizes if packed else a.x).size(1 if a.batch_first and not packed else 0)
+    if _by_torch.can_be_exported(a.mode, T, a.batch_sizes, a.w_hr):
+        directions = [d for d in (w[:5], w[5:]) if d[0] is not None]
+        options = (len(directions) == 2, a.batch_first, 0.0, False)
+        results = _by_torch.layers(a.mode, a.x, a.h0, a.c0, directions, options, None)
+    else:
+        walk = reference.walk if isinstance(T, int) else _scan
+        how = {"batch_sizes": a.batch_sizes, "batch_first": a.batch_first, "walk": walk}
+        results = reference.recurrent(a.mode, a.x, a.h0, a.c0, *w, **how)
+    return *results, *_unsaved(ops.fake_recurrent(*values)[3:])
+
+
+def _deep_transition(*values):
+    a = ops.DEEP_TRANSITION.bind(values)
+    loop = reference.transitions if isinstance(a.x.size(1), int) else _scan_transitions
+    results = reference.deep_transition(a.x, a.h0, a.weights, a.biases, a.negative_slope, loop)
+    return *results, *_unsaved(ops.fake_deep_transition(*values)[2:])
+
+
+def _scan(step, state, rows, weights, reverse=False):
+    """`reference.walk` for a number of steps that is not known: one operator, the loop in it."""
+    n, m = len(state), len(rows)
+
+    def body(*values):
+        given = iter(values[n + m :])
+        w = [None if w is None else next(given) for w in weights]
+        new = step(values[:n], values[n : n + m], w)
+        return [*new, new[0].clone()]
+
+    rows = [r.flip(0) if reverse else r for r in rows]
+    *state, y = scan_op(body, list(state), rows, [w for w in weights if w is not None])
+    return y.flip(0) if reverse else y, state
+
+
+def _scan_transitions(x, h, weights, biases, negative_slope):
+    """`reference.transitions`, likewise."""
+    L = len(weights)
+
+    def step(state, rows, w):
+        return reference.transitions(rows[0].unsqueeze(1), *state, w[:L], w[L:], negative_slope)[1:]
+
+    y, (h,) = _scan(step, (h,), (x.transpose(0, 1),), (*weights, *biases))
+    return y.transpose(0, 1), h
+
+
+def _unsaved(saved):
+    """In place of what the ops save for backward, which cannot be had: a gradient made of it shows."""
+    return [torch.full_like(t, torch.nan) for t in saved]
+
+
+_TABLE = {ops.recurrent: _recurrent, ops.deep_transition: _deep_transition}
+_FAKES = {ops.recurrent: ops.fake_recurrent, ops.deep_transition: ops.fake_deep_transition}
+
+for _op in _TABLE:
+    register_decomposition(_op)(_TABLE[_op])
+    # else torch would run these instead of the fake kernels where a size is unknown, and freeze the steps
+    register_decomposition(_op, type="meta")(_FAKES[_op])
