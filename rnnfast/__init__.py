@@ -4,6 +4,7 @@ import importlib
 
 from . import _batching, _flops, functional, reference  # noqa: F401 (the first two register with torch)
 from ._decompositions import decompositions
+from ._enable import disable, enable, enable_as_asked, enabled
 from .nn import (
     GRU,
     LSTM,
@@ -30,6 +31,9 @@ __all__ = [
     "RNNCell",
     "convert",
     "decompositions",
+    "disable",
+    "enable",
+    "enabled",
     "freeze",
     "functional",
     "info",
@@ -45,3 +49,6 @@ def __getattr__(name):
     if name in ("info", "testing"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+enable_as_asked()

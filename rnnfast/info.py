@@ -14,6 +14,7 @@ import torch
 from .ops import _C
 
 __all__ = [
+    "counts",
     "cuda_failure",
     "cuda_kernel",
     "describe",
@@ -22,6 +23,7 @@ __all__ = [
     "isas",
     "last_run",
     "profile",
+    "reset_counts",
     "set_cuda_device",
     "set_cuda_kernel",
     "set_isa",
@@ -167,6 +169,32 @@ def _why(variable, automatic):
     return f"forced by {variable}" if os.environ.get(variable) else automatic
 
 
+def counts() -> dict[str, dict[str, int]]:
+    """Of torch's operators what became of their calls since `rnnfast.enable()` or `reset_counts()`.
+
+    {"aten::lstm.input": {"taken": 12, "a dtype without a kernel": 1}}: how many were taken, and how many were
+    passed on to torch's own kernel, by the reason. Calls while rnnfast is not enabled are not counted.
+    """
+    return _C.aten.counts()
+
+
+def reset_counts() -> None:
+    """Begins to count anew."""
+    _C.aten.reset_counts()
+
+
+def _enabled() -> str:
+    """Whether rnnfast is, and what became of the calls of torch's operators."""
+    found: dict[str, int] = {}
+    for reasons in counts().values():
+        for reason, n in reasons.items():
+            found[reason] = found.get(reason, 0) + n
+    taken = found.pop("taken", 0)
+    passed = "".join(f", {n} passed on ({reason})" for reason, n in sorted(found.items()))
+    said = f"; calls of torch's operators: {taken} taken{passed}" if taken or found else ""
+    return f"{'yes' if _C.aten.is_active() else 'no'} (rnnfast.enable()){said}"
+
+
 def describe() -> str:
     """A few lines: what was built, what this machine will use, and why."""
     from . import __version__
@@ -178,6 +206,7 @@ def describe() -> str:
         "usable here": ", ".join(isas()),
         "will use": f"{isa()} ({_why('RNNFAST_ISA', 'the widest that was built and that this machine has')})",
         "split": f"{split() or 'automatic'} ({_why('RNNFAST_SPLIT', 'by the shape of each call')})",
+        "enabled": _enabled(),
         "threads": f"up to {torch.get_num_threads()} (torch.get_num_threads())",
     }
     run = last_run()

@@ -5,8 +5,6 @@
 #include "ops/direct.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/Exceptions.h>
@@ -15,34 +13,15 @@
 #include <array>
 #include <deque>
 
-#include "ops/cpu_layer.h"
-#include "ops/memory.h"
+#include "ops/layers_call.h"
 
 namespace rnnfast {
 namespace {
 
-using c10::DispatchKey;
-using c10::DispatchKeySet;
-
-// Whether something stands between the caller and a CPU kernel: a transform, a tracer, a mode, autocast.
-bool interposed() {
-  static const DispatchKeySet usual{DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView};
-  return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty() ||
-         at::impl::torch_function_mode_enabled() || at::autocast::is_autocast_enabled(at::kCPU);
-}
-
-// A tensor whose numbers lie row by row in the CPU's memory, of this type and size; null otherwise. `graph`
-// becomes true if it asks for one.
-const Tensor* readable(PyObject* object, at::ScalarType type, at::IntArrayRef size, bool& graph) {
-  static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
-                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
-  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
-  if (!object || !THPVariable_CheckExact(object)) return nullptr;
-  const Tensor& t = THPVariable_Unpack(object);
-  const bool plain = t.defined() && (t.key_set() - usual) == cpu && t.scalar_type() == type &&
-                     t.sizes() == size && t.is_contiguous() && !t._fw_grad(/*level=*/0).defined();
-  graph |= plain && t.requires_grad() && at::GradMode::is_enabled();
-  return plain ? &t : nullptr;
+// The tensor, None, or null for what is neither or of a subclass
+const Tensor* tensor_or_none(PyObject* object) {
+  if (object == Py_None) return &kNone;
+  return object && THPVariable_CheckExact(object) ? &THPVariable_Unpack(object) : nullptr;
 }
 
 // The names of the weights in a module's dict of parameters
@@ -106,156 +85,50 @@ Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
 // What the arguments of try_cell and try_layers begin with
 enum CallItem { kMode, kParameters, kInputTensor, kHx, kCx };
 
-// A call: some layers of one module, all in one direction or both
-struct Direct {
-  LayerSizes s;  // of the first layer
-  const at::ScalarType type;
-  const int L;                           // layers
-  const bool biased;                     // its biases are among the parameters, or it is none of ours
-  bool graph = false;                    // whether one is asked for
-  const Tensor *x, *h, *c;               // the caller's; h and c may be None: zeros
-  c10::SmallVector<Weights, 2> weights;  // of the first layer's directions, of the second's, and so on, and
-  // what holds them: another thread may make the module let go of them while a kernel reads
+// A call of a module
+struct Direct : LayersCall {
+  using LayersCall::LayersCall;
+  // what holds the weights: another thread may make the module let go of them while a kernel reads
   c10::SmallVector<pybind11::object, 8> held;
-  c10::SmallVector<const void*, 2> frozen;  // what they packed before, or null
-  const Kernels* set;
-  c10::SmallVector<int64_t, 3> state_size;
 
-  // Finds the tensors, of all layers before one of them runs; false if one is the op's. T, B, I, D, L are
-  // set, and the size of a state is known. packed: what `freeze` returned, or None, for each of `weights`; or
-  // null
-  bool read(const NamesOfLayers& names, PyObject* const* call, PyObject* const* packed,
+  // Finds the tensors, of all layers before one of them runs; false if one is the op's. T, B, I and D are
+  // set. biased: its biases are among the parameters, or it is none of ours. packed: what `freeze` returned,
+  // or None, for each of `weights`; or null
+  bool read(const NamesOfLayers& names, PyObject* const* call, bool biased, PyObject* const* packed,
             at::IntArrayRef leading) {
     PyObject* const parameters = call[kParameters];
     PyObject* const first = PyDict_GetItemWithError(parameters, names[0][0].w_hh);
     if (!first || !THPVariable_CheckExact(first) || THPVariable_Unpack(first).dim() != 2) return false;
     s.H = s.P = THPVariable_Unpack(first).size(1);
-    s.N = s.T * s.B;
-    if (s.N == 0 || s.I == 0 || s.H == 0) return false;
-    // None is fine; what cannot be read is not
-    bool all = true;
-    const auto optional = [&](PyObject* object, at::IntArrayRef size) -> const Tensor* {
-      if (object == Py_None) return &kNone;
-      const Tensor* t = readable(object, type, size, graph);
-      all &= t != nullptr;
-      return t;
-    };
-    state_size.assign(leading.begin(), leading.end());
-    state_size.push_back(s.H);
-    x = readable(call[kInputTensor], type, THPVariable_Unpack(call[kInputTensor]).sizes(), graph);
-    h = optional(call[kHx], state_size);
-    c = optional(call[kCx], state_size);
-    if (!all || !x || (s.has_cell && h->defined() != c->defined())) return false;
-    set = &kernels();
+    if (!take(tensor_or_none(call[kInputTensor]), tensor_or_none(call[kHx]), tensor_or_none(call[kCx]),
+              leading))
+      return false;
     for (int i = 0; i < L * s.D; ++i) {
       const Names& name = names[i / s.D][i % s.D];
       const auto parameter = [&](PyObject* of) {
         PyObject* const object = PyDict_GetItemWithError(parameters, of);
         held.push_back(pybind11::reinterpret_borrow<pybind11::object>(object));
-        return object;
+        return tensor_or_none(object);
       };
-      const int64_t rows = s.gates * s.H;
-      const Tensor* const w_ih =
-          readable(parameter(name.w_ih), type, {rows, i < s.D ? s.I : s.D * s.H}, graph);
-      const Tensor* const w_hh = readable(parameter(name.w_hh), type, {rows, s.H}, graph);
-      const Tensor* const b_ih = optional(biased ? parameter(name.b_ih) : Py_None, {rows});
-      const Tensor* const b_hh = optional(biased ? parameter(name.b_hh) : Py_None, {rows});
-      if (!all || !w_ih || !w_hh) return false;
-      weights.push_back({*w_ih, *w_hh, *b_ih, *b_hh, kNone});
-      const Weights& as_first = weights[0];
-      if (b_ih->defined() != as_first.b_ih.defined() || b_hh->defined() != as_first.b_hh.defined())
-        return false;
+      const Tensor *const w_ih = parameter(name.w_ih), *const w_hh = parameter(name.w_hh);
+      const Tensor* const b_ih = biased ? parameter(name.b_ih) : &kNone;
+      const Tensor* const b_hh = biased ? parameter(name.b_hh) : &kNone;
+      if (!take(w_ih, w_hh, b_ih, b_hh)) return false;
       // a longer sequence packs panels as wide as suits its batch
       constexpr int64_t kFewSteps = 12;
-      const bool has_packed = packed && packed[i] != Py_None && s.T <= kFewSteps;
-      frozen.push_back(has_packed ? frozen_of(packed[i], *set, *w_ih, *w_hh) : nullptr);
+      if (packed && packed[i] != Py_None && s.T <= kFewSteps)
+        frozen.back() = frozen_of(packed[i], kernels(), *w_ih, *w_hh);
     }
-    return true;
+    return straight;
   }
 
-  // y, h_n and c_n as the op has them
-  std::array<Tensor, 3> recorded() const {
-    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rnnfast::recurrent", "");
-    const auto place_of = [](const char* name) { return op.schema().argumentIndexWithName(name).value(); };
-    static const int mode = place_of("mode"), input = place_of("x"), h0 = place_of("h0"), c0 = place_of("c0");
-    static const int of_direction[] = {place_of("w_ih"), place_of("w_ih_r")};
-    static const int batch_first = place_of("batch_first"), save = place_of("save");
+  std::array<Tensor, 3> run_by_op() const {
     const pybind11::gil_scoped_release without_gil;
-    // a view is recorded too, even one of the same size
-    const auto view = [](const Tensor& t, at::IntArrayRef size) {
-      return t.sizes() == size ? t : t.view(size);
-    };
-    const auto state = [&](const Tensor& t, int k) {
-      if (!t.defined()) return at::zeros({s.D, s.B, s.H}, x->options());
-      const Tensor all = view(t, {L * s.D, s.B, s.H});
-      return L == 1 ? all : all.narrow(0, k * s.D, s.D);
-    };
-    Tensor y = x->dim() == 3 ? *x : x->view({s.T, s.B, s.I});
-    c10::SmallVector<Tensor, 2> hn, cn;
-    static const std::vector<c10::IValue> modes = [] {
-      std::vector<c10::IValue> names;
-      for (const CellFacts& cell : kCells) names.emplace_back(cell.name);
-      return names;
-    }();
-    Stack stack;
-    const auto put = [&](int place, const Tensor& t) {
-      if (t.defined()) stack[place] = t;
-    };
-    for (int k = 0; k < L; ++k) {
-      stack.resize(op.schema().arguments().size());  // of None
-      stack[mode] = modes[static_cast<int>(s.mode)];
-      put(input, y), put(h0, state(*h, k));
-      if (s.has_cell) put(c0, state(*c, k));
-      for (int d = 0; d < s.D; ++d) {
-        const Weights& w = weights[k * s.D + d];
-        int place = of_direction[d];
-        for (const Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh}) put(place++, *t);
-      }
-      stack[batch_first] = s.batch_first;
-      stack[save] = true;
-      op.callBoxed(stack);
-      y = std::move(stack[0]).toTensor();
-      hn.push_back(std::move(stack[1]).toTensor()), cn.push_back(std::move(stack[2]).toTensor());
-      stack.clear();
-    }
-    const auto all = [&](at::ArrayRef<Tensor> states) {
-      return view(L == 1 ? states[0] : at::cat(states), state_size);
-    };
-    return {y, all(hn), s.has_cell ? all(cn) : Tensor()};
+    return LayersCall::run_by_op();
   }
-
-  Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }
-  Tensor empty_cell() const { return s.has_cell ? empty(state_size) : Tensor(); }
-
-  // y, h_n and c_n; y may be h_n (one step), c_n is undefined for a cell without c
   void run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
     const pybind11::gil_scoped_release without_gil;
-    const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
-    // layers write to y and to another in turn, the last one to y
-    const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
-    LayerSizes sizes = s;
-    for (int k = 0; k < L; ++k) {
-      const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
-      const int64_t first = k * s.D, last = first + s.D - 1;
-      const bool all_frozen = frozen[first] && frozen[last];
-      cpu::run_forward(all_frozen ? "frozen" : "direct", *set,
-                       {sizes,
-                        storage.walk,
-                        *below,
-                        *h,
-                        *c,
-                        {weights[first], weights[last]},
-                        *above,
-                        hn,
-                        cn,
-                        kNone,
-                        kNone,
-                        first,
-                        {frozen[first], frozen[last]}},
-                       type);
-      below = above;
-      sizes.I = s.D * s.H;
-    }
+    LayersCall::run(y, hn, cn);
   }
 };
 
@@ -263,7 +136,8 @@ struct Direct {
 bool begin(const char* name, PyObject* const* call, Mode& mode, at::ScalarType& type) {
   TORCH_CHECK(PyUnicode_Check(call[kMode]) && PyDict_Check(call[kParameters]), name,
               ": expected mode, a str, and parameters, a dict");
-  if (interposed() || !THPVariable_CheckExact(call[kInputTensor])) return false;
+  if (interposed() || at::impl::torch_function_mode_enabled() || !THPVariable_CheckExact(call[kInputTensor]))
+    return false;
   mode = parse_mode(name, PyUnicode_AsUTF8(call[kMode]));
   type = THPVariable_Unpack(call[kInputTensor]).scalar_type();
   return type == at::kFloat || type == at::kDouble;
@@ -311,11 +185,12 @@ PyObject* try_cell(PyObject*, PyObject* const* call, Py_ssize_t n) {
   if (!begin("try_cell", call, mode, type)) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
-  Direct d{LayerSizes(mode), type, /*layers=*/1, /*biased=*/true};  // without biases None has their names
+  Direct d(mode, type, /*layers=*/1);
   d.s.T = 1, d.s.B = x.size() == 2 ? x[0] : 1, d.s.I = x.back(), d.s.D = 1;
-  if (!d.read(names, call, &call[kCx + 1], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  // without biases None has their names
+  if (!d.read(names, call, /*biased=*/true, &call[kCx + 1], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
   if (d.graph) {
-    const auto [y, h, c] = d.recorded();
+    const auto [y, h, c] = d.run_by_op();
     return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
   }
   RECORD_FUNCTION("rnnfast::cell", {});
@@ -350,7 +225,7 @@ PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
   const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
   if (x.size() < 2 || x.size() > 3) Py_RETURN_NONE;
   const bool batched = x.size() == 3;
-  Direct d{LayerSizes(mode), type, static_cast<int>(layers), is_true(0)};
+  Direct d(mode, type, static_cast<int>(layers));
   LayerSizes& s = d.s;
   s.batch_first = batched && is_true(1);
   s.D = is_true(3) ? 2 : 1;
@@ -358,12 +233,12 @@ PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
   const int64_t leading[] = {d.L * s.D, s.B};
   PyObject* const frozen = call[kCx + 2];
   const bool packed = PyTuple_Check(frozen) && PyTuple_GET_SIZE(frozen) == d.L * s.D;
-  if (!d.read(names, call, packed ? PySequence_Fast_ITEMS(frozen) : nullptr, {leading, batched ? 2u : 1u}))
-    Py_RETURN_NONE;
+  PyObject* const* const of_each = packed ? PySequence_Fast_ITEMS(frozen) : nullptr;
+  if (!d.read(names, call, is_true(0), of_each, {leading, batched ? 2u : 1u})) Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
   y_size.back() = s.D * s.H;
   if (d.graph) {
-    const auto [y, h, c] = d.recorded();
+    const auto [y, h, c] = d.run_by_op();
     return Py_BuildValue("(NNN)", wrap(batched ? y : y.view(y_size)), wrap(h), wrap(c));
   }
   RECORD_FUNCTION("rnnfast::layers", {});

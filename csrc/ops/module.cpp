@@ -6,6 +6,7 @@
 
 #include "cpu/profile.h"
 #include "cuda/plan.h"
+#include "ops/aten.h"
 #include "ops/checks.h"
 #include "ops/direct.h"
 #include "ops/launch.h"
@@ -193,6 +194,16 @@ PYBIND11_MODULE(_C, m) {
         py::arg("clusters_of_16"));
   m.def("last_cuda_run", &last_cuda_run);
   m.def("cuda_failure", &cuda_failure);
+  py::module_ aten = m.def_submodule("aten", "rnnfast in the place of torch's own recurrent operators");
+  aten.def("operators", &aten::operators);
+  aten.def("lacking", &aten::lacking);
+  aten.def("install", &aten::install, py::arg("on"));
+  aten.def("is_installed", &aten::is_installed);
+  aten.def("set_active", &aten::set_active, py::arg("on"));
+  aten.def("is_active", &aten::is_active);
+  aten.def("pass_on", &aten::pass_on, py::arg("on"));
+  aten.def("counts", &aten::counts);
+  aten.def("reset_counts", &aten::reset_counts);
   PyModule_AddFunctions(m.ptr(), direct_methods);
   m.def("math", &math<float>, py::arg("function"), py::arg("x"));
   m.def("math64", &math<double>, py::arg("function"), py::arg("x"));

@@ -1,0 +1,297 @@
+// Kernels for torch's own recurrent operators: they take the calls that ours can take, and pass all others on
+// to torch's kernel as if nothing stood in between.
+//
+// torch's operators are made of others (CompositeImplicitAutograd), so tools take them apart unless a backend
+// has a kernel of its own. Hence ours stand at two keys that are no backend: AutogradCPU, where a call on the
+// CPU comes first, and BackendSelect, where it comes first in inference mode or below autograd, after all
+// modes.
+#include "ops/aten.h"
+
+#include <ATen/core/grad_mode.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <mutex>
+#include <optional>
+
+#include "ops/layers_call.h"
+
+namespace rnnfast::aten {
+namespace {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using c10::IValue;
+
+enum Verdict { kTaken, kRegion, kInterposed, kTensors, kDtype, kBatchSizes, kVerdicts };
+constexpr const char* kNames[kVerdicts] = {
+    "taken",
+    "a region that passes on",
+    "a mode, a transform, a trace or autocast",
+    "tensors that are not plain ones of one dtype on the CPU, or of a size that does not fit",
+    "a dtype without a kernel",
+    "batch_sizes that are none of packed rows"};
+
+std::atomic<bool> active = false;
+thread_local bool passing_on = false;
+
+using Counts = std::array<std::atomic<int64_t>, kVerdicts>;
+
+enum Form { kInput, kData, kCell };
+
+struct Operator {
+  std::string name, overload;  // "aten::lstm", "input"
+  Mode mode;
+  Form form;
+  Counts counts{};
+
+  std::string full_name() const { return overload.empty() ? name : name + "." + overload; }
+  std::optional<c10::OperatorHandle> find() const {
+    return c10::Dispatcher::singleton().findOp({name, overload});
+  }
+};
+
+// every cell of ours that torch may have, in each form
+std::vector<Operator*>& all() {
+  static std::vector<Operator*> list = [] {
+    std::vector<Operator*> made;
+    for (const CellFacts& cell : kCells) {
+      const std::string name = std::string("aten::") + cell.name;
+      made.push_back(new Operator{name, "input", cell.mode, kInput});
+      made.push_back(new Operator{name, "data", cell.mode, kData});
+      made.push_back(new Operator{name + "_cell", "", cell.mode, kCell});
+    }
+    return made;
+  }();
+  return list;
+}
+
+const Tensor* tensor_or_none(const IValue& value) {
+  if (value.isNone()) return &kNone;
+  return value.isTensor() ? &value.toTensor() : nullptr;
+}
+
+// h_0 and c_0 as the operator takes them: a tensor, or of a cell with c a list of both
+struct States {
+  const Tensor *h = nullptr, *c = &kNone;
+
+  States(const IValue& value, bool has_cell) {
+    if (!has_cell) {
+      h = tensor_or_none(value);
+    } else if (value.isList() && value.toListRef().size() == 2) {
+      h = tensor_or_none(value.toListRef()[0]), c = tensor_or_none(value.toListRef()[1]);
+    }
+  }
+  bool are_given() const { return h && c && h->defined(); }
+};
+
+// lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None) -> (h', c'), and its like -> h'
+Verdict take_cell(Mode mode, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
+  const Tensor& x = a[0].toTensor();
+  if (x.dim() != 2 || a[2].toTensor().dim() != 2) return kTensors;
+  LayersCall call(mode, x.scalar_type(), /*layers=*/1);
+  LayerSizes& s = call.s;
+  s.T = s.D = 1, s.B = x.size(0), s.I = x.size(1), s.H = s.P = a[3].toTensor().size(-1);
+  const States states(a[1], s.has_cell);
+  if (!states.are_given() || !call.take(&x, states.h, states.c, {s.B}) ||
+      !call.take(tensor_or_none(a[2]), tensor_or_none(a[3]), tensor_or_none(a[4]), tensor_or_none(a[5])))
+    return kTensors;
+  call.graph &= !below_autograd;
+  Tensor h, c;
+  if (call.straight && !call.graph) {
+    h = call.empty(call.state_size), c = call.empty_cell();
+    call.run(h, h, c);
+  } else {
+    auto [y, hn, cn] = call.run_by_op();
+    h = std::move(hn), c = std::move(cn);
+  }
+  results.emplace_back(std::move(h));
+  if (s.has_cell) results.emplace_back(std::move(c));
+  return kTaken;
+}
+
+// How rows of packed data are spread over the steps; false if they are not
+bool read_batch_sizes(const Tensor& batch_sizes, LayerSizes& s) {
+  if (!batch_sizes.is_cpu() || batch_sizes.scalar_type() != at::kLong || batch_sizes.dim() != 1 ||
+      batch_sizes.numel() == 0 || !batch_sizes.is_contiguous())
+    return false;
+  const int64_t* const sizes = batch_sizes.const_data_ptr<int64_t>();
+  s.T = batch_sizes.numel(), s.B = sizes[0];
+  int64_t rows = 0, before = s.B;
+  for (int64_t t = 0; t < s.T; before = sizes[t++]) {
+    if (sizes[t] <= 0 || sizes[t] > before) return false;
+    rows += sizes[t];
+  }
+  return rows == s.N;
+}
+
+// lstm.input(x, hx, params, has_biases, layers, dropout, train, both, batch_first) -> (y, h_n, c_n),
+// lstm.data with batch_sizes after x and without batch_first, and their likes -> (y, h_n)
+Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_autograd, Stack& results) {
+  const Tensor& x = a[0].toTensor();
+  const Tensor* const batch_sizes = packed ? &a[1].toTensor() : &kNone;
+  const size_t next = packed ? 2 : 1;
+  const at::ArrayRef<IValue> weights = a[next + 1].toListRef();
+  const bool biased = a[next + 2].toBool(), train = a[next + 5].toBool(), both = a[next + 6].toBool();
+  const int64_t layers = a[next + 3].toInt();
+  if (x.dim() != (packed ? 2 : 3) || layers < 1 || layers > 1 << 16) return kTensors;
+  LayersCall call(mode, x.scalar_type(), static_cast<int>(layers));
+  LayerSizes& s = call.s;
+  s.D = both ? 2 : 1, s.I = x.size(-1);
+  s.packed = packed, s.batch_first = !packed && a[next + 7].toBool();
+  if (packed) {
+    s.N = x.size(0);
+    call.batch_sizes = batch_sizes;
+    if (!read_batch_sizes(*batch_sizes, s)) return kBatchSizes;
+  } else {
+    s.T = x.size(s.batch_first ? 1 : 0), s.B = x.size(s.batch_first ? 0 : 1);
+  }
+  if (train && layers > 1) call.dropout = a[next + 4].toDouble();
+  const size_t each = weights.size() / (layers * s.D), plain = biased ? 4 : 2;
+  const bool projected = s.has_cell && each == plain + 1;
+  if (weights.size() % (layers * s.D) || (each != plain && !projected)) return kTensors;
+  const Tensor& w_hh = weights[1].toTensor();
+  if (!w_hh.defined() || w_hh.dim() != 2) return kTensors;
+  s.P = s.H = w_hh.size(1);
+  if (projected) {
+    const Tensor& w_hr = weights[plain].toTensor();
+    if (!w_hr.defined() || w_hr.dim() != 2) return kTensors;
+    s.H = w_hr.size(1);
+  }
+  const States states(a[next], s.has_cell);
+  if (!states.are_given() || !call.take(&x, states.h, states.c, {layers * s.D, s.B})) return kTensors;
+  if (projected != s.projected) return kTensors;
+  for (size_t i = 0; i < weights.size(); i += each) {
+    const auto at = [&](size_t place) { return &weights[i + place].toTensor(); };
+    if (!call.take(at(0), at(1), biased ? at(2) : &kNone, biased ? at(3) : &kNone,
+                   projected ? at(plain) : &kNone))
+      return kTensors;
+  }
+  call.graph &= !below_autograd;
+  if (call.straight && !call.graph) {
+    c10::SmallVector<int64_t, 3> size(x.sizes().begin(), x.sizes().end());
+    size.back() = s.D * s.H;
+    const Tensor y = call.empty(size), hn = call.empty(call.state_size), cn = call.empty_cell();
+    call.run(y, hn, cn);
+    results.emplace_back(y), results.emplace_back(hn);
+    if (s.has_cell) results.emplace_back(cn);
+  } else {
+    auto [y, hn, cn] = call.run_by_op();
+    results.emplace_back(std::move(y)), results.emplace_back(std::move(hn));
+    if (s.has_cell) results.emplace_back(std::move(cn));
+  }
+  return kTaken;
+}
+
+Verdict take(const Operator& of, at::ArrayRef<IValue> arguments, bool below_autograd, Stack& results) {
+  if (passing_on) return kRegion;
+  if (interposed()) return kInterposed;
+  const at::ScalarType type = arguments[0].toTensor().scalar_type();
+  if (type != at::kFloat && type != at::kDouble && type != at::kHalf && type != at::kBFloat16) return kDtype;
+  return of.form == kCell
+             ? take_cell(of.mode, arguments, below_autograd, results)
+             : take_layers(of.mode, arguments, /*packed=*/of.form == kData, below_autograd, results);
+}
+
+// The kernel at one of the two keys
+struct Replacement : c10::OperatorKernel {
+  Operator* const of;
+  const bool below_autograd;
+
+  Replacement(Operator* which, bool below) : of(which), below_autograd(below) {}
+
+  void operator()(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    if (active.load(std::memory_order_relaxed)) {
+      const size_t n = op.schema().arguments().size();
+      Stack results;
+      const Verdict verdict = take(*of, torch::jit::last(*stack, n), below_autograd, results);
+      of->counts[verdict].fetch_add(1, std::memory_order_relaxed);
+      if (verdict == kTaken) {
+        torch::jit::drop(*stack, n);
+        for (IValue& result : results) stack->push_back(std::move(result));
+        return;
+      }
+    }
+    if (below_autograd) {
+      op.redispatchBoxed(keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, DispatchKey::BackendSelect),
+                         stack);
+    } else {
+      op.callBoxedForDispatchKey(DispatchKey::CompositeImplicitAutograd, *stack);
+    }
+  }
+};
+
+std::mutex mutex;
+std::vector<torch::Library>* registered = nullptr;  // while installed
+
+torch::CppFunction kernel(Operator* of, bool below_autograd) {
+  return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Replacement>(of, below_autograd));
+}
+
+}  // namespace
+
+std::vector<std::string> operators() {
+  std::vector<std::string> names;
+  for (const Operator* o : all())
+    if (o->find()) names.push_back(o->full_name());
+  return names;
+}
+
+std::vector<std::string> lacking() {
+  std::vector<std::string> names;
+  for (const Operator* o : all())
+    if (!o->find()) names.push_back(o->full_name());
+  return names;
+}
+
+void install(bool on) {
+  const std::lock_guard lock(mutex);
+  if (on == (registered != nullptr)) return;
+  if (!on) {
+    delete registered;
+    registered = nullptr;
+    return;
+  }
+  for (const Operator* o : all()) {
+    const auto op = o->find();
+    for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::BackendSelect, DispatchKey::CPU})
+      TORCH_CHECK(!op || !op->hasKernelForDispatchKey(key), "rnnfast.enable: ", o->full_name(),
+                  " has a kernel at ", key,
+                  " already, which is not torch's: something else replaces torch's "
+                  "recurrent operators; end that first");
+  }
+  auto* made = new std::vector<torch::Library>;
+  for (const bool below : {false, true}) {
+    const DispatchKey key = below ? DispatchKey::BackendSelect : DispatchKey::AutogradCPU;
+    made->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
+    for (Operator* o : all())
+      if (o->find()) made->back().impl(o->full_name().c_str(), kernel(o, below));
+  }
+  registered = made;
+}
+
+bool is_installed() {
+  const std::lock_guard lock(mutex);
+  return registered != nullptr;
+}
+
+void set_active(bool on) { active.store(on); }
+bool is_active() { return active.load(); }
+
+bool pass_on(bool on) { return std::exchange(passing_on, on); }
+
+std::map<std::string, std::map<std::string, int64_t>> counts() {
+  std::map<std::string, std::map<std::string, int64_t>> found;
+  for (const Operator* o : all())
+    for (int v = 0; v < kVerdicts; ++v)
+      if (const int64_t n = o->counts[v].load(std::memory_order_relaxed))
+        found[o->full_name()][kNames[v]] = n;
+  return found;
+}
+
+void reset_counts() {
+  for (Operator* o : all())
+    for (auto& count : o->counts) count.store(0, std::memory_order_relaxed);
+}
+
+}  // namespace rnnfast::aten

@@ -1,0 +1,152 @@
+#include "ops/layers_call.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/zeros.h>
+
+namespace rnnfast {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+
+bool interposed() {
+  static const DispatchKeySet usual{DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView};
+  return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty() ||
+         at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {
+  static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
+                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
+  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
+  if (!t.defined() || (t.key_set() - usual) != cpu || t.scalar_type() != type || t.sizes() != size ||
+      t._fw_grad(/*level=*/0).defined())
+    return false;
+  straight &= t.is_contiguous();
+  graph |= t.requires_grad() && at::GradMode::is_enabled();
+  return true;
+}
+
+bool LayersCall::is_taken_or_none(const Tensor* t, at::IntArrayRef size) {
+  return t && (!t->defined() || is_taken(*t, size));
+}
+
+bool LayersCall::take(const Tensor* input, const Tensor* hidden, const Tensor* cell,
+                      at::IntArrayRef leading) {
+  if (!s.packed) s.N = s.T * s.B;
+  s.projected = s.P != s.H;
+  straight &= !s.packed && !s.projected && dropout == 0;
+  if (s.N == 0 || s.I == 0 || s.H == 0 || s.P == 0 || !input) return false;
+  x = input, h = hidden, c = cell;
+  for (auto [size, last] : {std::pair{&state_size, s.P}, std::pair{&cell_size, s.H}}) {
+    size->assign(leading.begin(), leading.end());
+    size->push_back(last);
+  }
+  return is_taken(*x, x->sizes()) && is_taken_or_none(h, state_size) && is_taken_or_none(c, cell_size) &&
+         (!s.has_cell || h->defined() == c->defined());
+}
+
+bool LayersCall::take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih, const Tensor* b_hh,
+                      const Tensor* w_hr) {
+  const int64_t rows = s.gates * s.H;
+  const int64_t inputs = static_cast<int64_t>(weights.size()) < s.D ? s.I : s.D * s.P;
+  if (!w_ih || !w_hh || !is_taken(*w_ih, {rows, inputs}) || !is_taken(*w_hh, {rows, s.P}) ||
+      !is_taken_or_none(b_ih, {rows}) || !is_taken_or_none(b_hh, {rows}) ||
+      !is_taken_or_none(w_hr, {s.P, s.H}) || w_hr->defined() != s.projected)
+    return false;
+  weights.push_back({*w_ih, *w_hh, *b_ih, *b_hh, *w_hr});
+  frozen.push_back(nullptr);
+  const Weights& first = weights[0];
+  return b_ih->defined() == first.b_ih.defined() && b_hh->defined() == first.b_hh.defined();
+}
+
+void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+  const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
+  // layers write to y and to another in turn, the last one to y
+  const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
+  LayerSizes sizes = s;
+  const Kernels& set = kernels();
+  for (int k = 0; k < L; ++k) {
+    const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
+    const int64_t first = k * s.D, last = first + s.D - 1;
+    const bool all_frozen = frozen[first] && frozen[last];
+    cpu::run_forward(all_frozen ? "frozen" : "direct", set,
+                     {sizes,
+                      storage.walk,
+                      *below,
+                      *h,
+                      *c,
+                      {weights[first], weights[last]},
+                      *above,
+                      hn,
+                      cn,
+                      kNone,
+                      kNone,
+                      first,
+                      {frozen[first], frozen[last]}},
+                     type);
+    below = above;
+    sizes.I = s.D * s.H;
+  }
+}
+
+std::array<Tensor, 3> LayersCall::run_by_op() const {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("rnnfast::recurrent", "");
+  const auto place_of = [](const char* name) { return op.schema().argumentIndexWithName(name).value(); };
+  static const int mode = place_of("mode"), input = place_of("x"), h0 = place_of("h0"), c0 = place_of("c0");
+  static const int of_direction[] = {place_of("w_ih"), place_of("w_ih_r")};
+  static const int sizes = place_of("batch_sizes"), batch_first = place_of("batch_first");
+  static const int save = place_of("save");
+  static const std::vector<c10::IValue> modes = [] {
+    std::vector<c10::IValue> names;
+    for (const CellFacts& cell : kCells) names.emplace_back(cell.name);
+    return names;
+  }();
+  // a view is recorded too, even one of the same size
+  const auto view = [](const Tensor& t, at::IntArrayRef size) {
+    return t.sizes() == size ? t : t.reshape(size);
+  };
+  const auto state = [&](const Tensor& t, int64_t units, int k) {
+    if (!t.defined()) return at::zeros({s.D, s.B, units}, x->options());
+    const Tensor all = view(t, {L * s.D, s.B, units});
+    return L == 1 ? all : all.narrow(0, k * s.D, s.D);
+  };
+  Stack stack;
+  const auto put = [&](int place, const Tensor& t) {
+    if (t.defined()) stack[place] = t;
+  };
+  Tensor y = x->dim() == 3 || s.packed ? *x : x->view({s.T, s.B, s.I});
+  // torch draws dropout over [T, B, D P] in memory order: inner layers then run time first, so that a seed
+  // gives torch's masks. The layout is turned by views; the last layer writes the caller's.
+  const bool turned = dropout > 0 && s.batch_first;
+  if (turned) y = y.transpose(0, 1);
+  c10::SmallVector<Tensor, 2> hn, cn;
+  for (int k = 0; k < L; ++k) {
+    const bool last = k == L - 1;
+    if (last && turned) y = y.transpose(0, 1);
+    stack.resize(op.schema().arguments().size());  // of None
+    stack[mode] = modes[static_cast<int>(s.mode)];
+    put(input, y), put(h0, state(*h, s.P, k)), put(sizes, *batch_sizes);
+    if (s.has_cell) put(c0, state(*c, s.H, k));
+    for (int d = 0; d < s.D; ++d) {
+      const Weights& w = weights[k * s.D + d];
+      int place = of_direction[d];
+      for (const Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) put(place++, *t);
+    }
+    stack[batch_first] = s.batch_first && (last || !turned);
+    stack[save] = graph;
+    op.callBoxed(stack);
+    y = std::move(stack[0]).toTensor();
+    if (dropout > 0 && !last) y = at::dropout(y, dropout, /*train=*/true);
+    hn.push_back(std::move(stack[1]).toTensor()), cn.push_back(std::move(stack[2]).toTensor());
+    stack.clear();
+  }
+  const auto all = [&](at::ArrayRef<Tensor> states, at::IntArrayRef size) {
+    return view(L == 1 ? states[0] : at::cat(states), size);
+  };
+  return {y, all(hn, state_size), s.has_cell ? all(cn, cell_size) : Tensor()};
+}
+
+}  // namespace rnnfast

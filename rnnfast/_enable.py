@@ -1,0 +1,128 @@
+"""`enable`: torch's own recurrent operators run on rnnfast's kernels, whoever calls them in this process."""
+
+import contextlib
+import os
+import threading
+import warnings
+
+import torch
+
+from .ops import _C
+
+_aten = _C.aten
+_KEYS = {  # where our kernels stand -> the key whose kernel they are in front of
+    torch._C.DispatchKey.AutogradCPU: torch._C.DispatchKey.AutogradCPU,
+    torch._C.DispatchKey.BackendSelect: torch._C.DispatchKey.CPU,
+}
+_lock = threading.RLock()
+_python_kernels = []  # (operator, key) of those that were added to torch's Python dispatcher
+
+
+def enable() -> None:
+    """Runs every recurrent layer and cell of this process on rnnfast's kernels, whoever made it.
+
+    `torch.nn.LSTM`, `GRU`, `RNN` and their cells, what derives from them, `torch.lstm` and its likes,
+    TorchScript and traces: all of them call torch's operators `aten::lstm`, `gru`, `rnn_tanh`, `rnn_relu` and
+    `*_cell`, and these are what is replaced. Calls that rnnfast cannot take go to torch's own kernels as
+    without it: of tensors that are not on the CPU, under autocast, in a trace, `torch.compile`,
+    `torch.export` or another mode, under `torch.func` transforms and forward-mode AD.
+    `rnnfast.info.counts()` says how many calls were taken, and why others were not.
+
+    Twice is as once. `disable` ends it, and `with enabled():` does at its end.
+
+    >>> import torch, rnnfast
+    >>> rnnfast.enable()
+    >>> y, state = torch.nn.LSTM(10, 20)(torch.randn(5, 3, 10))
+    >>> rnnfast.info.counts()["aten::lstm.input"]
+    {'taken': 1}
+    >>> rnnfast.disable()
+
+    Raises:
+        RuntimeError: something else has replaced one of the operators.
+    """
+    with _lock:
+        if not _aten.is_installed():
+            _install()
+        _aten.set_active(True)
+
+
+def disable() -> None:
+    """Ends `enable`: torch's operators are torch's again.
+
+    A call that has begun ends on its way, and so does its backward. While other threads run, our kernels stay
+    in torch's tables, in which these may be looking, and pass every call on.
+    """
+    with _lock:
+        _aten.set_active(False)
+        if _aten.is_installed() and threading.active_count() == 1:
+            _uninstall()
+
+
+def enable_as_asked() -> None:
+    """`enable` if RNNFAST_ENABLE is 1. It raises nothing, for it is called as torch is imported."""
+    asked = os.environ.get("RNNFAST_ENABLE", "0")
+    if asked not in ("0", "1", ""):
+        warnings.warn(f"RNNFAST_ENABLE is {asked!r}, expected 1 or 0: rnnfast is not enabled", stacklevel=2)
+    elif asked == "1":
+        try:
+            enable()
+        except RuntimeError as error:
+            warnings.warn(f"RNNFAST_ENABLE is 1, but {error}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def enabled():
+    """`enable` for the time of a `with` block, whatever was before."""
+    with _lock:
+        before = _aten.is_active()
+        enable()
+    try:
+        yield
+    finally:
+        if not before:
+            disable()
+
+
+@contextlib.contextmanager
+def passing_on():
+    """In this thread torch's operators are torch's for the time of a `with` block."""
+    before = _aten.pass_on(True)
+    try:
+        yield
+    finally:
+        _aten.pass_on(before)
+
+
+def _overloads():
+    for name in _aten.operators():
+        packet, _, overload = name.removeprefix("aten::").partition(".")
+        yield getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _install():
+    lacking = _aten.lacking()
+    if lacking:
+        warnings.warn(
+            f"rnnfast.enable: this torch has no {', '.join(lacking)}; the others are replaced", stacklevel=3
+        )
+    # What torch's Python dispatcher (of torch.compile, torch.export) runs in the place of the operator: where
+    # torch has Python for it, that comes first also at the keys where our kernels stand.
+    in_python = []
+    for op in _overloads():
+        for key, behind in _KEYS.items():
+            resolved = torch._ops.resolve_key(op, behind)
+            if resolved in op.py_kernels and key not in op.py_kernels:
+                in_python.append((op, key, op.py_kernels[resolved]))
+    _aten.install(True)
+    for op, key, kernel in in_python:
+        op.py_kernels[key] = kernel
+        op._dispatch_cache.clear()
+        _python_kernels.append((op, key))
+
+
+def _uninstall():
+    _aten.install(False)
+    while _python_kernels:
+        op, key = _python_kernels.pop()
+        del op.py_kernels[key]
+        op._dispatch_cache.clear()

@@ -1,0 +1,13 @@
+"""What torch calls at the end of its import: with RNNFAST_ENABLE=1 rnnfast is enabled in every process.
+
+A module of its own, for it is loaded wherever torch is: it imports rnnfast only when that is asked for.
+"""
+
+import os
+import sys
+
+
+def start():
+    # one that is being imported, and has imported torch, looks at RNNFAST_ENABLE when it is done
+    if "RNNFAST_ENABLE" in os.environ and "rnnfast" not in sys.modules:
+        import rnnfast  # noqa: F401
