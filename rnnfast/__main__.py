@@ -32,13 +32,14 @@ def main():
         return
     sys.argv, script = arguments, arguments[0]
     try:
-        with io.open_code(script) as file:
-            source = file.read()
+        with io.open_code(script) as opened:
+            source = opened.read()
     except OSError as error:
         sys.exit(f"{sys.executable}: can't open file {script!r}: [Errno {error.errno}] {error.strerror}")
     sys.path[0] = os.path.dirname(os.path.realpath(script))
-    program.__dict__.update(__file__=script, __builtins__=__builtins__, __spec__=None, __cached__=None)
-    exec(compile(source, script, "exec"), program.__dict__)
+    file = os.path.abspath(script)
+    program.__dict__.update(__file__=file, __builtins__=__builtins__, __spec__=None, __cached__=None)
+    exec(compile(source, file, "exec"), program.__dict__)
 
 
 def _hide_own_frames():

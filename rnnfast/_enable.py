@@ -49,12 +49,13 @@ def enable() -> None:
 def disable() -> None:
     """Ends `enable`: torch's operators are torch's again.
 
-    A call that has begun ends on its way, and so does its backward. While other threads run, our kernels stay
-    in torch's tables, in which these may be looking, and pass every call on.
+    A call that has begun ends on its way, and so does its backward. While other threads run that have called
+    one of the operators, our kernels stay in torch's tables, for those may be looking into them, and pass
+    every call on.
     """
     with _lock:
         _aten.set_active(False)
-        if _aten.is_installed() and threading.active_count() == 1:
+        if _aten.is_installed() and not _aten.other_callers():
             _uninstall()
 
 

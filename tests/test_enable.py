@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 
 import enable_peer
 import pytest
@@ -109,7 +110,7 @@ def test_a_subclass_a_function_and_a_module_made_before_are_taken():
     assert taken("aten::lstm.input") == 2
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_scripts_and_traces_saved_and_loaded_are_taken():
     class Model(nn.Module):
         def __init__(self):
@@ -133,20 +134,48 @@ def test_scripts_and_traces_saved_and_loaded_are_taken():
         assert taken("aten::gru.input") == before + 2
 
 
-def _autocast(module, x):
-    with torch.autocast("cpu", torch.bfloat16):
-        return module(x)[0]
-
-
-@pytest.mark.parametrize("call", [_autocast, lambda m, x: make_fx(lambda t: m(t)[0])(x)(x)])
-def test_what_is_not_taken_is_torchs_bit_for_bit(call):
+def test_what_is_not_taken_is_torchs_bit_for_bit():
     module, x = nn.LSTM(4, 6), draw(5, 3, 4, dtype=torch.float32)
     with torch.no_grad():
-        expected = call(module, x)
+        expected = module(x)[0]
         with rnnfast.enabled():
-            found = call(module, x)
+            found = make_fx(lambda t: module(t)[0])(x)(x)
     assert torch.equal(found, expected)
     assert not taken()
+
+
+OPTIONS = [{}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 3}, {"batch_first": True}]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_under_autocast_results_and_gradients_have_torchs_dtypes_and_values(kind, given, dtype):
+    layer = not kind.endswith("Cell")
+    for options in OPTIONS if layer else [{}]:
+        if "proj_size" in options and kind != "LSTM":
+            continue
+        module = getattr(nn, kind)(4, 6, **options, dtype=given)
+        inputs = [draw(5, 3, 4, dtype=given) if layer else draw(3, 4, dtype=given)]
+        if layer and not options.get("batch_first"):
+            inputs.append(pack_sequence([draw(n, 4, dtype=given) for n in (4, 2, 2)]))
+        for x in inputs:
+            results = []
+            for on in (False, True):
+                (rnnfast.enable if on else rnnfast.disable)()
+                with torch.autocast("cpu", dtype):
+                    try:
+                        out = enable_peer.floating(enable_peer.leaves(module(x)))
+                    except RuntimeError as error:  # oneDNN has no LSTM of float16 on many machines
+                        assert not on and "LSTM forward propagation primitive" in str(error)
+                        continue
+                loss = sum(t.double().square().sum() for t in out)
+                results.append([*out, *torch.autograd.grad(loss, list(module.parameters()))])
+            for ours, theirs in zip(results[-1], results[0], strict=True):
+                assert ours.dtype == theirs.dtype
+                limit = TOLERANCE[dtype if given == torch.float32 else given]
+                assert (ours - theirs).abs().max() <= limit * max(1.0, theirs.abs().max().item()), options
+    assert taken() and not passed()
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
@@ -158,6 +187,7 @@ def test_numbers_without_a_kernel_are_torchs():
     assert passed() == {"a dtype without a kernel": 1}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the first forward-mode derivative of a process
 def test_forward_mode_derivatives_are_torchs():
     module, x = nn.RNN(4, 6).double(), draw(5, 3, 4)
     module(x)
@@ -183,7 +213,6 @@ WRONG = {
     "no steps": lambda m: m(torch.zeros(0, 3, 4)),
     "state": lambda m: m(torch.zeros(5, 3, 4), (torch.zeros(1, 2, 6), torch.zeros(1, 3, 6))),
     "weights": lambda m: torch.lstm(torch.zeros(5, 3, 4), _states(), m._flat_weights[:3], *LSTM_OPTIONS),
-    "weight size": lambda m: torch.lstm(torch.zeros(5, 3, 9), _states(), m._flat_weights, *LSTM_OPTIONS),
     "one state": lambda m: torch.lstm(torch.zeros(5, 3, 4), _states(1), m._flat_weights, *LSTM_OPTIONS),
     "batch sizes": lambda m: torch.lstm(
         torch.zeros(5, 4), torch.tensor([1, 4]), _states(), m._flat_weights, *LSTM_OPTIONS[:-1]
@@ -343,8 +372,12 @@ def test_threads_call_while_another_toggles():
     for thread in threads:
         thread.join()
     assert not wrong
-    rnnfast.disable()
-    assert not _C.aten.is_installed()
+    for _ in range(200):  # a thread that was joined may not quite have ended
+        rnnfast.disable()
+        if not _C.aten.is_installed():
+            return
+        time.sleep(0.05)
+    raise AssertionError("our kernels stay")
 
 
 def test_beside_another_replacement_there_is_one_sentence():

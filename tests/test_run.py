@@ -64,12 +64,9 @@ def test_its_layers_are_taken(program, name):
 ENDS = {
     "sys.exit(3)": 3,
     "sys.exit('a sentence')": 1,
-    "sys.exit()": 0,
     "raise ValueError('wrong')": 1,
-    "os._exit(5)": 5,
     "os.kill(os.getpid(), 15)": -15,
     "def f(): raise KeyError(1)\nf()": 1,
-    "import atexit; atexit.register(print, 'last')": 0,
     "import threading; threading.Thread(target=lambda: print(__name__, __file__)).start()": 0,
     "1 +": 1,
 }

@@ -7,7 +7,7 @@
 // modes.
 #include "ops/aten.h"
 
-#include <ATen/core/grad_mode.h>
+#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -27,12 +27,25 @@ enum Verdict { kTaken, kRegion, kInterposed, kTensors, kDtype, kBatchSizes, kVer
 constexpr const char* kNames[kVerdicts] = {
     "taken",
     "a region that passes on",
-    "a mode, a transform, a trace or autocast",
+    "a mode, a transform or a trace",
     "tensors that are not plain ones of one dtype on the CPU, or of a size that does not fit",
     "a dtype without a kernel",
     "batch_sizes that are none of packed rows"};
 
 std::atomic<bool> active = false;
+
+// Threads that run and have called one of the operators
+std::atomic<int64_t> callers = 0;
+struct Caller {
+  bool counted = false;
+  void count() {
+    if (!std::exchange(counted, true)) ++callers;
+  }
+  ~Caller() {
+    if (counted) --callers;
+  }
+};
+thread_local Caller caller;
 thread_local bool passing_on = false;
 
 using Counts = std::array<std::atomic<int64_t>, kVerdicts>;
@@ -88,7 +101,7 @@ struct States {
 // lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None) -> (h', c'), and its like -> h'
 Verdict take_cell(Mode mode, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
   const Tensor& x = a[0].toTensor();
-  if (x.dim() != 2 || a[2].toTensor().dim() != 2) return kTensors;
+  if (x.dim() != 2 || a[3].toTensor().dim() != 2) return kTensors;
   LayersCall call(mode, x.scalar_type(), /*layers=*/1);
   LayerSizes& s = call.s;
   s.T = s.D = 1, s.B = x.size(0), s.I = x.size(1), s.H = s.P = a[3].toTensor().size(-1);
@@ -183,14 +196,56 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
   return kTaken;
 }
 
+bool has_kernel(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+}
+
+Verdict take_as_it_is(const Operator& of, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
+  if (!has_kernel(a[0].toTensor().scalar_type())) return kDtype;
+  return of.form == kCell ? take_cell(of.mode, a, below_autograd, results)
+                          : take_layers(of.mode, a, /*packed=*/of.form == kData, below_autograd, results);
+}
+
+IValue cast_value(at::ScalarType type, const IValue& value) {
+  const auto cast_one = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, at::kCPU); };
+  if (value.isTensor() && value.toTensor().defined() && value.toTensor().is_floating_point())
+    return cast_one(value.toTensor());
+  if (!value.isTensorList()) return value;
+  c10::List<Tensor> list;
+  for (const IValue& one : value.toListRef()) list.push_back(cast_one(one.toTensor()));
+  return list;
+}
+
+// As autocast casts: what is floating point but not float64. What comes out of a product has its dtype: an
+// Elman cell's h, a projected h. With more than one gate the new state is mixed with the old one, which has
+// kept its dtype. But torch's LSTM, where it is neither packed nor projected, is one operator, cast as a
+// whole.
+Verdict take_cast(const Operator& of, at::ScalarType type, at::ArrayRef<IValue> a, bool below_autograd,
+                  Stack& results) {
+  std::vector<IValue> cast;
+  for (const IValue& value : a) cast.push_back(cast_value(type, value));
+  const Verdict verdict = take_as_it_is(of, cast, below_autograd, results);
+  const CellFacts& cell = facts_of(of.mode);
+  if (verdict != kTaken || cell.gates == 1) return verdict;
+  bool projected = false;
+  if (of.form != kCell) {
+    projected = cell.has_cell && results[1].toTensor().size(-1) != results[2].toTensor().size(-1);
+    if (cell.has_cell && of.form == kInput && !projected) return verdict;
+  }
+  const States states(a[of.form == kData ? 2 : 1], cell.has_cell);
+  const at::ScalarType state = (cell.has_cell ? states.c : states.h)->scalar_type();
+  for (size_t i = projected ? 2 : 0; i < results.size(); ++i)
+    results[i] = results[i].toTensor().to(at::promote_types(state, type));
+  return verdict;
+}
+
 Verdict take(const Operator& of, at::ArrayRef<IValue> arguments, bool below_autograd, Stack& results) {
   if (passing_on) return kRegion;
   if (interposed()) return kInterposed;
-  const at::ScalarType type = arguments[0].toTensor().scalar_type();
-  if (type != at::kFloat && type != at::kDouble && type != at::kHalf && type != at::kBFloat16) return kDtype;
-  return of.form == kCell
-             ? take_cell(of.mode, arguments, below_autograd, results)
-             : take_layers(of.mode, arguments, /*packed=*/of.form == kData, below_autograd, results);
+  const auto type = autocast_type();
+  if (!type) return take_as_it_is(of, arguments, below_autograd, results);
+  if (!has_kernel(arguments[0].toTensor().scalar_type())) return kDtype;
+  return take_cast(of, *type, arguments, below_autograd, results);
 }
 
 // The kernel at one of the two keys
@@ -201,6 +256,7 @@ struct Replacement : c10::OperatorKernel {
   Replacement(Operator* which, bool below) : of(which), below_autograd(below) {}
 
   void operator()(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    caller.count();
     if (active.load(std::memory_order_relaxed)) {
       const size_t n = op.schema().arguments().size();
       Stack results;
@@ -274,6 +330,8 @@ bool is_installed() {
   const std::lock_guard lock(mutex);
   return registered != nullptr;
 }
+
+int64_t other_callers() { return callers - caller.counted; }
 
 void set_active(bool on) { active.store(on); }
 bool is_active() { return active.load(); }

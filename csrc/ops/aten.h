@@ -15,6 +15,8 @@ std::vector<std::string> lacking();
 // dispatcher's tables are changed. Twice is as once.
 void install(bool on);
 bool is_installed();
+// How many other threads that still run have called one of the operators while ours were installed
+int64_t other_callers();
 // Whether those kernels take calls, or pass all of them on
 void set_active(bool on);
 bool is_active();

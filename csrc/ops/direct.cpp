@@ -136,7 +136,8 @@ struct Direct : LayersCall {
 bool begin(const char* name, PyObject* const* call, Mode& mode, at::ScalarType& type) {
   TORCH_CHECK(PyUnicode_Check(call[kMode]) && PyDict_Check(call[kParameters]), name,
               ": expected mode, a str, and parameters, a dict");
-  if (interposed() || at::impl::torch_function_mode_enabled() || !THPVariable_CheckExact(call[kInputTensor]))
+  if (interposed() || autocast_type() || at::impl::torch_function_mode_enabled() ||
+      !THPVariable_CheckExact(call[kInputTensor]))
     return false;
   mode = parse_mode(name, PyUnicode_AsUTF8(call[kMode]));
   type = THPVariable_Unpack(call[kInputTensor]).scalar_type();

@@ -13,8 +13,12 @@ using c10::DispatchKeySet;
 
 bool interposed() {
   static const DispatchKeySet usual{DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView};
-  return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty() ||
-         at::autocast::is_autocast_enabled(at::kCPU);
+  return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty();
+}
+
+std::optional<at::ScalarType> autocast_type() {
+  if (!at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
+  return at::autocast::get_autocast_dtype(at::kCPU);
 }
 
 bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {

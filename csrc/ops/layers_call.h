@@ -6,14 +6,17 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <array>
+#include <optional>
 
 #include "ops/cpu_layer.h"
 #include "ops/memory.h"
 
 namespace rnnfast {
 
-// Whether something stands between the caller and a CPU kernel: a transform, a tracer, a mode, autocast.
+// Whether something stands between the caller and a CPU kernel: a transform, a tracer, a mode
 bool interposed();
+// The dtype that autocast asks for on the CPU, if it is on
+std::optional<at::ScalarType> autocast_type();
 
 // All in one direction or both. T steps of B rows, I inputs, H units, P outputs, D directions, N rows in all.
 struct LayersCall {

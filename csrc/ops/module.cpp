@@ -199,6 +199,7 @@ PYBIND11_MODULE(_C, m) {
   aten.def("lacking", &aten::lacking);
   aten.def("install", &aten::install, py::arg("on"));
   aten.def("is_installed", &aten::is_installed);
+  aten.def("other_callers", &aten::other_callers);
   aten.def("set_active", &aten::set_active, py::arg("on"));
   aten.def("is_active", &aten::is_active);
   aten.def("pass_on", &aten::pass_on, py::arg("on"));
