@@ -220,6 +220,7 @@ def test_a_scripted_model_is_saved_and_runs_where_rnnfast_is_not(tmp_path):
 
 USES = {
     "call": lambda model, x: model(x),
+    "train": lambda model, x: model.train(),
     "freeze": lambda model, x: rnnfast.freeze(model.eval()),
     "copy": lambda model, x: copy.deepcopy(model),
     "pickle": lambda model, x: pickle.dumps(model),

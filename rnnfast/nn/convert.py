@@ -182,8 +182,8 @@ def _beside(cls, other):
     return {name for base in cls.__mro__ if base not in other.__mro__ for name in vars(base)}
 
 
-def _check_names(own, ours):
-    clashes = sorted(own & ours)
+def _check_names(own, needed):
+    clashes = sorted(own & needed)
     if "forward" in clashes:
         raise _StaysAsItIs("it has forward of its own")
     if clashes:
