@@ -1,4 +1,4 @@
-"""`convert` and `revert`: what is swapped and what stays; in wrappers, in copies and in files."""
+"""`convert` and `revert`: what is swapped; in wrappers, in copies and in files."""
 
 import copy
 import io
@@ -32,25 +32,6 @@ class Initialised(nn.LSTM):
 
     def extra_repr(self):
         return f"scale={self.scale}, {super().extra_repr()}"
-
-
-class OnlyOutput(nn.GRU):
-    def forward(self, input, hx=None):
-        return super().forward(input, hx)[0]
-
-
-class Lenient(nn.LSTM):
-    def check_forward_args(self, input, hidden, batch_sizes):
-        pass
-
-
-class Clashing(nn.GRU):
-    def explain(self):
-        return "mine"
-
-
-class Kind(nn.modules.rnn.RNNBase):
-    pass
 
 
 class Tagger(nn.Module):
@@ -148,70 +129,6 @@ def test_a_subclass_without_a_forward_of_its_own_is_converted_and_stays_one_of_i
     rnnfast.revert(module)
     assert type(module) is Initialised
     same(module(x), Initialised.forward(module, x))
-
-
-@pytest.mark.parametrize(
-    "make, reason",
-    [
-        (lambda: OnlyOutput(4, 6), "OnlyOutput (a torch.nn.GRU): it has forward of its own"),
-        (lambda: Lenient(4, 6), "Lenient (a torch.nn.LSTM): it has check_forward_args of its own"),
-        (lambda: Clashing(4, 6), "Clashing (a torch.nn.GRU): it has explain of its own"),
-        (lambda: Kind("GRU", 4, 6), "test_convert.Kind: it is a recurrent module of its own kind"),
-        (lambda: torch.jit.script(nn.LSTM(4, 6)), "LSTM in TorchScript; convert what it was made from"),
-        (
-            lambda: torch.ao.nn.quantizable.LSTM(4, 6),
-            "torch.ao.nn.quantizable.modules.rnn.LSTM: made for quantization",
-        ),
-    ],
-    ids=["forward", "check", "clash", "kind", "scripted", "quantizable"],
-)
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-def test_what_stays_is_named_with_the_reason_and_the_rest_is_converted(make, reason):
-    model = nn.ModuleList([make(), nn.GRU(4, 6)])
-    cls = type(model[0])
-    with pytest.warns(UserWarning) as caught:
-        rnnfast.convert(model)
-    (message,) = [str(w.message) for w in caught]
-    assert message.startswith("rnnfast.convert: left as it is: 0, ") and reason in message
-    assert type(model[0]) is cls and type(model[1]) is rnnfast.GRU
-    assert caught[0].filename == __file__
-
-
-def test_a_forward_that_was_replaced_is_kept():
-    module = nn.GRU(4, 6).double()
-    inner = module.forward
-    module.forward = lambda x: inner(x)[0] * 2
-    x = draw(5, 3, 4)
-    expected = module(x)
-    with pytest.warns(UserWarning, match="its forward was replaced by another"):
-        rnnfast.convert(module)
-    assert type(module) is nn.GRU
-    same(module(x), expected)
-
-
-def test_what_torch_lacks_is_named_by_revert():
-    class Mine(rnnfast.GRU):
-        pass
-
-    model = nn.ModuleList([rnnfast.DeepTransitionRNN(4, 6), Mine(4, 6), rnnfast.GRU(4, 6)])
-    with pytest.warns(
-        UserWarning, match="left as it is: 0, .*DeepTransitionRNN: torch.nn has no such class; 1, "
-    ):
-        rnnfast.revert(model)
-    assert [type(m) for m in model] == [rnnfast.DeepTransitionRNN, Mine, nn.GRU]
-
-
-def test_nothing_is_converted_where_python_refuses_one_of_them(monkeypatch):
-    class Larger(rnnfast.RNN):
-        __slots__ = ("extra",)
-
-    monkeypatch.setitem(_twins.FROM_TORCH, nn.RNN, Larger)
-    model = nn.ModuleList([nn.LSTM(4, 6), nn.RNN(4, 6), nn.GRU(4, 6)])
-    with pytest.raises(
-        RuntimeError, match="^rnnfast.convert: the class of 1, .* cannot be changed .*nothing was$"
-    ):
-        rnnfast.convert(model)
-    assert [type(m) for m in model] == [nn.LSTM, nn.RNN, nn.GRU]
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru_cell"])

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import rnnfast
+from tests.helpers import draw
 
 
 class ByHand(nn.Module):
@@ -347,3 +349,30 @@ def test_an_empty_sequence_is_refused():
 def test_an_input_of_another_dtype_is_refused_with_both_dtypes():
     with pytest.raises((RuntimeError, ValueError), match="float64.*float32|float32.*float64"):
         rnnfast.DeepTransitionRNN(4, 7)(torch.randn(2, 6, 4, dtype=torch.float64))
+
+
+CHANGES = {
+    "pruned": lambda m: prune.l1_unstructured(m, "weight", 0.5),
+    "weight_norm": torch.nn.utils.weight_norm,
+    "spectral_norm": torch.nn.utils.spectral_norm,
+    "parametrized": torch.nn.utils.parametrizations.weight_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", CHANGES)
+def test_pruned_and_normalised_weights_are_made_anew_at_every_step(change):
+    def hand_written(x):
+        h = x.new_zeros(len(x), 6)
+        for x_t in x.unbind(1):
+            h = model.rnn(torch.cat([x_t, h], -1))
+        return h
+
+    torch.manual_seed(0)
+    model, x = rnnfast.DeepTransitionRNN(4, 6).double().eval(), draw(2, 5, 4)
+    CHANGES[change](model.rnn[2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        torch.testing.assert_close(model(x)[1], hand_written(x))
+        model(x)[1].square().sum().backward()
+        optimizer.step()

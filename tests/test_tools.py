@@ -126,6 +126,12 @@ def test_fx_names_a_subclass_whose_forward_it_cannot_see_through():
     same(fx.GraphModule(model, Tracer().trace(model))(x), model(x))
 
 
+@pytest.mark.parametrize("kind", LAYERS | CELLS)
+def test_fx_has_nothing_to_trace_in_a_layer_by_itself(kind):
+    with pytest.raises(fx.proxy.TraceError, match="trace a model that it is a part of"):
+        fx.symbolic_trace(pair(kind, 4, 6)[0])
+
+
 def test_fx_names_a_forward_that_was_replaced():
     model = nn.Sequential(rnnfast.GRU(4, 6))
     inner = model[0].forward
@@ -214,6 +220,7 @@ def test_a_scripted_model_is_saved_and_runs_where_rnnfast_is_not(tmp_path):
 
 USES = {
     "call": lambda model, x: model(x),
+    "train": lambda model, x: model.train(),
     "freeze": lambda model, x: rnnfast.freeze(model.eval()),
     "copy": lambda model, x: copy.deepcopy(model),
     "pickle": lambda model, x: pickle.dumps(model),
@@ -233,6 +240,25 @@ def test_a_model_that_was_scripted_is_what_it_was(use):
     assert model.gru is model.again
     same(model(x), expected)
     same(scripted(x), expected)
+
+
+def test_packed_weights_go_with_train_after_a_script_too():
+    model, x = nn.Sequential(rnnfast.GRU(4, 6)).eval(), draw(1, 2, 4, dtype=torch.float32)
+    torch.jit.script(rnnfast.freeze(model))
+    model.train()
+    for p in model.parameters():
+        p.data.zero_()  # which nobody counts
+    with torch.no_grad():
+        assert model.eval()(x)[0].eq(0).all()
+
+
+def test_a_parametrization_after_a_script_is_kept():
+    model, x = nn.Sequential(rnnfast.GRU(4, 6)), float_input("gru")
+    expected = model(x)
+    torch.jit.script(model)
+    nn.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")
+    same(model(x), expected)
+    assert isinstance(model[0], rnnfast.GRU) and nn.utils.parametrize.is_parametrized(model[0])
 
 
 def test_a_script_trains_the_parameters_of_the_model():

@@ -32,6 +32,11 @@ class ForTools(Module):
                 f"{type(self).__name__} has a forward of its own: torch.fx can have it as a leaf only, see "
                 "torch.fx.Tracer.is_leaf_module"
             )
+        if proxy.tracer.root is self:
+            raise TraceError(
+                f"torch.fx sees {type(self).__name__} as one module, with nothing to trace in it: "
+                "trace a model that it is a part of"
+            )
         args = (input,) if hx is None else (input, hx)
         return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, {})
 

@@ -74,6 +74,9 @@ class Face(Module):
     def explain(self, *args, **kwargs):
         return _unmask(self).explain(*args, **kwargs)
 
+    def train(self, mode=True):  # ours takes away what `freeze` has packed
+        return _unmask(self).train(mode)
+
     def __reduce_ex__(self, protocol):  # copies and pickles are of ours
         return _unmask(self).__reduce_ex__(protocol)
 
@@ -86,8 +89,14 @@ def face_of(module, cls):
 
 
 def _unmask(face):
-    face.__class__ = type(face)._behind
+    cls = type(face)
+    # of a face that was parametrized or sharded since, torch has made another class
+    face.__class__ = _behind(cls) or counterpart(cls, _behind)
     return face
+
+
+def _behind(cls):
+    return vars(cls).get("_behind")
 
 
 @functools.cache

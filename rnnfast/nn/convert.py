@@ -10,18 +10,22 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from ._tools import ForTools
 from ._twins import FROM_TORCH, TO_TORCH, counterpart, unmask
 
-# What torch's forward of a layer or cell goes through: a class that has one of these of its own would be
-# changed in what it computes.
+# What torch's forward of a layer or cell goes through: a class or module that has one of these of its own
+# would be changed in what it computes.
 _FORWARD = {
     "__call__", "__getattr__", "__getattribute__", "_call_impl", "_flat_weights", "_update_flat_weights",
     "_weights_have_changed", "_wrapped_call_impl", "check_forward_args", "check_hidden_size", "check_input",
     "forward", "forward_impl", "get_expected_cell_size", "get_expected_hidden_size", "permute_hidden",
 }  # fmt: skip
+# How a subclass is pickled: a converted one needs a way of its own.
+_PICKLED = {"__reduce__", "__reduce_ex__"}
 # What a subclass may have of its own beside ours
 _HARMLESS = {
     "__annotations__", "__dict__", "__doc__", "__firstlineno__", "__init__", "__module__", "__qualname__",
     "__static_attributes__", "__weakref__", "train",
 }  # fmt: skip
+# and a module among its attributes: torch sets the first, and ours is called or set as theirs
+_HARMLESS_ATTRIBUTES = _HARMLESS | {"_flat_weights", "flatten_parameters", "qconfig"}
 
 
 def convert(model: Module, *, verbose: bool = False) -> Module:
@@ -37,8 +41,9 @@ def convert(model: Module, *, verbose: bool = False) -> Module:
     A model that was compiled and called is compiled anew; where torch.nn's layers had broken its graph,
     `torch._dynamo.reset()` lets torch.compile try again to make it one.
 
-    What stays as it is is named in a UserWarning with the reason: a subclass with a forward of its own, a
-    module whose forward was replaced, what is scripted, traced or quantized.
+    What stays as it is is named in a UserWarning with the reason: a subclass with a forward or a way of
+    pickling of its own, a module whose forward was replaced, a name of theirs that rnnfast's class needs,
+    what is scripted, traced or quantized.
 
     >>> import torch, rnnfast
     >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
@@ -145,7 +150,10 @@ def _to_ours(module):
             raise _StaysAsItIs("made for quantization, which rnnfast does not do")
         return None
     _check_forward(module)
-    return counterpart(cls, _ours_for)
+    ours = counterpart(cls, _ours_for)
+    attributes = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    _check_names(attributes - _HARMLESS_ATTRIBUTES, _beside(ours, cls) | _FORWARD)
+    return ours
 
 
 def _to_torchs(module):
@@ -161,24 +169,37 @@ def _to_torchs(module):
 def _ours_for(cls):
     if cls in FROM_TORCH or not issubclass(cls, (RNNBase, RNNCellBase)):
         return FROM_TORCH.get(cls)
-    return _converted_subclass(cls)
-
-
-@functools.cache
-def _converted_subclass(cls):
-    """The class of a module of `cls`, a subclass of one of torch.nn's, that takes our forward."""
     theirs = next((base for base in cls.__mro__ if base in FROM_TORCH), None)
     if theirs is None:
         raise _StaysAsItIs("it is a recurrent module of its own kind")
     ours = FROM_TORCH[theirs]
-    between = [base for base in cls.__mro__ if base not in theirs.__mro__]
-    own = {name for base in between for name in vars(base)} - _HARMLESS
-    needed = {name for base in ours.__mro__ if base not in theirs.__mro__ for name in vars(base)}
-    changed = sorted(own & (needed | _FORWARD))
-    if "forward" in changed:
+    _check_names(_beside(cls, theirs) - _HARMLESS, _beside(ours, theirs) | _FORWARD | _PICKLED)
+    return _converted_subclass(cls, ours)
+
+
+def _beside(cls, other):
+    """The names that one class has, itself or from its bases, beside the other's."""
+    return {name for base in cls.__mro__ if base not in other.__mro__ for name in vars(base)}
+
+
+def _check_names(own, needed):
+    clashes = sorted(own & needed)
+    if "forward" in clashes:
         raise _StaysAsItIs("it has forward of its own")
-    if changed:
-        raise _StaysAsItIs(f"it has {', '.join(changed)} of its own")
+    if clashes:
+        raise _StaysAsItIs(f"it has {', '.join(clashes)} of its own")
+
+
+class _Quiet:
+    """The first base of a class made here, so that the user's __init_subclass__ does not hear of it."""
+
+    def __init_subclass__(cls):
+        pass
+
+
+@functools.cache
+def _converted_subclass(cls, ours):
+    """The class of a module of `cls`, a subclass of one of torch.nn's, that takes the forward of `ours`."""
 
     def reduce(self):
         return _new_converted, (cls,), self.__getstate__()
@@ -186,8 +207,8 @@ def _converted_subclass(cls):
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     functions = {"__init__": cls.__init__, "__reduce__": reduce}
     try:
-        made = type(cls.__name__, (ours, cls), names | functions)
-    except TypeError as error:  # its metaclass, or the order of its bases
+        made = type(cls.__name__, (_Quiet, ours, cls), names | functions)
+    except Exception as error:  # its metaclass, or the order of its bases
         raise _StaysAsItIs(f"Python makes no class of both ({error})") from None
     TO_TORCH[made] = cls
     return made
@@ -195,4 +216,8 @@ def _converted_subclass(cls):
 
 def _new_converted(cls):
     """What a pickle of a converted subclass is read with."""
-    return object.__new__(_converted_subclass(cls))
+    try:
+        return object.__new__(_ours_for(cls))
+    except _StaysAsItIs as reason:  # the class has changed since
+        warnings.warn(f"rnnfast.convert: left as it is: {_name(cls)}: {reason}", stacklevel=2)
+        return object.__new__(cls)

@@ -29,7 +29,8 @@ class DeepTransitionRNN(ForTools, Module):
     h0 [H], and no B in the results.
 
     The perceptron is kept as `rnn`, a Sequential of Linear, LeakyReLU, ..., Linear, so that state_dict is
-    that of the hand-written model. Its weights are read at every forward; its modules are not called.
+    that of the hand-written model. Its weights are read at every forward, after pruning and norms of
+    torch.nn.utils have made them; its modules are not called, and other hooks of theirs do not run.
 
     >>> import torch, rnnfast
     >>> model = rnnfast.DeepTransitionRNN(40, 30, output_size=2, depth=3, width=100)
@@ -105,6 +106,9 @@ class DeepTransitionRNN(ForTools, Module):
                     f"DeepTransitionRNN reads the weights of rnn.{2 * i} and does not call it: expected "
                     f"torch.nn.Linear, got {type(m).__module__}.{type(m).__qualname__}"
                 )
+            for hook in m._forward_pre_hooks.values():
+                if type(hook).__module__.startswith("torch.nn.utils."):  # they make the weight
+                    hook(m, ())
         biases = [read(m, "bias") for m in linears]
         return [read(m, "weight") for m in linears], [] if biases[0] is None else biases
 
