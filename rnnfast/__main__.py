@@ -6,7 +6,7 @@ import runpy
 import sys
 import types
 
-import rnnfast
+from ._enable import enable
 
 USAGE = """usage: python -m rnnfast SCRIPT [ARGUMENT ...]
        python -m rnnfast -m MODULE [ARGUMENT ...]
@@ -22,7 +22,7 @@ def main():
         print(USAGE, file=sys.stderr if wrong else sys.stdout)
         sys.exit(2 if wrong else 0)
     os.environ["RNNFAST_ENABLE"] = "1"
-    rnnfast.enable()
+    enable()
     _hide_own_frames()
     # the program's own, for pickle, multiprocessing and what still runs after its last line
     sys.modules["__main__"] = program = types.ModuleType("__main__")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import conditions, memory, record, report, smooth
+from benchmarks import conditions, enabled, memory, record, report, smooth
 
 META = dict.fromkeys(
     "machine cpu isa python torch onnxruntime rnnfast commit threads date command".split(), "x"
@@ -123,3 +123,18 @@ def test_conditions_run_end_to_end(tmp_path, capsys):
             assert 0 < peer["median_ms"] <= peer["p99_ms"] <= peer["max_ms"]
     assert result["first"][0]["peers"]["rnnfast"]["first_ms"] > 0
     assert "max / 1 thread" in capsys.readouterr().out
+
+
+def test_enabled_runs_end_to_end_and_its_page_says_what_it_found(tmp_path, capsys):
+    assert enabled.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "enabled.json").read_text())
+    assert set(result["cell"]) == {"torch", "passed on", "taken", "op"}
+    assert all(t > 0 for times in result["cell"].values() for t in times)
+    assert "over torch.nn, converted" in capsys.readouterr().out
+
+    times = {"torch": [8.0, 10.0, 12.0], "enabled": [4.0, 5.0, 6.0], "converted": [2.0, 2.0, 2.0]}
+    cell = {"torch": [5.0, 5.0], "passed on": [5.5, 5.25], "taken": [3.0, 3.0], "op": [4.0, 4.0]}
+    result = {"kind": "enabled", "meta": META, "cell": cell, "streams": {"GRU": times}}
+    text = page(tmp_path, result)
+    assert "| GRU T=1 B=1 H=64 | 10.0 | 5.0 | 2.0 | 2.00× | 5.00× |" in text
+    assert "passed on to torch 0.38 µs more; taken 3.0 µs, which is -1.00 µs beside" in text

@@ -1,35 +1,26 @@
 """`rnnfast.enable`: calls of torch's own operators, taken or passed on; on and off; values by torch alone."""
 
-import gc
 import io
+import os
 import subprocess
 import sys
-import threading
-import time
 
 import enable_peer
 import pytest
 import torch
+from enable_helpers import off, passed, taken  # noqa: F401 (a fixture)
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
-from rnnfast import _C, _enable
+from rnnfast import _enable
 from tests.helpers import ROOT, draw, same
+from tests.test_conformance import INFOS, samples, twin
 
 # of the largest number in a result; torch rounds halves at every step, and so do we, but not alike
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
-
-@pytest.fixture(autouse=True)
-def off():
-    """Every test begins and ends with torch's own operators."""
-    rnnfast.disable()
-    rnnfast.info.reset_counts()
-    yield
-    rnnfast.disable()
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +31,6 @@ def by_torch(tmp_path_factory):
     found = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stderr
     return torch.load(path)
-
-
-def taken(operator=None):
-    counts = rnnfast.info.counts()
-    names = counts if operator is None else [operator]
-    return sum(counts.get(name, {}).get("taken", 0) for name in names)
-
-
-def passed():
-    return {
-        why: n for reasons in rnnfast.info.counts().values() for why, n in reasons.items() if why != "taken"
-    }
 
 
 @pytest.mark.parametrize("on", [True, False], ids=["enabled", "disabled"])
@@ -234,163 +213,6 @@ def test_what_is_wrong_is_torchs_error(wrong):
     assert not taken()
 
 
-def nodes(graph_module):
-    return [str(node.target) for node in graph_module.graph.nodes if node.op == "call_function"]
-
-
-def graphs(kind):
-    """What torch's tools make of a layer: the operators that each sees."""
-    module = getattr(nn, kind)(4, 5)
-    x = draw(3, 2, 4, dtype=torch.float32)
-    weights = dict(module.named_parameters())
-
-    def call(x):
-        return module(x)[0]
-
-    def functional(x, weights):
-        return torch.func.functional_call(module, weights, (x,))[0]
-
-    found = {
-        "real": nodes(make_fx(call)(x)),
-        "fake": nodes(make_fx(functional, tracing_mode="fake")(x, weights)),
-        "pre-dispatch": nodes(make_fx(call, pre_dispatch=True)(x)),
-    }
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            found[mode.__name__] = nodes(make_fx(call)(x))
-    program = torch.export.export(nn.Sequential(module), (x,))
-    found["export"] = nodes(program.graph_module)
-    found["decomposed"] = nodes(program.run_decompositions().graph_module)
-    with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
-        for name, aot in (("compile", False), ("aot", True)):
-            torch._dynamo.reset()
-            seen = []
-
-            def backend(graph, _, seen=seen):
-                seen.append(nodes(graph))
-                return graph.forward
-
-            if aot:
-                backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=backend)
-            torch.compile(call, backend=backend)(x)
-            found[name] = seen
-    return found
-
-
-@pytest.mark.filterwarnings("ignore")  # what torch's tools say of themselves
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_torchs_tools_see_the_same_operators(kind):
-    expected = graphs(kind)
-    with rnnfast.enabled():
-        assert graphs(kind) == expected
-    assert graphs(kind) == expected
-
-
-def tables():
-    """The dispatcher's table of each operator, as torch prints it."""
-    return {name: torch._C._dispatch_dump_table(name) for name in _C.aten.operators()}
-
-
-def python_kernels():
-    return {op: set(op.py_kernels) for op in _enable._overloads()}
-
-
-def test_off_is_as_if_it_had_never_been_on():
-    before, in_python = tables(), python_kernels()
-    rnnfast.enable()
-    rnnfast.enable()
-    assert tables() != before
-    rnnfast.disable()
-    assert tables() == before and python_kernels() == in_python
-    rnnfast.disable()
-    assert not _C.aten.is_installed()
-
-
-def test_blocks_may_end_out_of_order():
-    first, second = rnnfast.enabled(), rnnfast.enabled()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not _C.aten.is_active()
-    second.__exit__(None, None, None)
-    rnnfast.enable()
-    with rnnfast.enabled():
-        pass
-    assert _C.aten.is_active()
-
-
-def test_a_graph_that_was_made_while_on_goes_backward_when_off():
-    module, x = nn.LSTM(4, 6), draw(5, 3, 4, dtype=torch.float32)
-    expected = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
-    with rnnfast.enabled():
-        y = module(x)[0].square().sum()
-    assert taken() == 1
-    same(torch.autograd.grad(y, list(module.parameters())), expected)
-
-
-def test_many_toggles_take_no_memory():
-    def resident():
-        gc.collect()
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
-
-    module, x = nn.GRU(4, 6), draw(2, 1, 4, dtype=torch.float32)
-
-    def toggle(n):
-        for _ in range(n):
-            rnnfast.enable()
-            module(x)
-            rnnfast.disable()
-
-    toggle(500)
-    before = resident()
-    toggle(2000)
-    assert resident() - before < 4 << 20
-
-
-def test_threads_call_while_another_toggles():
-    module, x = nn.GRU(4, 16), draw(3, 2, 4, dtype=torch.float32)
-    expected = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
-    wrong, stop = [], threading.Event()
-    rnnfast.enable()
-
-    def call():
-        while not stop.is_set():
-            found = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
-            try:
-                same(found, expected)
-            except AssertionError as error:
-                wrong.append(error)
-
-    threads = [threading.Thread(target=call) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for _ in range(300):
-        rnnfast.disable()
-        rnnfast.enable()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    for _ in range(200):  # a thread that was joined may not quite have ended
-        rnnfast.disable()
-        if not _C.aten.is_installed():
-            return
-        time.sleep(0.05)
-    raise AssertionError("our kernels stay")
-
-
-def test_beside_another_replacement_there_is_one_sentence():
-    with torch.library._scoped_library("aten", "IMPL") as library:
-        library.impl("gru.input", lambda *args: None, "CPU")
-        with pytest.raises(
-            RuntimeError, match="^rnnfast.enable: aten::gru.input has a kernel at CPU already"
-        ):
-            rnnfast.enable()
-        assert not _C.aten.is_installed() and not _C.aten.is_active()
-    rnnfast.enable()
-
-
 def test_a_region_passes_on_in_its_thread():
     module, x = nn.GRU(4, 6), draw(5, 3, 4, dtype=torch.float32)
     rnnfast.enable()
@@ -426,3 +248,59 @@ def test_double_backward_and_packed_rows_in_training():
         results.append([y, g, *torch.autograd.grad(g.square().sum(), list(module.parameters()))])
     same(*results)
     assert taken("aten::gru.data") == 1 and not passed()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
+def test_torchs_own_test_inputs_are_taken(info, dtype, training):
+    calls = 0
+    for ours, args, kwargs, sample in samples(info, dtype, training):
+        module = twin(ours, sample)
+        expected = module(*args, **kwargs)
+        with rnnfast.enabled():
+            found = module(*args, **kwargs)
+        same(found, expected)
+        calls += 1
+    assert taken() == calls and not passed()
+
+
+DISTRIBUTED = """
+import sys, torch, rnnfast
+from torch.nn.parallel import DistributedDataParallel
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.LSTM(4, 6)
+wrapped = DistributedDataParallel(model)
+losses = []
+for step in range(3):
+    torch.manual_seed(10 * step + torch.distributed.get_rank())
+    loss = wrapped(torch.randn(5, 3, 4))[0].square().sum()
+    wrapped.zero_grad()
+    loss.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+total = sum(p.double().sum() for p in model.parameters())
+if torch.distributed.get_rank() == 0:
+    print(f"{total.item():.5f}", rnnfast.info.counts())
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_of_torchrun_train_alike(tmp_path):
+    (tmp_path / "program.py").write_text(DISTRIBUTED)
+    said = []
+    launch = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for value in ("0", "1"):
+        found = subprocess.run(
+            [sys.executable, *launch, str(tmp_path / "program.py")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RNNFAST_ENABLE": value, "OMP_NUM_THREADS": "1"},
+        )
+        assert found.returncode == 0, found.stderr[-2000:]
+        said.append(found.stdout.split(" ", 1))
+    (plain, none), (on, counts) = said
+    assert plain == on and none.strip() == "{}" and counts.strip() == "{'aten::lstm.input': {'taken': 3}}"

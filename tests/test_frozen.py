@@ -226,3 +226,10 @@ def test_what_cannot_be_frozen():
         refused(rnnfast.GRU(5, 19).eval(), "made outside of inference mode")
     with pytest.raises(RuntimeError, match=r"expected w_ih \[3 H, I\] and w_hh \[3 H, H\] of one dtype, got"):
         _paths.freeze("gru", torch.zeros(6, 2), torch.zeros(6, 3))
+
+
+def test_a_layer_of_torchs_is_named_and_the_others_are_frozen():
+    model = torch.nn.ModuleDict({"ours": rnnfast.GRU(4, 5), "theirs": torch.nn.LSTM(4, 5)}).eval()
+    with pytest.warns(UserWarning, match=r"it is torch.nn's: theirs \(LSTM\); rnnfast.convert"):
+        rnnfast.freeze(model)
+    assert model["ours"]._frozen is not None

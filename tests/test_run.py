@@ -61,6 +61,28 @@ def test_its_layers_are_taken(program, name):
     assert ours.stdout.splitlines()[-1] == "{'taken': 3}", ours.stderr
 
 
+def test_a_profiler_sees_the_program(program):
+    plain = run("-m", "cProfile", "-o", "plain", "inner/train.py", cwd=program)
+    for command in (
+        ["-m", "rnnfast", "-m", "cProfile", "-o", "ours", "inner/train.py"],
+        ["-m", "cProfile", "-o", "ours", "-m", "rnnfast", "inner/train.py"],
+    ):
+        ours = run(*command, cwd=program)
+        assert ours.returncode == 0, ours.stderr
+        assert ours.stdout.splitlines()[:3] == plain.stdout.splitlines()[:3]
+        assert (program / "ours").stat().st_size > 0
+
+
+def test_a_debugger_stops_in_the_program(program):
+    (program / "inner/train.py").write_text("x = 1\nbreakpoint()\ny = 2\n")
+    command = [sys.executable, "-m", "rnnfast", "inner/train.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        command, input="p x + 41\nc\n", capture_output=True, text=True, cwd=program, env=environment
+    )
+    assert found.returncode == 0 and "42" in found.stdout and "train.py(3)" in found.stdout, found.stderr
+
+
 ENDS = {
     "sys.exit(3)": 3,
     "sys.exit('a sentence')": 1,

@@ -1,8 +1,10 @@
 """Weights packed once, for inference: `freeze`, `unfreeze`, and what a module has that they act on."""
 
+import warnings
+
 from torch.nn import Module
 
-from ._twins import unmask
+from ._twins import FROM_TORCH, unmask
 
 
 class Freezable(Module):
@@ -41,6 +43,8 @@ def freeze(model: Module) -> Module:
     in its place make a layer read the weights themselves. Nobody counts those through `w.data`, numpy, a
     tensor or a process that shares the memory, and of an optimizer with fused=True: call `freeze` again.
 
+    A layer or cell of torch.nn's is left as it is, also while rnnfast is enabled, and named in a UserWarning.
+
     Raises RuntimeError for a model in training mode, and for weights of another dtype, not on the CPU, not
     contiguous, or made in inference mode. Then nothing is frozen that was not.
 
@@ -50,8 +54,10 @@ def freeze(model: Module) -> Module:
     ...     y, state = model(torch.randn(1, 1, 10))
     """
     unmask(model)
-    packed = []
+    packed, left = [], []
     for name, module in model.named_modules():
+        if type(module) in FROM_TORCH:
+            left.append(f"{name or 'the model itself'} ({type(module).__name__})")
         if isinstance(module, Freezable):
             if module.training:
                 raise RuntimeError(
@@ -64,6 +70,12 @@ def freeze(model: Module) -> Module:
                 raise RuntimeError(f"{error} (in {name or type(module).__name__})") from None
     for module, weights in packed:
         module._frozen = weights
+    if left:
+        warnings.warn(
+            f"rnnfast.freeze: left as it is, for it is torch.nn's: {', '.join(left)}; rnnfast.convert(model) "
+            "makes it one that can be frozen",
+            stacklevel=2,
+        )
     return model
 
 

@@ -1,0 +1,172 @@
+"""`rnnfast.enable` beside torch's tools, other threads and other replacements; on and off again."""
+
+import gc
+import threading
+import time
+
+import pytest
+import torch
+from enable_helpers import off, passed, taken  # noqa: F401 (a fixture)
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import rnnfast
+from rnnfast import _C, _enable
+from tests.helpers import draw, same
+
+
+def nodes(graph_module):
+    return [str(node.target) for node in graph_module.graph.nodes if node.op == "call_function"]
+
+
+def graphs(kind):
+    """What torch's tools make of a layer: the operators that each sees."""
+    module = getattr(nn, kind)(4, 5)
+    x = draw(3, 2, 4, dtype=torch.float32)
+    weights = dict(module.named_parameters())
+
+    def call(x):
+        return module(x)[0]
+
+    def functional(x, weights):
+        return torch.func.functional_call(module, weights, (x,))[0]
+
+    found = {
+        "real": nodes(make_fx(call)(x)),
+        "fake": nodes(make_fx(functional, tracing_mode="fake")(x, weights)),
+        "pre-dispatch": nodes(make_fx(call, pre_dispatch=True)(x)),
+    }
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found[mode.__name__] = nodes(make_fx(call)(x))
+    program = torch.export.export(nn.Sequential(module), (x,))
+    found["export"] = nodes(program.graph_module)
+    found["decomposed"] = nodes(program.run_decompositions().graph_module)
+    with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
+        for name, aot in (("compile", False), ("aot", True)):
+            torch._dynamo.reset()
+            seen = []
+
+            def backend(graph, _, seen=seen):
+                seen.append(nodes(graph))
+                return graph.forward
+
+            if aot:
+                backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=backend)
+            torch.compile(call, backend=backend)(x)
+            found[name] = seen
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch's tools say of themselves
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_torchs_tools_see_the_same_operators(kind):
+    expected = graphs(kind)
+    with rnnfast.enabled():
+        assert graphs(kind) == expected
+    assert graphs(kind) == expected
+
+
+def tables():
+    """The dispatcher's table of each operator, as torch prints it."""
+    return {name: torch._C._dispatch_dump_table(name) for name in _C.aten.operators()}
+
+
+def python_kernels():
+    return {op: set(op.py_kernels) for op in _enable._overloads()}
+
+
+def test_off_is_as_if_it_had_never_been_on():
+    before, in_python = tables(), python_kernels()
+    rnnfast.enable()
+    rnnfast.enable()
+    assert tables() != before
+    rnnfast.disable()
+    assert tables() == before and python_kernels() == in_python
+    rnnfast.disable()
+    assert not _C.aten.is_installed()
+
+
+def test_blocks_may_end_out_of_order():
+    first, second = rnnfast.enabled(), rnnfast.enabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not _C.aten.is_active()
+    second.__exit__(None, None, None)
+    rnnfast.enable()
+    with rnnfast.enabled():
+        pass
+    assert _C.aten.is_active()
+
+
+def test_a_graph_that_was_made_while_on_goes_backward_when_off():
+    module, x = nn.LSTM(4, 6), draw(5, 3, 4, dtype=torch.float32)
+    expected = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    with rnnfast.enabled():
+        y = module(x)[0].square().sum()
+    assert taken() == 1
+    same(torch.autograd.grad(y, list(module.parameters())), expected)
+
+
+def test_many_toggles_take_no_memory():
+    def resident():
+        gc.collect()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    module, x = nn.GRU(4, 6), draw(2, 1, 4, dtype=torch.float32)
+
+    def toggle(n):
+        for _ in range(n):
+            rnnfast.enable()
+            module(x)
+            rnnfast.disable()
+
+    toggle(500)
+    before = resident()
+    toggle(3000)
+    assert resident() - before < 4 << 20
+
+
+def test_threads_call_while_another_toggles():
+    module, x = nn.GRU(4, 16), draw(3, 2, 4, dtype=torch.float32)
+    expected = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    wrong, stop = [], threading.Event()
+    rnnfast.enable()
+
+    def call():
+        while not stop.is_set():
+            found = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+            try:
+                same(found, expected)
+            except AssertionError as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        rnnfast.disable()
+        rnnfast.enable()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    for _ in range(200):  # a thread that was joined may not quite have ended
+        rnnfast.disable()
+        if not _C.aten.is_installed():
+            return
+        time.sleep(0.05)
+    raise AssertionError("our kernels stay")
+
+
+def test_beside_another_replacement_there_is_one_sentence():
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("gru.input", lambda *args: None, "CPU")
+        with pytest.raises(
+            RuntimeError, match="^rnnfast.enable: aten::gru.input has a kernel at CPU already"
+        ):
+            rnnfast.enable()
+        assert not _C.aten.is_installed() and not _C.aten.is_active()
+    rnnfast.enable()
