@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <optional>
 
@@ -278,7 +279,8 @@ struct Replacement : c10::OperatorKernel {
 };
 
 std::mutex mutex;
-std::vector<torch::Library>* registered = nullptr;  // while installed
+// while installed; whatever is there as the process ends stays, for the dispatcher may have ended before
+std::vector<torch::Library>* registered = nullptr;
 
 torch::CppFunction kernel(Operator* of, bool below_autograd) {
   return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Replacement>(of, below_autograd));
@@ -316,14 +318,14 @@ void install(bool on) {
                   " already, which is not torch's: something else replaces torch's "
                   "recurrent operators; end that first");
   }
-  auto* made = new std::vector<torch::Library>;
+  auto made = std::make_unique<std::vector<torch::Library>>();
   for (const bool below : {false, true}) {
     const DispatchKey key = below ? DispatchKey::BackendSelect : DispatchKey::AutogradCPU;
     made->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
     for (Operator* o : all())
       if (o->find()) made->back().impl(o->full_name().c_str(), kernel(o, below));
   }
-  registered = made;
+  registered = made.release();
 }
 
 bool is_installed() {
