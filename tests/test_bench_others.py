@@ -128,13 +128,14 @@ def test_conditions_run_end_to_end(tmp_path, capsys):
 def test_enabled_runs_end_to_end_and_its_page_says_what_it_found(tmp_path, capsys):
     assert enabled.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "enabled.json").read_text())
-    assert set(result["cell"]) == {"torch", "passed on", "taken", "op"}
+    assert set(result["cell"]) == set(enabled.CONTENDERS)
     assert all(t > 0 for times in result["cell"].values() for t in times)
     assert "over torch.nn, converted" in capsys.readouterr().out
 
     times = {"torch": [8.0, 10.0, 12.0], "enabled": [4.0, 5.0, 6.0], "converted": [2.0, 2.0, 2.0]}
-    cell = {"torch": [5.0, 5.0], "passed on": [5.5, 5.25], "taken": [3.0, 3.0], "op": [4.0, 4.0]}
+    cell = {"torch": [5.0, 5.0], "torch, no inputs": [6.0, 6.0], "passed on": [6.5, 6.25]}
+    cell |= {"taken": [3.0, 3.0], "op": [4.0, 4.0]}
     result = {"kind": "enabled", "meta": META, "cell": cell, "streams": {"GRU": times}}
     text = page(tmp_path, result)
     assert "| GRU T=1 B=1 H=64 | 10.0 | 5.0 | 2.0 | 2.00× | 5.00× |" in text
-    assert "passed on to torch 0.38 µs more; taken 3.0 µs, which is -1.00 µs beside" in text
+    assert "passed on takes 0.38 µs more; one that is taken 3.0 µs, -1.00 µs beside" in text
