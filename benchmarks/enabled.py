@@ -38,6 +38,7 @@ def tiny_cell(rounds: int, calls: int) -> dict[str, list[float]]:
     """
     x, h = torch.randn(1, 4), torch.zeros(1, 4)
     weights = [p.detach() for p in nn.LSTMCell(4, 4).parameters()]
+    step, state = x.unsqueeze(0), h.unsqueeze(0)
     nothing, without = torch.zeros(1, 0), [weights[0][:, :0], *weights[1:]]
     op, none = torch.ops.rnnfast.recurrent.default, [None] * 7
 
@@ -48,7 +49,7 @@ def tiny_cell(rounds: int, calls: int) -> dict[str, list[float]]:
         torch._VF.lstm_cell(nothing, (h, h), *without)
 
     def by_op():
-        op("lstm", x.unsqueeze(0), h.unsqueeze(0), h.unsqueeze(0), *weights, *none, False, False)
+        op("lstm", step, state, state, *weights, *none, False, False)
 
     found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
