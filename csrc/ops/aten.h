@@ -7,7 +7,7 @@
 
 namespace rnnfast::aten {
 
-// The operators, as "aten::lstm.input", that this torch has and that it lacks
+// The operators, as "aten::lstm.input", that this torch has; and those that it lacks of a cell that it has
 std::vector<std::string> operators();
 std::vector<std::string> lacking();
 
