@@ -5,9 +5,13 @@ A module of its own, for it is loaded wherever torch is: it imports rnnfast only
 
 import os
 import sys
+import warnings
 
 
 def start():
     # one that is being imported, and has imported torch, looks at RNNFAST_ENABLE when it is done
     if "RNNFAST_ENABLE" in os.environ and "rnnfast" not in sys.modules:
-        import rnnfast  # noqa: F401
+        try:
+            import rnnfast  # noqa: F401
+        except ImportError as error:  # or torch's own import would end
+            warnings.warn(f"RNNFAST_ENABLE is set, but rnnfast does not load: {error}", stacklevel=2)

@@ -262,7 +262,7 @@ def test_a_weak_symbol_outside_a_namespace_is_found(tmp_path):
 
 def test_the_package_without_its_extension_does_not_import_and_says_how_to_build(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "rnnfast", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
-    # an editable install would find the extension in its own folder, and torch asks for rnnfast_autoload there
+    # an editable install has the extension in its own folder, and rnnfast_autoload, for which torch asks
     code = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in repr(finder)]

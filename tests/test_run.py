@@ -171,3 +171,13 @@ def test_the_environment_enables(tmp_path, value, code, said):
 def test_another_value_in_the_environment_is_named(tmp_path):
     found = run("-W", "default", "-c", "import rnnfast", cwd=tmp_path, RNNFAST_ENABLE="on")
     assert found.returncode == 0 and "RNNFAST_ENABLE is 'on', expected 1 or 0" in found.stderr
+
+
+def test_torch_is_imported_where_rnnfast_does_not_load(tmp_path):
+    (tmp_path / "rnnfast").mkdir()
+    (tmp_path / "rnnfast/__init__.py").write_text("raise ImportError('built against another torch')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "RNNFAST_ENABLE": "1"}
+    command = [sys.executable, "-W", "default", "-c", "import torch; print(torch.ones(2).sum())"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert found.stdout == "tensor(2.)\n"
+    assert "RNNFAST_ENABLE is set, but rnnfast does not load: built against another torch" in found.stderr
