@@ -87,17 +87,36 @@ def test_off_is_as_if_it_had_never_been_on():
     assert not _C.aten.is_installed()
 
 
-def test_blocks_may_end_out_of_order():
+def test_the_last_of_blocks_that_overlap_ends_it():
     first, second = rnnfast.enabled(), rnnfast.enabled()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert not _C.aten.is_active()
+    assert _C.aten.is_active()
     second.__exit__(None, None, None)
+    assert not _C.aten.is_active() and not _C.aten.is_installed()
+
+
+def test_a_block_does_not_end_what_enable_began():
     rnnfast.enable()
     with rnnfast.enabled():
         pass
     assert _C.aten.is_active()
+    rnnfast.disable()
+    with rnnfast.enabled():
+        rnnfast.enable()
+    assert _C.aten.is_active()
+
+
+def test_an_error_ends_a_block_and_disable_holds_within_one():
+    with pytest.raises(ValueError), rnnfast.enabled():
+        raise ValueError
+    assert not _C.aten.is_active()
+    rnnfast.enable()
+    with rnnfast.enabled():
+        rnnfast.disable()
+        assert not _C.aten.is_active()
+    assert not _C.aten.is_active()
 
 
 def test_a_graph_that_was_made_while_on_goes_backward_when_off():
