@@ -9,5 +9,5 @@ import sys
 
 def start():
     # one that is being imported, and has imported torch, looks at RNNFAST_ENABLE when it is done
-    if "RNNFAST_ENABLE" in os.environ and "rnnfast" not in sys.modules:
+    if os.environ.get("RNNFAST_ENABLE", "0") not in ("0", "") and "rnnfast" not in sys.modules:
         import rnnfast  # noqa: F401
