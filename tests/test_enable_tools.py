@@ -128,6 +128,17 @@ def test_a_graph_that_was_made_while_on_goes_backward_when_off():
     same(torch.autograd.grad(y, list(module.parameters())), expected)
 
 
+def test_an_output_changed_in_place_is_an_error_of_backward_and_no_wrong_gradient():
+    for kind in ("LSTM", "GRU", "RNN"):
+        module = getattr(nn, kind)(4, 6)
+        with rnnfast.enabled():
+            y = module(draw(5, 3, 4, dtype=torch.float32))[0]
+        y += 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+    assert taken() == 3
+
+
 def test_many_toggles_take_no_memory():
     def resident():
         gc.collect()
