@@ -10,7 +10,7 @@ import warnings
 
 def start():
     # one that is being imported, and has imported torch, looks at RNNFAST_ENABLE when it is done
-    if "RNNFAST_ENABLE" in os.environ and "rnnfast" not in sys.modules:
+    if os.environ.get("RNNFAST_ENABLE", "0") not in ("0", "") and "rnnfast" not in sys.modules:
         try:
             import rnnfast  # noqa: F401
         except ImportError as error:  # or torch's own import would end

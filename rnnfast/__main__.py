@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import types
+import zipfile
 
 from ._enable import enable
 
@@ -13,6 +14,10 @@ USAGE = """usage: python -m rnnfast SCRIPT [ARGUMENT ...]
 
 Runs a Python program with rnnfast.enable() before its first line: every torch.nn.LSTM, GRU, RNN and cell
 in it takes rnnfast's kernels. Processes that it starts do so too (RNNFAST_ENABLE=1)."""
+
+
+# whether Python has put no folder of the program first (-P, -I, PYTHONSAFEPATH)
+_SAFE = getattr(sys.flags, "safe_path", False) or sys.flags.isolated
 
 
 def main():
@@ -31,12 +36,18 @@ def main():
         runpy._run_module_as_main(arguments[1])
         return
     sys.argv, script = arguments, arguments[0]
+    if os.path.isdir(script) or zipfile.is_zipfile(script):
+        # its __main__.py, which imports what lies beside it
+        sys.path[: 0 if _SAFE else 1] = [os.path.abspath(script)]
+        runpy._run_module_as_main("__main__", alter_argv=False)
+        return
     try:
         with io.open_code(script) as opened:
             source = opened.read()
     except OSError as error:
         sys.exit(f"{sys.executable}: can't open file {script!r}: [Errno {error.errno}] {error.strerror}")
-    sys.path[0] = os.path.dirname(os.path.realpath(script))
+    if not _SAFE:
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
     file = os.path.abspath(script)
     program.__dict__.update(__file__=file, __builtins__=__builtins__, __spec__=None, __cached__=None)
     exec(compile(source, file, "exec"), program.__dict__)

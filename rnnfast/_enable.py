@@ -15,6 +15,8 @@ _KEYS = {  # where our kernels stand -> the key whose kernel they are in front o
     torch._C.DispatchKey.BackendSelect: torch._C.DispatchKey.CPU,
 }
 _lock = threading.RLock()
+_asked = False  # by enable, and disable has not ended it
+_blocks = 0  # `with enabled():` that have begun and not ended
 _python_kernels = []  # (operator, key) of those that were added to torch's Python dispatcher
 
 
@@ -24,11 +26,12 @@ def enable() -> None:
     `torch.nn.LSTM`, `GRU`, `RNN` and their cells, what derives from them, `torch.lstm` and its likes,
     TorchScript and traces: all of them call torch's operators `aten::lstm`, `gru`, `rnn_tanh`, `rnn_relu` and
     `*_cell`, and these are what is replaced. Calls that rnnfast cannot take go to torch's own kernels as
-    without it: of tensors that are not on the CPU, under autocast, in a trace, `torch.compile`,
-    `torch.export` or another mode, under `torch.func` transforms and forward-mode AD.
-    `rnnfast.info.counts()` says how many calls were taken, and why others were not.
+    without it: of tensors that are not on the CPU, in a trace, `torch.compile`, `torch.export` or another
+    mode, under `torch.func` transforms and forward-mode AD. `rnnfast.info.counts()` says how many calls were
+    taken, and why others were not.
 
-    Twice is as once. `disable` ends it, and `with enabled():` does at its end.
+    Twice is as once, and `disable` ends it. Call it before other threads run recurrent layers: torch's tables
+    are changed, and torch does not wait for those that look into them.
 
     >>> import torch, rnnfast
     >>> rnnfast.enable()
@@ -40,20 +43,22 @@ def enable() -> None:
     Raises:
         RuntimeError: something else has replaced one of the operators.
     """
+    global _asked
     with _lock:
-        if not _aten.is_installed():
-            _install()
-        _aten.set_active(True)
+        _on()
+        _asked = True
 
 
 def disable() -> None:
-    """Ends `enable`: torch's operators are torch's again.
+    """Ends `enable`: torch's operators are torch's again, also within a `with enabled():`.
 
     A call that has begun ends on its way, and so does its backward. While other threads run that have called
     one of the operators, our kernels stay in torch's tables, for those may be looking into them, and pass
     every call on.
     """
+    global _asked
     with _lock:
+        _asked = False
         _aten.set_active(False)
         if _aten.is_installed() and not _aten.other_callers():
             _uninstall()
@@ -73,15 +78,21 @@ def enable_as_asked() -> None:
 
 @contextlib.contextmanager
 def enabled():
-    """`enable` for the time of a `with` block, whatever was before."""
+    """`enable` for the time of a `with` block. Blocks of one process may overlap: the last to end ends it.
+
+    It does not end what `enable` began, before or within the block.
+    """
+    global _blocks
     with _lock:
-        before = _aten.is_active()
-        enable()
+        _on()
+        _blocks += 1
     try:
         yield
     finally:
-        if not before:
-            disable()
+        with _lock:
+            _blocks -= 1
+            if not _blocks and not _asked:
+                disable()
 
 
 @contextlib.contextmanager
@@ -92,6 +103,12 @@ def passing_on():
         yield
     finally:
         _aten.pass_on(before)
+
+
+def _on():
+    if not _aten.is_installed():
+        _install()
+    _aten.set_active(True)
 
 
 def _overloads():

@@ -87,17 +87,36 @@ def test_off_is_as_if_it_had_never_been_on():
     assert not _C.aten.is_installed()
 
 
-def test_blocks_may_end_out_of_order():
+def test_the_last_of_blocks_that_overlap_ends_it():
     first, second = rnnfast.enabled(), rnnfast.enabled()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert not _C.aten.is_active()
+    assert _C.aten.is_active()
     second.__exit__(None, None, None)
+    assert not _C.aten.is_active() and not _C.aten.is_installed()
+
+
+def test_a_block_does_not_end_what_enable_began():
     rnnfast.enable()
     with rnnfast.enabled():
         pass
     assert _C.aten.is_active()
+    rnnfast.disable()
+    with rnnfast.enabled():
+        rnnfast.enable()
+    assert _C.aten.is_active()
+
+
+def test_an_error_ends_a_block_and_disable_holds_within_one():
+    with pytest.raises(ValueError), rnnfast.enabled():
+        raise ValueError
+    assert not _C.aten.is_active()
+    rnnfast.enable()
+    with rnnfast.enabled():
+        rnnfast.disable()
+        assert not _C.aten.is_active()
+    assert not _C.aten.is_active()
 
 
 def test_a_graph_that_was_made_while_on_goes_backward_when_off():
@@ -107,6 +126,17 @@ def test_a_graph_that_was_made_while_on_goes_backward_when_off():
         y = module(x)[0].square().sum()
     assert taken() == 1
     same(torch.autograd.grad(y, list(module.parameters())), expected)
+
+
+def test_an_output_changed_in_place_is_an_error_of_backward_and_no_wrong_gradient():
+    for kind in ("LSTM", "GRU", "RNN"):
+        module = getattr(nn, kind)(4, 6)
+        with rnnfast.enabled():
+            y = module(draw(5, 3, 4, dtype=torch.float32))[0]
+        y += 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+    assert taken() == 3
 
 
 def test_many_toggles_take_no_memory():

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zipapp
 
 import pytest
 
@@ -59,6 +60,26 @@ def test_a_program_prints_what_it_prints_without(program, name):
 def test_its_layers_are_taken(program, name):
     ours = run("-m", "rnnfast", *name, cwd=program)
     assert ours.stdout.splitlines()[-1] == "{'taken': 3}", ours.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has no -P")
+def test_the_path_of_imports_stays_safe_where_that_is_asked(program):
+    plain = run("-P", "inner/train.py", cwd=program)
+    ours = run("-P", "-m", "rnnfast", "inner/train.py", cwd=program)
+    assert plain.returncode == ours.returncode == 0, ours.stderr
+    assert ours.stdout == plain.stdout
+
+
+def test_folders_and_archives_run(tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/helper.py").write_text("x = 42\n")
+    program = "import helper, sys; print(helper.x, __name__, __file__, sys.argv, sys.path[0])\n"
+    (tmp_path / "app/__main__.py").write_text(program)
+    zipapp.create_archive(tmp_path / "app", tmp_path / "app.pyz")
+    for name in ("app", "app.pyz"):
+        plain, ours = run(name, "1", cwd=tmp_path), run("-m", "rnnfast", name, "1", cwd=tmp_path)
+        assert plain.returncode == ours.returncode == 0, ours.stderr
+        assert ours.stdout == plain.stdout and "42 __main__" in ours.stdout
 
 
 def test_a_profiler_sees_the_program(program):
@@ -160,6 +181,8 @@ IMPORTS = "import sys, torch; r = sys.modules.get('rnnfast'); print(r and r._ena
         ("1", "import rnnfast; " + IMPORTS, "True"),
         ("0", "import rnnfast; " + IMPORTS, "False"),
         ("", "import rnnfast; " + IMPORTS, "False"),
+        ("0", IMPORTS, "None"),
+        ("", IMPORTS, "None"),
         (None, IMPORTS, "None"),
     ],
 )

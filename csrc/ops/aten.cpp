@@ -127,14 +127,14 @@ Verdict take_cell(Mode mode, at::ArrayRef<IValue> a, bool below_autograd, Stack&
 
 // How rows of packed data are spread over the steps; false if they are not
 bool read_batch_sizes(const Tensor& batch_sizes, LayerSizes& s) {
-  if (!batch_sizes.is_cpu() || batch_sizes.scalar_type() != at::kLong || batch_sizes.dim() != 1 ||
-      batch_sizes.numel() == 0 || !batch_sizes.is_contiguous())
+  if (!LayersCall::is_plain(batch_sizes) || batch_sizes.scalar_type() != at::kLong ||
+      batch_sizes.dim() != 1 || batch_sizes.numel() == 0 || !batch_sizes.is_contiguous())
     return false;
   const int64_t* const sizes = batch_sizes.const_data_ptr<int64_t>();
   s.T = batch_sizes.numel(), s.B = sizes[0];
   int64_t rows = 0, before = s.B;
   for (int64_t t = 0; t < s.T; before = sizes[t++]) {
-    if (sizes[t] <= 0 || sizes[t] > before) return false;
+    if (sizes[t] <= 0 || sizes[t] > before || sizes[t] > s.N - rows) return false;
     rows += sizes[t];
   }
   return rows == s.N;
@@ -143,17 +143,22 @@ bool read_batch_sizes(const Tensor& batch_sizes, LayerSizes& s) {
 // lstm.input(x, hx, params, has_biases, layers, dropout, train, both, batch_first) -> (y, h_n, c_n),
 // lstm.data with batch_sizes after x and without batch_first, and their likes -> (y, h_n)
 Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_autograd, Stack& results) {
-  const Tensor& x = a[0].toTensor();
+  const Tensor& given = a[0].toTensor();
   const Tensor* const batch_sizes = packed ? &a[1].toTensor() : &kNone;
   const size_t next = packed ? 2 : 1;
   const at::ArrayRef<IValue> weights = a[next + 1].toListRef();
   const bool biased = a[next + 2].toBool(), train = a[next + 5].toBool(), both = a[next + 6].toBool();
   const int64_t layers = a[next + 3].toInt();
-  if (x.dim() != (packed ? 2 : 3) || layers < 1 || layers > 1 << 16) return kTensors;
+  if (given.dim() != (packed ? 2 : 3) || layers < 1 || layers > 1 << 16) return kTensors;
+  // torch's output with batch_first is a view of [T, B, D P]: callers may rely on its strides, and dropout
+  // draws in that order. With one row or one step the two layouts are one.
+  const bool batch_first = !packed && a[next + 7].toBool();
+  const bool turned = batch_first && given.size(0) != 1 && given.size(1) != 1;
+  const Tensor x = turned ? given.transpose(0, 1).contiguous() : given;
   LayersCall call(mode, x.scalar_type(), static_cast<int>(layers));
   LayerSizes& s = call.s;
   s.D = both ? 2 : 1, s.I = x.size(-1);
-  s.packed = packed, s.batch_first = !packed && a[next + 7].toBool();
+  s.packed = packed, s.batch_first = batch_first && !turned;
   if (packed) {
     s.N = x.size(0);
     call.batch_sizes = batch_sizes;
@@ -162,6 +167,7 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
     s.T = x.size(s.batch_first ? 1 : 0), s.B = x.size(s.batch_first ? 0 : 1);
   }
   if (train && layers > 1) call.dropout = a[next + 4].toDouble();
+  if (!(call.dropout >= 0 && call.dropout <= 1)) return kTensors;  // NaN, too
   const size_t each = weights.size() / (layers * s.D), plain = biased ? 4 : 2;
   const bool projected = s.has_cell && each == plain + 1;
   if (weights.size() % (layers * s.D) || (each != plain && !projected)) return kTensors;
@@ -188,11 +194,11 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
     size.back() = s.D * s.H;
     const Tensor y = call.empty(size), hn = call.empty(call.state_size), cn = call.empty_cell();
     call.run(y, hn, cn);
-    results.emplace_back(y), results.emplace_back(hn);
+    results.emplace_back(turned ? y.transpose(0, 1) : y), results.emplace_back(hn);
     if (s.has_cell) results.emplace_back(cn);
   } else {
     auto [y, hn, cn] = call.run_by_op();
-    results.emplace_back(std::move(y)), results.emplace_back(std::move(hn));
+    results.emplace_back(turned ? y.transpose(0, 1) : std::move(y)), results.emplace_back(std::move(hn));
     if (s.has_cell) results.emplace_back(std::move(cn));
   }
   return kTaken;
@@ -204,6 +210,7 @@ bool has_kernel(at::ScalarType type) {
 
 Verdict take_as_it_is(const Operator& of, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
   if (!has_kernel(a[0].toTensor().scalar_type())) return kDtype;
+  if (!LayersCall::is_plain(a[0].toTensor())) return kTensors;  // before its sizes: a nested one has none
   return of.form == kCell ? take_cell(of.mode, a, below_autograd, results)
                           : take_layers(of.mode, a, /*packed=*/of.form == kData, below_autograd, results);
 }
@@ -258,19 +265,22 @@ struct Replacement : c10::OperatorKernel {
   Replacement(Operator* which, bool below) : of(which), below_autograd(below) {}
 
   void operator()(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+    // Python that runs within the call, a hook of saved tensors, may uninstall, which ends *this
+    Operator* const called = of;
+    const bool below = below_autograd;
     caller.count();
     if (active.load(std::memory_order_relaxed)) {
       const size_t n = op.schema().arguments().size();
       Stack results;
-      const Verdict verdict = take(*of, torch::jit::last(*stack, n), below_autograd, results);
-      of->counts[verdict].fetch_add(1, std::memory_order_relaxed);
+      const Verdict verdict = take(*called, torch::jit::last(*stack, n), below, results);
+      called->counts[verdict].fetch_add(1, std::memory_order_relaxed);
       if (verdict == kTaken) {
         torch::jit::drop(*stack, n);
         for (IValue& result : results) stack->push_back(std::move(result));
         return;
       }
     }
-    if (below_autograd) {
+    if (below) {
       op.redispatchBoxed(keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, DispatchKey::BackendSelect),
                          stack);
     } else {

@@ -21,12 +21,15 @@ std::optional<at::ScalarType> autocast_type() {
   return at::autocast::get_autocast_dtype(at::kCPU);
 }
 
-bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {
+bool LayersCall::is_plain(const Tensor& t) {
   static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
                                     DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
   static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
-  if (!t.defined() || (t.key_set() - usual) != cpu || t.scalar_type() != type || t.sizes() != size ||
-      t._fw_grad(/*level=*/0).defined())
+  return t.defined() && (t.key_set() - usual) == cpu;
+}
+
+bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {
+  if (!is_plain(t) || t.scalar_type() != type || t.sizes() != size || t._fw_grad(/*level=*/0).defined())
     return false;
   straight &= t.is_contiguous();
   graph |= t.requires_grad() && at::GradMode::is_enabled();
@@ -122,14 +125,9 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
     if (t.defined()) stack[place] = t;
   };
   Tensor y = x->dim() == 3 || s.packed ? *x : x->view({s.T, s.B, s.I});
-  // torch draws dropout over [T, B, D P] in memory order: inner layers then run time first, so that a seed
-  // gives torch's masks. The layout is turned by views; the last layer writes the caller's.
-  const bool turned = dropout > 0 && s.batch_first;
-  if (turned) y = y.transpose(0, 1);
   c10::SmallVector<Tensor, 2> hn, cn;
   for (int k = 0; k < L; ++k) {
     const bool last = k == L - 1;
-    if (last && turned) y = y.transpose(0, 1);
     stack.resize(op.schema().arguments().size());  // of None
     stack[mode] = modes[static_cast<int>(s.mode)];
     put(input, y), put(h0, state(*h, s.P, k)), put(sizes, *batch_sizes);
@@ -139,7 +137,7 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
       int place = of_direction[d];
       for (const Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) put(place++, *t);
     }
-    stack[batch_first] = s.batch_first && (last || !turned);
+    stack[batch_first] = s.batch_first;
     stack[save] = graph;
     op.callBoxed(stack);
     y = std::move(stack[0]).toTensor();

@@ -36,6 +36,9 @@ struct LayersCall {
   LayersCall(Mode mode, at::ScalarType element, int layers)
       : s(mode), type(element), L(layers), straight(type == at::kFloat || type == at::kDouble) {}
 
+  // Whether it is a dense tensor on the CPU and nothing else: no subclass, no lazy minus sign or conjugate
+  static bool is_plain(const Tensor& t);
+
   // Takes the input and the states, null where there is no tensor; false if they are of no kind that is
   // taken, or of a wrong size. T, B, I, D, H and P are set, and the sizes of states are `leading`, then P or
   // H.
