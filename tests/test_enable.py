@@ -284,6 +284,7 @@ for step in range(3):
 total = sum(p.double().sum() for p in model.parameters())
 if torch.distributed.get_rank() == 0:
     print(f"{total.item():.5f}", rnnfast.info.counts())
+torch.distributed.barrier()  # a process that is gone makes the other's connection fail
 torch.distributed.destroy_process_group()
 """
 
@@ -300,7 +301,7 @@ def test_two_processes_of_torchrun_train_alike(tmp_path):
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "RNNFAST_ENABLE": value, "OMP_NUM_THREADS": "1"},
         )
-        assert found.returncode == 0, found.stderr[-2000:]
+        assert found.returncode == 0, found.stderr
         said.append(found.stdout.split(" ", 1))
     (plain, none), (on, counts) = said
     assert plain == on and none.strip() == "{}" and counts.strip() == "{'aten::lstm.input': {'taken': 3}}"

@@ -64,18 +64,6 @@ def test_what_is_wrong_is_torchs_error(wrong):
     assert said[0] == said[1] and not taken()
 
 
-def test_batch_sizes_with_a_lazy_minus_sign_are_torchs():
-    module, x, state = nn.GRU(4, 6), draw(5, 4, dtype=torch.float32), torch.zeros(1, 3, 6)
-    sizes = torch._neg_view(torch.tensor([-3, -2]))
-
-    def call():
-        return torch.gru(x, sizes, state, module._flat_weights, True, 1, 0.0, False, False)[0]
-
-    expected = call()
-    with rnnfast.enabled():
-        assert torch.equal(call(), expected)
-
-
 ENDS_IT = """
 import torch, rnnfast
 module, x, kept = torch.nn.LSTM(4, 6), torch.randn(5, 3, 4), []
