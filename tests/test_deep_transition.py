@@ -376,3 +376,13 @@ def test_pruned_and_normalised_weights_are_made_anew_at_every_step(change):
         torch.testing.assert_close(model(x)[1], hand_written(x))
         model(x)[1].square().sum().backward()
         optimizer.step()
+
+
+def test_explain_changes_no_estimate_of_a_norm():
+    model = rnnfast.DeepTransitionRNN(4, 6)
+    torch.nn.utils.spectral_norm(model.rnn[2])
+    before = model.rnn[2].weight_u.clone()
+    model.explain(draw(2, 5, 4, dtype=torch.float32))
+    assert torch.equal(model.rnn[2].weight_u, before)
+    model(draw(2, 5, 4, dtype=torch.float32))
+    assert not torch.equal(model.rnn[2].weight_u, before)

@@ -1,7 +1,7 @@
 // Some layers of one module on the CPU, for callers that are no op: a call straight from Python (direct.cpp)
 // or of one of torch's own operators (aten.cpp). First they are looked at, and only what a kernel or the op
 // can take is taken. Then they run: straight in the kernel, or one by one through the op, where a graph is
-// wanted or where tensors have to be made dense, cast, or dropped first.
+// wanted or where the kernel cannot read the tensors as they are.
 #pragma once
 #include <c10/core/impl/LocalDispatchKeySet.h>
 

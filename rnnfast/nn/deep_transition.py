@@ -98,17 +98,17 @@ class DeepTransitionRNN(ForTools, Module):
         if output_size is not None:
             self.ff = Linear(hidden_size, output_size, bias, device=device, dtype=dtype)
 
+    def _linears(self):
+        return list(self.rnn._modules.values())[::2]
+
     def _weights(self):
-        linears = list(self.rnn._modules.values())[::2]
+        linears = self._linears()
         for i, m in enumerate(linears):
             if type(m).forward is not Linear.forward:  # an adapter, a quantized one
                 raise RuntimeError(
                     f"DeepTransitionRNN reads the weights of rnn.{2 * i} and does not call it: expected "
                     f"torch.nn.Linear, got {type(m).__module__}.{type(m).__qualname__}"
                 )
-            for hook in m._forward_pre_hooks.values():
-                if type(hook).__module__.startswith("torch.nn.utils."):  # they make the weight
-                    hook(m, ())
         biases = [read(m, "bias") for m in linears]
         return [read(m, "weight") for m in linears], [] if biases[0] is None else biases
 
@@ -119,6 +119,10 @@ class DeepTransitionRNN(ForTools, Module):
             return self._fx_node(proxy, x, h0)
         if x.dim() not in (2, 3):
             raise ValueError(f"DeepTransitionRNN: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        for m in self._linears():
+            for hook in m._forward_pre_hooks.values():
+                if type(hook).__module__.startswith("torch.nn.utils."):  # they make the weight
+                    hook(m, ())
         weights, biases = self._weights()
         check_dtype(x, weights[0])
         check_features(x, self.input_size)
