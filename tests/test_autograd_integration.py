@@ -3,8 +3,12 @@
 import pytest
 import torch
 from autograd_helpers import F64, MARKS, each_kind, input_for, states_of
-from helpers import LAYERS, pair, same, tensors, total
+from helpers import LAYERS, draw, packed, pair, same, tensors, total
+from torch._dynamo import compiled_autograd
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
+
+import rnnfast
 
 pytestmark = MARKS
 
@@ -110,3 +114,53 @@ def test_anomaly_mode_passes_good_gradients_and_names_nan(kind):
     x = input_for(kind).requires_grad_()
     with torch.autograd.detect_anomaly(), pytest.raises(RuntimeError, match="returned nan values"):
         (ours(x)[0].sum() * float("nan")).backward()
+
+
+def gradients_of_changed_output(module, x, change):
+    y = module(x)[0]
+    y = change(y.data if isinstance(y, PackedSequence) else y)
+    return torch.autograd.grad(y.square().sum(), list(module.parameters()))
+
+
+@pytest.mark.parametrize("form", ["plain", "batch first", "unbatched", "packed"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_output_may_be_changed_in_place_before_backward(kind, form):
+    ours, theirs = pair(
+        kind, 4, 6, num_layers=2, bidirectional=True, batch_first=form == "batch first", **F64
+    )
+    x = packed(5, 3, 2) if form == "packed" else draw(5, 4) if form == "unbatched" else draw(5, 3, 4)
+    expected = gradients_of_changed_output(ours, x, lambda y: (2 * y).relu())
+    same(gradients_of_changed_output(ours, x, lambda y: y.mul_(2).relu_()), expected, rtol=0, atol=0)
+    same(expected, gradients_of_changed_output(theirs, x, lambda y: (2 * y).relu()))
+
+
+def test_an_output_of_a_deep_transition_may_be_changed_in_place_before_backward():
+    module, x = rnnfast.DeepTransitionRNN(4, 6, **F64), draw(5, 3, 4)
+    expected = gradients_of_changed_output(module, x, lambda y: 2 * y)
+    same(gradients_of_changed_output(module, x, lambda y: y.mul_(2)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_second_gradients_through_an_output_changed_in_place_equal_plain_ones(dtype):
+    results = []
+    module, x = rnnfast.GRU(4, 6, dtype=dtype), draw(5, 3, 4).to(dtype).requires_grad_()
+    for change in (lambda y: y.mul_(2), lambda y: 2 * y):
+        (dx,) = torch.autograd.grad(change(module(x)[0]).square().sum(), x, create_graph=True)
+        results.append([dx, *torch.autograd.grad(dx.square().sum(), list(module.parameters()))])
+    same(*results, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's own
+@pytest.mark.parametrize("change", [lambda y: 2 * y, lambda y: y.mul_(2)], ids=["kept", "changed"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_compiled_autograd_gives_the_same_gradients(kind, change):
+    module, _ = pair(kind, 4, 6, **F64)
+    change(module(draw(5, 3, 4))[0]).square().sum().backward()
+    expected = [w.grad for w in module.parameters()]
+    module.zero_grad()
+    loss = change(module(draw(5, 3, 4))[0]).square().sum()
+    with compiled_autograd._enable(lambda graph: graph):
+        loss.backward()
+    same([w.grad for w in module.parameters()], expected, rtol=0, atol=0)

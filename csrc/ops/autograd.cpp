@@ -2,6 +2,9 @@
 // of a name that f has too, as argument or output, is that one; dy is the gradient of an output y; need_dx
 // says whether the gradient of an argument x is asked for, and needs says it of all of them. A result dx is
 // the gradient of the argument x. The backward ops get theirs, for double backward, in rnnfast/ops.py.
+//
+// Callers may change y in place before backward, as they may with torch's GRU and RNN. So y is saved by an
+// alias that does not notice, beside one that does; if they differ, f runs again.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -83,10 +86,18 @@ struct Derivative {
     return {Source::kNeed, i};
   }
 
-  // one without gradient, or the last state of what was not given: c_n of a cell without c
-  bool is_constant(size_t output, const Places& places) const {
-    const size_t of = state[output];
-    return constant[output] || (of < arguments.size() && places[of] == places[of + 1]);
+  // whether it is saved and the caller's to change
+  bool may_change(const Source& s) const { return s.kind == Source::kOutput && !constant[s.index]; }
+
+  // The outputs that have a gradient. The last state of what was not given has none: c_n of a cell without c.
+  c10::SmallVector<size_t, 4> differentiable(const Places& places) const {
+    c10::SmallVector<size_t, 4> found;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const size_t of = state[i];
+      const bool lacks_argument = of < arguments.size() && places[of] == places[of + 1];
+      if (!constant[i] && !lacks_argument) found.push_back(i);
+    }
+    return found;
   }
 };
 
@@ -107,10 +118,13 @@ void refuse_forward_gradient(const OperatorHandle& op, const char* prefix, const
 
 template <class Op>
 struct Recorded : torch::autograd::Function<Recorded<Op>> {
-  static constexpr size_t kRest = 2;            // of forward's arguments that are no tensors
-  static constexpr const char* kKept = "kept";  // the places, then what is no tensor, in the order of sources
+  static constexpr size_t kRest = 2;  // of forward's arguments that are no tensors
+  // the places, then in the order of sources what is no tensor, then the versions of the outputs that may
+  // change, each of which is kept by its name
+  static constexpr const char* kKept = "kept";
 
-  // tensors: all that are given of the call on the stack
+  // tensors: all that are given of the call on the stack, which takes the results; those with a gradient are
+  // what autograd gives it a graph of
   static variable_list forward(AutogradContext* ctx, at::TensorList tensors, const Places& places,
                                Stack* stack) {
     const Derivative& op = Op::derivative();
@@ -124,24 +138,25 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
       if (op.types[i] == Derivative::kOther) kept.push_back(peek(*stack, i, op.arguments.size()));
       for (int64_t place = places[i]; place < places[i + 1]; ++place) saved.push_back(tensors[place]);
     }
-    ctx->saved_data[kKept] = std::move(kept);
     call_below(op.forward, *stack);
-    variable_list results, constant;
-    results.reserve(op.outputs.size());
-    for (auto value = stack->end() - op.outputs.size(); value != stack->end(); ++value)
-      results.push_back(std::move(*value).toTensor());
-    torch::jit::drop(*stack, results.size());
-    for (const Source& s : op.sources)
-      if (s.kind == Source::kOutput) saved.push_back(results[s.index]);
-    for (size_t i = 0; i < results.size(); ++i)
-      if (op.is_constant(i, places)) constant.push_back(results[i]);
+    const at::ArrayRef<IValue> outputs = last(*stack, op.outputs.size());
+    for (const Source& s : op.sources) {
+      if (s.kind != Source::kOutput) continue;
+      const Tensor& result = outputs[s.index].toTensor();
+      saved.push_back(op.may_change(s) ? result.variable_data() : result);
+      if (!op.may_change(s)) continue;
+      ctx->saved_data[op.outputs[s.index].name()] = result.detach();
+      kept.push_back(static_cast<int64_t>(result._version()));
+    }
+    ctx->saved_data[kKept] = std::move(kept);
+    variable_list results;
+    for (const size_t i : op.differentiable(places)) results.push_back(outputs[i].toTensor());
     ctx->set_materialize_grads(false);
-    ctx->mark_non_differentiable(constant);
     ctx->save_for_backward(std::move(saved));
     return results;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  static variable_list backward(AutogradContext* ctx, variable_list given) {
     const Derivative& op = Op::derivative();
     const at::ArrayRef<IValue> kept = ctx->saved_data[kKept].toListRef();
     const size_t n = op.arguments.size();
@@ -152,6 +167,10 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
     const auto is_needed = [&](size_t argument) {
       return length(argument) > 0 && ctx->needs_input_grad(places[argument]);
     };
+
+    variable_list grads(op.outputs.size());
+    const auto differentiable = op.differentiable(places);
+    for (size_t i = 0; i < given.size(); ++i) grads[differentiable[i]] = std::move(given[i]);
 
     const variable_list saved = ctx->get_saved_variables();
     const auto is_output = [](const Source& s) { return s.kind == Source::kOutput; };
@@ -181,6 +200,12 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
         stack.push_back(*next_kept++);
       }
     }
+    bool changed = false;
+    for (const Source& s : op.sources)
+      if (op.may_change(s))
+        changed |=
+            ctx->saved_data[op.outputs[s.index].name()].toTensor()._version() != (next_kept++)->toInt();
+    if (changed) run_again(op, stack);
     at::GradMode::is_enabled() ? op.backward.callBoxed(stack) : call_below(op.backward, stack);
 
     variable_list all(places.back() + kRest);
@@ -195,6 +220,19 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
       }
     }
     return all;
+  }
+
+  // what f gave, of its arguments, among those of its derivative
+  static void run_again(const Derivative& op, Stack& backward) {
+    Stack forward(op.arguments.size());  // of None
+    const auto each = [&](Source::Kind kind, const auto& f) {
+      for (size_t k = 0; k < op.sources.size(); ++k)
+        if (op.sources[k].kind == kind) f(backward[k], op.sources[k].index);
+    };
+    each(Source::kInput, [&](const IValue& value, size_t i) { forward[i] = value; });
+    forward[op.save] = true;
+    call_below(op.forward, forward);
+    each(Source::kOutput, [&](IValue& value, size_t i) { value = forward[i]; });
   }
 };
 
@@ -236,8 +274,10 @@ void record(const OperatorHandle& handle, Stack* stack) {
   for_tensors(
       op, values, [&](size_t, const Tensor& t) { tensors.push_back(t); },
       [&](size_t) { places.push_back(static_cast<int64_t>(tensors.size())); });
-  for (Tensor& t : Recorded<Op>::apply(at::TensorList(tensors), places, stack))
-    stack->emplace_back(std::move(t));
+  variable_list results = Recorded<Op>::apply(at::TensorList(tensors), places, stack);
+  const auto differentiable = op.differentiable(places);
+  for (size_t i = 0; i < results.size(); ++i)
+    peek(*stack, differentiable[i], op.outputs.size()) = std::move(results[i]);
 }
 
 struct Recurrent {
