@@ -19,6 +19,7 @@ __all__ = [
     "cuda_kernel",
     "describe",
     "empty_cache",
+    "is_batch_invariant",
     "isa",
     "isas",
     "last_run",
@@ -26,6 +27,7 @@ __all__ = [
     "reset_counts",
     "set_cuda_device",
     "set_cuda_kernel",
+    "set_batch_invariant",
     "set_isa",
     "set_split",
     "split",
@@ -71,6 +73,26 @@ def set_split(name: str | None) -> None:
     """
     _C.set_split(name or "")
     _forced["RNNFAST_SPLIT"] = name or ""
+
+
+def is_batch_invariant() -> bool:
+    """Whether a row's results are the same in a batch of any size, see `set_batch_invariant`."""
+    return _C.is_batch_invariant()
+
+
+def set_batch_invariant(on: bool) -> None:
+    """Whether a row's results are the same, bit for bit, in a batch of any size; True from the start.
+
+    With False, float32 layers of 64 units or more with 8 rows or more (of a PackedSequence: in its first
+    step) take a matrix unit for bfloat16, where the processor has one (`isa() == "amx_bf16"`): each number is
+    the sum of three of bfloat16, and six products of such parts are added up in float32. That is nearer to
+    the exact result than float32's multiply-adds are. A row's results are then the same in every batch of 8
+    rows or more, and in every one of fewer. On an idle machine it is faster; where other programs use the
+    unit at the same time it need not be.
+
+    RNNFAST_BATCH_INVARIANT=0 is False from the start.
+    """
+    _C.set_batch_invariant(bool(on))
 
 
 def cuda_kernel() -> str:
@@ -195,6 +217,12 @@ def _enabled() -> str:
     return f"{'yes' if _C.aten.is_active() else 'no'} (rnnfast.enable()){said}"
 
 
+def _float32_products():
+    if is_batch_invariant() or isa() != "amx_bf16":
+        return "multiply-adds"
+    return "multiply-adds; from 8 rows and 64 units on by six products of bfloat16 parts"
+
+
 def describe() -> str:
     """A few lines: what was built, what this machine will use, and why."""
     from . import __version__
@@ -205,6 +233,7 @@ def describe() -> str:
         "built": built,
         "usable here": ", ".join(isas()),
         "will use": f"{isa()} ({_why('RNNFAST_ISA', 'the widest that was built and that this machine has')})",
+        "float32": f"by {_float32_products()}",
         "split": f"{split() or 'automatic'} ({_why('RNNFAST_SPLIT', 'by the shape of each call')})",
         "enabled": _enabled(),
         "threads": f"up to {torch.get_num_threads()} (torch.get_num_threads())",

@@ -30,6 +30,7 @@ extern const LayerKernels<Bfloat16> kLayer;
 }
 namespace amx_bf16 {
 extern const LayerKernels<Bfloat16> kLayer;
+extern const KernelsOf<float> kFloat32;
 }
 #endif
 
@@ -70,7 +71,17 @@ const std::vector<Candidate>& candidates() {
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   static const Kernels avx512_bf16 = avx512_with("avx512_bf16", avx512_bf16::kLayer, false);
-  static const Kernels amx_bf16 = avx512_with("amx_bf16", amx_bf16::kLayer, true);
+  static const Kernels with_parts = [] {
+    Kernels k = avx512_with("amx_bf16", amx_bf16::kLayer, true);
+    k.f32 = amx_bf16::kFloat32;
+    k.float_parts = true;
+    return k;
+  }();
+  static const Kernels amx_bf16 = [] {
+    Kernels k = avx512_with("amx_bf16", amx_bf16::kLayer, true);
+    k.many_rows = &with_parts;
+    return k;
+  }();
 #endif
   static const std::vector<Candidate> all = {
       {&generic::kKernels, true},
@@ -105,6 +116,14 @@ const Kernels* choose() {
 
 std::atomic<const Kernels*> current{nullptr};
 
+std::atomic<bool>& batch_invariant() {
+  static std::atomic<bool> value = [] {
+    const char* const asked = std::getenv("RNNFAST_BATCH_INVARIANT");
+    return !asked || std::string(asked) != "0";
+  }();
+  return value;
+}
+
 }  // namespace
 
 int64_t second_cache() {
@@ -125,6 +144,15 @@ const Kernels& kernels() {
   if (!now) current.store(now = choose(), std::memory_order_release);
   return *now;
 }
+
+const Kernels& kernels_for(int64_t batch, int64_t units) {
+  constexpr int64_t kRows = 8, kUnits = 64;  // of the unit's 16 rows and 32 numbers of k enough are used
+  const Kernels& k = kernels();
+  return k.many_rows && batch >= kRows && units >= kUnits && !is_batch_invariant() ? *k.many_rows : k;
+}
+
+void set_batch_invariant(bool on) { batch_invariant().store(on); }
+bool is_batch_invariant() { return batch_invariant().load(std::memory_order_relaxed); }
 
 void set_isa(const std::string& name) { current.store(name.empty() ? choose() : find(name)); }
 

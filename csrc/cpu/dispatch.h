@@ -36,6 +36,8 @@ struct Kernels {
   KernelsOf<double> f64;
   const LayerKernels<Bfloat16>* bf16;  // null: this set has no products of bfloat16
   bool matrix_unit;                    // which they are made by
+  const Kernels* many_rows = nullptr;  // the same set, whose f32 has that unit make products of parts of floats
+  bool float_parts = false;            // whether this is such a one
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }
@@ -57,6 +59,13 @@ int64_t second_cache();
 
 // The set in use: forced by set_isa or RNNFAST_ISA, else the best that was built and that this processor has.
 const Kernels& kernels();
+// The one of it for a layer of so many units (the fewest of one product) whose fullest step has `batch` rows.
+// Nothing else decides, so that results do not change with threads, plan, or what else is in the batch.
+const Kernels& kernels_for(int64_t batch, int64_t units);
+// Whether kernels_for is always kernels(), as from the start unless RNNFAST_BATCH_INVARIANT is 0: a row's
+// results are then the same in a batch of any size.
+void set_batch_invariant(bool on);
+bool is_batch_invariant();
 // "" chooses again by itself. Throws std::runtime_error for a name that was not built or that the processor
 // lacks.
 void set_isa(const std::string& name);

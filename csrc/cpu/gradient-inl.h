@@ -10,7 +10,7 @@ struct Gradient {
   typedef typename WordOf<E>::type W;
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes, kNumbers = WordOf<E>::kNumbers;
-  static constexpr int64_t kRows = 48;  // of a block of A
+  static constexpr int64_t kRows = kInParts<E> ? 64 : 48;  // of a block of A
   // Words of k of a block: the second cache holds two B of 256 columns. A matrix unit is done sooner with a
   // block than its C is read and written, so it takes longer ones.
   static constexpr int64_t kDepth = kMatrixUnit ? kBlock : kBlock / 2;
@@ -111,7 +111,7 @@ struct Gradient {
           if (column == 0 && c.sums && known)
             for (int64_t j = m; j < m + n; ++j) c.sums[j] = known[j];
           else if (column == 0 && c.sums)
-            add_sums(to.turned, b.K, c.sums + m, n, k == 0);
+            add_sums(to.turned, divide_up(b.numbers, kNumbers), c.sums + m, n, k == 0);
           part.watch.lap(Work::kPack);
           product(
               b, part, n, kDense, false,

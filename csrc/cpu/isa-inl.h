@@ -29,9 +29,11 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #include "cpu/turn-inl.h"
 #include "cells/all.h"
 #include "cpu/share-inl.h"
+#include "cpu/parts-inl.h"
 #include "cpu/product-inl.h"
 #ifdef RNNFAST_MATRIX_UNIT
 #include "cpu/matrix-inl.h"
+#include "cpu/parts-product-inl.h"
 #endif
 #include "cpu/recurrent-inl.h"
 #include "cpu/deep-inl.h"

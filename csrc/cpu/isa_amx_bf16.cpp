@@ -1,4 +1,5 @@
-// x86-64 with AMX beside AVX-512 BF16: layers of bfloat16. The rest of this set is isa_avx512.cpp.
+// x86-64 with AMX beside AVX-512 BF16: layers of bfloat16, and of float32 with many rows. The rest of this set
+// is isa_avx512.cpp.
 // Standard headers first: nothing of theirs may be compiled inside the target region.
 #include <cstddef>
 #include <cstdint>
@@ -13,5 +14,7 @@ constexpr int kVectorBytes = 64;
 #include "cpu/isa-inl.h"
 extern const LayerKernels<Bfloat16> kLayer;
 const LayerKernels<Bfloat16> kLayer = kLayerOf<Bfloat16>;
+extern const KernelsOf<float> kFloat32;
+const KernelsOf<float> kFloat32 = kKernelsOf<float>;
 }  // namespace rnnfast::amx_bf16
 RNNFAST_TARGET_END

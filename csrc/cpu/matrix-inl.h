@@ -36,6 +36,10 @@ RNNFAST_INLINE void store_tile(void* p, int64_t stride) {
   for (int i = 0; i < tile_setup.rows[r]; ++i)
     __builtin_memcpy(static_cast<char*>(p) + i * stride, tile_registers[r][i], 64);
 }
+template <int r>
+RNNFAST_INLINE void zero_tile() {
+  __builtin_memset(tile_registers[r], 0, sizeof tile_registers[r]);
+}
 template <int c, int a, int b>
 RNNFAST_INLINE void multiply_tiles() {
   const auto number = [](uint32_t word, int odd) {
@@ -64,6 +68,10 @@ RNNFAST_INLINE void load_tile(const void* p, int64_t stride) {
 template <int r>
 RNNFAST_INLINE void store_tile(void* p, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(r) : "memory");
+}
+template <int r>
+RNNFAST_INLINE void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(r));
 }
 // c += a b
 template <int c, int a, int b>

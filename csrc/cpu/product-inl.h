@@ -158,9 +158,23 @@ struct Packed {
   int width = 1;
   bool once = false;
   bool turned = false;
+  // of A, that are split at a time: [split_rows, K] in parts, for each part of the plan
+  W* split = nullptr;
+  int64_t split_rows = 0;
   bool frozen = false;  // packed before this call: cuts are where panels begin, at multiples of `width`
 
+  static constexpr int64_t kUnit = kInParts<E> ? 2 * kUnitWords : kUnitWords;  // K is a multiple of it
+  static constexpr int64_t kMostSplitRows = 128, kMostPanel = 8;
+
   int64_t vectors() const { return divide_up(units, L); }
+  // what a packed vector takes
+  int64_t vector_size() const {
+    if constexpr (kInParts<E>)
+      return parts_size(K);
+    else
+      return K * L;
+  }
+  int64_t split_size() const { return split_rows * K / 2 * 3; }
   Range vectors_of(Cut cut) const {
     if (!frozen) return share(vectors(), cut.pieces, cut.piece);
     const Range panels = share(divide_up(vectors(), width), cut.pieces, cut.piece);
@@ -179,8 +193,10 @@ struct Packed {
     w.once = uses == 1 && plan.split != Split::kRows;
     w.turned = w.once && !source.straight && rows <= kTurnedRows;
     w.width = (rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
+    if (kInParts<E> && gates == 3) w.width = 2;  // pairs of vectors
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
-    w.data = arena.take<W>(held * w.K * gates * L);
+    w.data = arena.take<W>(held * gates * w.vector_size());
+    w.take_split(arena, rows, plan.parts);
     return w;
   }
 
@@ -193,13 +209,24 @@ struct Packed {
     w.gates = gates;
     w.frozen = true;
     w.width = gates <= 2 ? 2 : 1;
-    w.data = arena.take<W>(w.vectors() * w.K * gates * L);
+    w.data = arena.take<W>(w.vectors() * gates * w.vector_size());
     return w;
+  }
+
+  // Room for rows of A in parts: as many as a quarter of the second cache holds, for they are read once for
+  // every panel
+  void take_split(Arena& arena, int64_t rows, int64_t parts) {
+    if constexpr (kInParts<E>) {
+      constexpr int64_t kBand = 32;
+      const int64_t fit = second_cache() / 4 / (K * 6) / kBand * kBand;
+      split_rows = least(least(most(fit, kBand), kMostSplitRows), most<int64_t>(rows, 1));
+      split = arena.take<W>(parts * split_size());
+    }
   }
 
   void set_numbers(int64_t n) {
     numbers = n;
-    K = divide_up(n, kNumbers * kUnitWords) * kUnitWords;
+    K = divide_up(n, kNumbers * kUnit) * kUnit;
   }
 
   // every panel of a range of unit vectors; with turn {i, n} only each n-th one, from the i-th on
@@ -228,17 +255,26 @@ struct Packed {
 
   // the panel of p, ready to be read by the owner of this piece
   const W* panel(Range p, Cut cut) const {
-    if (!once) return data + p.begin * K * gates * L;
-    W* place = data + cut.piece * width * K * gates * L;
+    if (!once) return data + p.begin * gates * vector_size();
+    W* place = data + cut.piece * width * gates * vector_size();
     pack_panel(p, place);
     return place;
   }
 
   void pack(Range vectors, Range turn) const {
-    for_panels(vectors, turn, false, [&](Range p) { pack_panel(p, data + p.begin * K * gates * L); });
+    for_panels(vectors, turn, false, [&](Range p) { pack_panel(p, data + p.begin * gates * vector_size()); });
   }
 
   void pack_panel(Range p, W* to) const {
+    if constexpr (kInParts<E>) {
+      for (int64_t g = 0; g < gates; ++g)
+        for (int64_t v = p.begin; v < p.end; ++v, to += vector_size())
+          if (source.straight)
+            pack_parts_straight(to, [&](int64_t k) { return source.row(k) + v * L; }, units - v * L, numbers, K);
+          else
+            pack_parts_turned(to, at(g, v, 0), source.ld, units - v * L, numbers, K);
+      return;
+    }
     if (source.straight) {
       for (int64_t k = 0; k < K; ++k) {
         const int64_t first = least(k * kNumbers, numbers - 1), second = least(first + 1, numbers - 1);
@@ -349,7 +385,9 @@ template <class E, class Rows, class Then>
 RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, Columns columns, bool last_first,
                             Rows rows, Then then) {
   if (n <= 0) return;
-  if constexpr (kMatrixUnit)
+  if constexpr (kInParts<E>)
+    product_by_parts(w, part, n, columns, last_first, rows, then);  // parts-product-inl.h
+  else if constexpr (kMatrixUnit)
     product_by_bands(w, part, n, columns, last_first, rows, then);  // matrix-inl.h
   else
     product_by_tiles(w, part, n, columns, last_first, rows, then);

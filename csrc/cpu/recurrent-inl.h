@@ -76,6 +76,7 @@ struct Forward {
     if (p.frozen) {
       const FrozenWeights<E> packed(p, G, {static_cast<char*>(const_cast<void*>(p.frozen))});
       w_ih = packed.w_ih, w_hh = packed.w_hh;
+      w_ih.take_split(arena, chunk * rows, plan.parts), w_hh.take_split(arena, rows, plan.parts);
     } else {
       w_ih = pack(p.w_ih, p.I, p.H, G, chunk * rows, chunks);
       w_hh = pack(p.w_hh, p.P, p.H, G, rows, steps);

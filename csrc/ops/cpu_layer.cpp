@@ -80,6 +80,7 @@ void run_forward_as(const char* op, const Kernels& k, const LayerForward& f) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
     shape.matrix_unit = k.matrix_unit;
   }
+  shape.float_parts = std::is_same_v<E, float> && k.float_parts;
   shape.directions = static_cast<int>(s.D);
   shape.frozen = f.frozen[0] && f.frozen[s.D - 1];
   const auto saved = [&](const Tensor& t, int64_t d) {
@@ -96,6 +97,8 @@ void run_forward_as(const char* op, const Kernels& k, const LayerForward& f) {
     p.w_ih = in<E>(w.w_ih), p.w_hh = in<E>(w.w_hh), p.w_hr = in<E>(w.w_hr);
     p.b_ih = in<A>(w.b_ih), p.b_hh = in<A>(w.b_hh);
     p.frozen = f.frozen[d];
+    if (p.frozen && k.float_parts)  // beside what is for few rows
+      p.frozen = static_cast<const char*>(p.frozen) + kernels().layer(E()).freeze(s.gates, p, nullptr);
     p.h0 = in<A>(f.h0, state * s.P);
     p.c0 = in<A>(f.c0, state * s.H);
     p.y = out<E>(f.y, d * s.P);
@@ -122,7 +125,7 @@ class Backward : public LayerBackward {
  public:
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
       : LayerBackward(sizes, a),
-        k(kernels()),
+        k(kernels_for(s.B, s.P)),
         type(accumulation_type(input)),
         element(element_type(k, input)) {
     const auto& l = a.layer;
@@ -139,6 +142,7 @@ class Backward : public LayerBackward {
 
     Shape shape = shape_of(s, k, type == at::kDouble, /*backward=*/true);
     shape.matrix_unit = element == at::kBFloat16 && k.matrix_unit;
+    shape.float_parts = element == at::kFloat && k.float_parts;
     // side by side both have their da and dx, which is memory that one after the other does not take; with
     // more than a few rows it would buy 0 to 4 % of time
     constexpr int64_t kFewRows = 4, kLittleBytes = 4 << 20;
@@ -237,7 +241,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const LayerSizes s = check_layer(op, l);
   const at::ScalarType type = accumulation_type(l.x);
   const at::TensorOptions options = l.x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
-  const Kernels& k = kernels();
+  const Kernels& k = kernels_for(s.B, s.P);
   const at::ScalarType element = element_type(k, l.x);
   const Tensor y = kept_empty(output_shape(s), options.dtype(element));
   const auto nothing = [&] { return kept_empty({0}, options); };

@@ -77,9 +77,15 @@ Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
   p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
   p.w_ih = w_ih.const_data_ptr<A>(), p.w_hh = w_hh.const_data_ptr<A>();
   const int gates = facts_of(mode).gates;
-  const auto bytes = static_cast<int64_t>(layer.freeze(gates, p, nullptr));
-  const Tensor to = at::empty({bytes}, w_ih.options().dtype(at::kByte));
-  layer.freeze(gates, p, to.mutable_data_ptr());
+  // for few rows, then for many, whose products are made otherwise
+  const LayerKernels<A>* const all[] = {&layer, std::is_same_v<A, float> && kernels().many_rows
+                                                    ? &kernels().many_rows->layer(A())
+                                                    : nullptr};
+  size_t bytes = 0;
+  for (const LayerKernels<A>* one : all) bytes += one ? one->freeze(gates, p, nullptr) : 0;
+  const Tensor to = at::empty({static_cast<int64_t>(bytes)}, w_ih.options().dtype(at::kByte));
+  char* data = static_cast<char*>(to.mutable_data_ptr());
+  for (const LayerKernels<A>* one : all) data += one ? one->freeze(gates, p, data) : 0;
   return to;
 }
 

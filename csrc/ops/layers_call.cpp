@@ -74,7 +74,7 @@ void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const 
   // layers write to y and to another in turn, the last one to y
   const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
   LayerSizes sizes = s;
-  const Kernels& set = kernels();
+  const Kernels& set = kernels_for(s.B, s.P);
   for (int k = 0; k < L; ++k) {
     const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
     const int64_t first = k * s.D, last = first + s.D - 1;

@@ -176,6 +176,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "rnnfast's compiled kernels; importing it registers torch.ops.rnnfast";
   m.def("build_info", &build_info);
   m.def("isas", &isas);
+  m.def("set_batch_invariant", &set_batch_invariant, py::arg("on"));
+  m.def("is_batch_invariant", &is_batch_invariant);
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("split", &forced_split);

@@ -1,0 +1,195 @@
+// The product of floats in three parts (parts-inl.h) by the matrix unit: rows of A are split once for all
+// panels, some at a time; sums of a band of at most 32 rows and some vectors stay in the unit's registers
+// while it walks K, and are then scaled and added to C. Compiled inside the instruction set's namespace,
+// after matrix-inl.h. No guard on purpose.
+
+// The unit's registers when a band has 16 rows or fewer: four of C, all parts of A, one of B
+enum FlatRegister { kFlatA = 4, kFlatB = 7 };
+
+// Sums of at most 32 rows and `kCount` vectors: [vector][row]
+constexpr int kMostVectors = 4, kTallRows = 2 * kUnitRows;
+typedef float BandSums[kMostVectors][kTallRows][16];
+
+RNNFAST_INLINE void set_up_parts(int64_t rows, int& now) {
+  const int upper = static_cast<int>(rows > kUnitRows ? (rows + 1) / 2 : rows);
+  const int lower = static_cast<int>(rows) - upper, wanted = upper << 8 | lower;
+  if (now == wanted) return;
+  now = wanted;
+  TileSetup setup;
+  const auto set = [&](int r, int n) { setup.rows[r] = static_cast<uint8_t>(n), setup.row_bytes[r] = 64; };
+  if (lower) {
+    for (int i = 0; i < 4; ++i) set(kTileC + i, i < 2 ? upper : lower);
+    set(kTileA, upper), set(kTileA + 1, lower);
+    set(kTileB, kUnitRows), set(kTileB + 1, kUnitRows);
+  } else {
+    for (int i = 0; i < kFlatB; ++i) set(i, upper);
+    set(kFlatB, kUnitRows);
+  }
+  load_setup(setup);
+}
+
+// a: part i of the numbers from k on of row m at (k / 32) a_step + m a_row + 64 i bytes. b: kCount packed
+// vectors, b_vector bytes apart.
+struct BandOperands {
+  const char *a, *b;
+  int64_t a_step, b_vector, K, upper;
+};
+constexpr int64_t kSplitRow = kParts * 64;         // bytes of a row of A, of 32 numbers
+constexpr int64_t kTileBytes = 1024, kTileStep = kParts * kTileBytes;
+enum Part3 { kLow, kMiddle, kHigh };  // of B; of A they stand the other way around
+
+template <int kCount>
+RNNFAST_INLINE void multiply_flat(const BandOperands& band, BandSums& sums) {
+  each<kCount>([&](auto v) { zero_tile<kTileC + v.value>(); });
+  const char *a = band.a, *b = band.b;
+  for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
+    each<kParts>([&](auto part) { load_tile<kFlatA + part.value>(a + 64 * part.value, kSplitRow); });
+    each<kCount>([&](auto v) {
+      constexpr int c = kTileC + v.value;
+      const char* const tile = b + v.value * band.b_vector;
+      load_tile<kFlatB>(tile + kLow * kTileBytes, 64);
+      multiply_tiles<c, kFlatA, kFlatB>();
+      load_tile<kFlatB>(tile + kMiddle * kTileBytes, 64);
+      multiply_tiles<c, kFlatA, kFlatB>();
+      multiply_tiles<c, kFlatA + 1, kFlatB>();
+      load_tile<kFlatB>(tile + kHigh * kTileBytes, 64);
+      multiply_tiles<c, kFlatA + 1, kFlatB>();
+      multiply_tiles<c, kFlatA, kFlatB>();
+      multiply_tiles<c, kFlatA + 2, kFlatB>();
+    });
+  }
+  each<kCount>([&](auto v) { store_tile<kTileC + v.value>(sums[v.value], 64); });
+}
+
+template <int kCount>
+RNNFAST_INLINE void multiply_tall(const BandOperands& band, BandSums& sums) {
+  const auto each_sum = [](const auto& f) {
+    each<2>([&](auto half) {
+      each<kCount>([&](auto v) { f(half, v, Index<kTileC + 2 * half.value + v.value>()); });
+    });
+  };
+  each_sum([](auto, auto, auto c) { zero_tile<c.value>(); });
+  const char *a = band.a, *b = band.b;
+  const int64_t lower = band.upper * kSplitRow;
+  for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
+    const auto load_a = [&](int64_t part) {
+      each<2>([&](auto half) { load_tile<kTileA + half.value>(a + half.value * lower + 64 * part, kSplitRow); });
+    };
+    const auto load_b = [&](int64_t part) {
+      each<kCount>(
+          [&](auto v) { load_tile<kTileB + v.value>(b + v.value * band.b_vector + part * kTileBytes, 64); });
+    };
+    const auto multiply = [&] {
+      each_sum([](auto half, auto v, auto c) {
+        multiply_tiles<c.value, kTileA + half.value, kTileB + v.value>();
+      });
+    };
+    load_a(0), load_b(kLow), multiply();
+    load_b(kMiddle), multiply();
+    load_a(1), multiply();
+    load_b(kHigh), multiply();
+    load_a(0), multiply();
+    load_a(2), multiply();
+  }
+  each_sum([&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * band.upper], 64); });
+}
+
+// The sums of `count` vectors, at most 4, of which a tall band makes two at a time
+__attribute__((noinline)) inline void multiply_band_of_parts(BandOperands band, int64_t rows, int count,
+                                                             BandSums& sums) {
+  band.upper = (rows + 1) / 2;
+  if (rows <= kUnitRows) {
+    count == 4   ? multiply_flat<4>(band, sums)
+    : count == 3 ? multiply_flat<3>(band, sums)
+    : count == 2 ? multiply_flat<2>(band, sums)
+                 : multiply_flat<1>(band, sums);
+    return;
+  }
+  for (int v = 0; v < count; v += 2) {
+    BandOperands two = band;
+    two.b += v * band.b_vector;
+    BandSums& to = reinterpret_cast<BandSums&>(sums[v]);
+    count - v > 1 ? multiply_tall<2>(two, to) : multiply_tall<1>(two, to);
+  }
+}
+
+// The sums of one row by multiply-adds, for what is not finite: n numbers of A, a packed vector
+__attribute__((noinline)) inline void multiply_careful_row(const float* a, int64_t n, const float* vector,
+                                                           float* sums) {
+  f32v sum{};
+  for (int64_t k = 0; k < n; ++k) {
+    const float* const word =
+        vector + k / kTileNumbers * kParts * kTileFloats + k % kTileNumbers / 2 * kPartsRow;
+    f32v w{};
+    for (int part = 0; part < kParts; ++part) {
+      const pairs both = load(reinterpret_cast<const int32_t*>(word + part * kTileFloats));
+      w = w + __builtin_bit_cast(f32v, k % 2 ? both & (pairs{} + int32_t(0xffff0000)) : both << 16);
+    }
+    sum = fma(a[k] - f32v{}, w, sum);
+  }
+  store(sums, sum);
+}
+
+template <class E, class Rows, class Then>
+RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
+                                     bool last_first, Rows rows, Then then) {
+  constexpr int64_t kRows = Packed<E>::kMostSplitRows;
+  const float *a[kRows], *in[kRows];
+  float *out[kRows], scale[kRows];
+  bool careful[kRows];
+  const int64_t chunk = w.split_rows, size = parts_size(w.K);
+  float* const split = w.split + part.index * w.split_size();
+  for (int64_t begin = 0; begin < n; begin += chunk) {
+    const int64_t count = least(chunk, n - begin), step = count * kParts * kPartsRow;
+    bool any_careful = false;
+    for (int64_t i = 0; i < count; ++i) {
+      bool finite;
+      rows(begin + i, a[i], in[i], out[i]);
+      scale[i] = split_row(a[i], w.numbers, split + i * kParts * kPartsRow, step, finite);
+      careful[i] = !finite;
+      any_careful |= !finite;
+    }
+    part.watch.lap(Work::kPack);
+    const int64_t bands = divide_up(count, kTallRows);
+    w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
+      const int vectors = static_cast<int>(w.gates * p.size());
+      int64_t offset[Packed<E>::kMostPanel];
+      columns.of<Vec<E>::kLanes>(p, w.gates, offset);
+      const float* const panel = w.panel(p, part.cut);
+      if (w.once) part.watch.lap(Work::kPack);
+      for (int64_t band = 0; band < bands; ++band) {
+        const Range r = share(count, bands, band);
+        set_up_parts(r.size(), part.tiles);
+        for (int first = 0; first < vectors; first += kMostVectors) {
+          const int some = least(kMostVectors, vectors - first);
+          const float* const of = panel + first * size;
+          BandSums sums;
+          multiply_band_of_parts({reinterpret_cast<const char*>(split + r.begin * kParts * kPartsRow),
+                                  reinterpret_cast<const char*>(of), step * int64_t(sizeof(float)),
+                                  size * int64_t(sizeof(float)), w.K, 0},
+                                 r.size(), some, sums);
+          for (int v = 0; v < some; ++v) {
+            const float* const vector = of + v * size;
+            const float* const tail = vector + size - kVectorTail;
+            const int64_t at = offset[first + v];
+            const bool all_careful = tail[kPartsRow] != 0;
+            const f32v down = load(tail);
+            for (int64_t i = r.begin; i < r.end; ++i) {
+              float* const sum = sums[v][i - r.begin];
+              if (any_careful || all_careful)
+                if (careful[i] || all_careful) {
+                  multiply_careful_row(a[i], w.numbers, vector, sum);
+                  store(out[i] + at, fma(load(sum), down, load(in[i] + at)));
+                  continue;
+                }
+              store(out[i] + at, fma(load(sum), down * scale[i], load(in[i] + at)));
+            }
+          }
+        }
+        part.watch.lap(Work::kProduct);
+        then(Range{begin + r.begin, begin + r.end}, p);
+        part.watch.lap(Work::kCell);
+      }
+    });
+  }
+}
