@@ -113,8 +113,9 @@ def _on():
 
 def _overloads():
     for name in _aten.operators():
-        packet, _, overload = name.removeprefix("aten::").partition(".")
-        yield getattr(getattr(torch.ops.aten, packet), overload or "default")
+        space, _, rest = name.partition("::")
+        packet, _, overload = rest.partition(".")
+        yield getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
 
 
 def _install():

@@ -5,6 +5,8 @@
 // has a kernel of its own. Hence ours stand at two keys that are no backend: AutogradCPU, where a call on the
 // CPU comes first, and BackendSelect, where it comes first in inference mode or below autograd, after all
 // modes.
+//
+// torch's quantized operators are counted and always passed on.
 #include "ops/aten.h"
 
 #include <ATen/autocast_mode.h>
@@ -25,9 +27,10 @@ using c10::DispatchKey;
 using c10::DispatchKeySet;
 using c10::IValue;
 
-enum Verdict { kTaken, kRegion, kInterposed, kTensors, kDtype, kBatchSizes, kVerdicts };
+enum Verdict { kTaken, kQuantized, kRegion, kInterposed, kTensors, kDtype, kBatchSizes, kVerdicts };
 constexpr const char* kNames[kVerdicts] = {
     "taken",
+    "a quantized operator",
     "a region that passes on",
     "a mode, a transform or a trace",
     "tensors that are not plain ones of one dtype on the CPU, or of a size that does not fit",
@@ -52,7 +55,7 @@ thread_local bool passing_on = false;
 
 using Counts = std::array<std::atomic<int64_t>, kVerdicts>;
 
-enum Form { kInput, kData, kCell };
+enum Form { kInput, kData, kCell, kOnlyCounted };
 
 struct Operator {
   std::string name, overload;  // "aten::lstm", "input"
@@ -66,7 +69,7 @@ struct Operator {
   }
 };
 
-// every cell of ours that torch may have, in each form
+// every cell of ours that torch may have, in each form, and quantized
 std::vector<Operator*>& all() {
   static std::vector<Operator*> list = [] {
     std::vector<Operator*> made;
@@ -75,6 +78,11 @@ std::vector<Operator*>& all() {
       made.push_back(new Operator{name, "input", cell.mode, kInput});
       made.push_back(new Operator{name, "data", cell.mode, kData});
       made.push_back(new Operator{name + "_cell", "", cell.mode, kCell});
+      const std::string quantized = std::string("quantized_") + cell.name;
+      for (const char* overload : {"input", "data", "input_legacy", "data_legacy"})
+        made.push_back(new Operator{"aten::" + quantized, overload, cell.mode, kOnlyCounted});
+      made.push_back(new Operator{"aten::" + quantized + "_cell", "", cell.mode, kOnlyCounted});
+      made.push_back(new Operator{"quantized::" + quantized + "_cell_dynamic", "", cell.mode, kOnlyCounted});
     }
     return made;
   }();
@@ -249,6 +257,7 @@ Verdict take_cast(const Operator& of, at::ScalarType type, at::ArrayRef<IValue> 
 }
 
 Verdict take(const Operator& of, at::ArrayRef<IValue> arguments, bool below_autograd, Stack& results) {
+  if (of.form == kOnlyCounted) return kQuantized;
   if (passing_on) return kRegion;
   if (interposed()) return kInterposed;
   const auto type = autocast_type();
@@ -293,6 +302,12 @@ std::mutex mutex;
 // while installed; whatever is there as the process ends stays, for the dispatcher may have ended before
 std::vector<torch::Library>* registered = nullptr;
 
+// Quantized layers and torch's dynamic cells are of one backend, not made of other operators: what autograd
+// does before them is torch's, and then they come to BackendSelect.
+bool has_autograd_of_torch(const c10::OperatorHandle& op) {
+  return !op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+}
+
 torch::CppFunction kernel(Operator* of, bool below_autograd) {
   return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Replacement>(of, below_autograd));
 }
@@ -311,7 +326,7 @@ std::vector<std::string> lacking() {
   for (const Operator* o : all()) {
     const auto is_there = [&](const Operator* other) { return other->mode == o->mode && other->find(); };
     const bool has_cell = std::any_of(all().begin(), all().end(), is_there);
-    if (has_cell && !o->find()) names.push_back(o->full_name());
+    if (has_cell && o->form != kOnlyCounted && !o->find()) names.push_back(o->full_name());
   }
   return names;
 }
@@ -326,19 +341,23 @@ void install(bool on) {
   }
   for (const Operator* o : all()) {
     const auto op = o->find();
+    if (!op || has_autograd_of_torch(*op)) continue;
     for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::BackendSelect, DispatchKey::CPU})
-      TORCH_CHECK(!op || !op->hasKernelForDispatchKey(key), "rnnfast.enable: ", o->full_name(),
-                  " has a kernel at ", key,
+      TORCH_CHECK(!op->hasKernelForDispatchKey(key), "rnnfast.enable: ", o->full_name(), " has a kernel at ",
+                  key,
                   " already, which is not torch's: something else replaces torch's "
                   "recurrent operators; end that first");
   }
   auto made = std::make_unique<std::vector<torch::Library>>();
-  for (const bool below : {false, true}) {
-    const DispatchKey key = below ? DispatchKey::BackendSelect : DispatchKey::AutogradCPU;
-    made->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
-    for (Operator* o : all())
-      if (o->find()) made->back().impl(o->full_name().c_str(), kernel(o, below));
-  }
+  for (const std::string space : {"aten", "quantized"})
+    for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::BackendSelect}) {
+      const bool below = key == DispatchKey::BackendSelect;
+      made->emplace_back(torch::Library::IMPL, space, key, __FILE__, __LINE__);
+      for (Operator* o : all())
+        if (const auto op = o->find();
+            op && o->name.starts_with(space + "::") && (below || !has_autograd_of_torch(*op)))
+          made->back().impl(o->full_name().c_str(), kernel(o, below));
+    }
   registered = made.release();
 }
 
