@@ -12,6 +12,7 @@ from .ops import _C
 _aten = _C.aten
 _KEYS = {  # where our kernels stand -> the key whose kernel they are in front of
     torch._C.DispatchKey.AutogradCPU: torch._C.DispatchKey.AutogradCPU,
+    torch._C.DispatchKey.AutogradCUDA: torch._C.DispatchKey.AutogradCUDA,
     torch._C.DispatchKey.BackendSelect: torch._C.DispatchKey.CPU,
 }
 _lock = threading.RLock()
@@ -26,9 +27,9 @@ def enable() -> None:
     `torch.nn.LSTM`, `GRU`, `RNN` and their cells, what derives from them, `torch.lstm` and its likes,
     TorchScript and traces: all of them call torch's operators `aten::lstm`, `gru`, `rnn_tanh`, `rnn_relu` and
     `*_cell`, and these are what is replaced. Calls that rnnfast cannot take go to torch's own kernels as
-    without it: of tensors that are not on the CPU, in a trace, `torch.compile`, `torch.export` or another
-    mode, under `torch.func` transforms and forward-mode AD. `rnnfast.info.counts()` says how many calls were
-    taken, and why others were not.
+    without it: of tensors on a GPU that this build has no kernels for, in a trace, `torch.compile`,
+    `torch.export` or another mode, under `torch.func` transforms and forward-mode AD.
+    `rnnfast.info.counts()` says how many calls were taken, and why others were not.
 
     Twice is as once, and `disable` ends it. Call it before other threads run recurrent layers: torch's tables
     are changed, and torch does not wait for those that look into them.

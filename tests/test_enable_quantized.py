@@ -75,7 +75,7 @@ def test_a_quantized_cell_is_counted_and_gives_the_same_bits(name, dtype):
 
 def test_a_script_of_a_quantized_layer_is_counted_and_gives_the_same_bits():
     module, x, buffer = quantized("LSTM", torch.qint8), draw(5, 3, 4, dtype=torch.float32), io.BytesIO()
-    torch.jit.save(torch.jit.script(module), buffer)
+    torch.jit.save(torch.jit.script(nn.Sequential(module)), buffer)
     buffer.seek(0)
     script = torch.jit.load(buffer)
     expected = script(x)
