@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 
+import onnx
 import pytest
 import torch
 from enable_helpers import off, passed, taken  # noqa: F401 (a fixture)
@@ -42,6 +43,7 @@ def graphs(kind):
     program = torch.export.export(nn.Sequential(module), (x,))
     found["export"] = nodes(program.graph_module)
     found["decomposed"] = nodes(program.run_decompositions().graph_module)
+    found["left whole"] = nodes(program.run_decompositions({}).graph_module)
     with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
         for name, aot in (("compile", False), ("aot", True)):
             torch._dynamo.reset()
@@ -67,13 +69,40 @@ def test_torchs_tools_see_the_same_operators(kind):
     assert graphs(kind) == expected
 
 
+def onnx_operators(module, x, path, dynamo):
+    """The types of the nodes of a module's export in order, those of inner graphs after their own."""
+    torch.onnx.export(module, (x,), str(path), external_data=False, verbose=False, dynamo=dynamo)
+
+    def types(graph):
+        for node in graph.node:
+            yield node.op_type
+            for attribute in node.attribute:
+                yield from types(attribute.g)
+
+    return list(types(onnx.load(path).graph))
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch's exporters say of themselves
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_an_export_to_onnx_has_the_same_nodes(kind, dynamo, tmp_path):
+    module = getattr(nn, kind)(4, 5, num_layers=2, bidirectional=True).eval()
+    x = draw(3, 2, 4, dtype=torch.float32)
+    expected = onnx_operators(module, x, tmp_path / "model.onnx", dynamo)
+    assert len(expected) > 1 and (dynamo or expected.count(kind) == 2)
+    with rnnfast.enabled():
+        assert onnx_operators(module, x, tmp_path / "model.onnx", dynamo) == expected
+    # the values beside torch.jit's trace are by rnnfast; what it records is torch's operator
+    assert taken() == (0 if dynamo else 1) and not passed()
+
+
 def tables():
     """The dispatcher's table of each operator, as torch prints it."""
     return {name: torch._C._dispatch_dump_table(name) for name in _C.aten.operators()}
 
 
 def python_kernels():
-    return {op: set(op.py_kernels) for op in _enable._overloads()}
+    return {op: (set(op.py_kernels), set(vars(op))) for op in _enable._overloads()}
 
 
 def test_off_is_as_if_it_had_never_been_on():
