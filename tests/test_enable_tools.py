@@ -220,12 +220,54 @@ def test_threads_call_while_another_toggles():
     raise AssertionError("our kernels stay")
 
 
-def test_beside_another_replacement_there_is_one_sentence():
+OTHERS = ["CPU", "CUDA", "Autograd", "AutogradCPU", "AutogradCUDA", "BackendSelect"]
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_beside_another_replacement_there_is_one_sentence(key):
     with torch.library._scoped_library("aten", "IMPL") as library:
-        library.impl("gru.input", lambda *args: None, "CPU")
+        library.impl("gru.input", lambda *args: None, key)
         with pytest.raises(
-            RuntimeError, match="^rnnfast.enable: aten::gru.input has a kernel at CPU already"
+            RuntimeError, match=f"^rnnfast.enable: aten::gru.input has a kernel at {key} already"
         ):
             rnnfast.enable()
         assert not _C.aten.is_installed() and not _C.aten.is_active()
     rnnfast.enable()
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # torch's, at a key of ours
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+@pytest.mark.parametrize("key", ["CPU", "AutogradCPU", "BackendSelect"])
+def test_a_replacement_made_later_may_end_before_or_after_ours(key, first):
+    module, x, before = nn.GRU(4, 6), draw(5, 3, 4, dtype=torch.float32), tables()
+    ran = []
+
+    def theirs(x, hx, *_):
+        ran.append(key)
+        return x.new_zeros(5, 3, 6), hx
+
+    def call(grad):
+        with grad():
+            return module(x)[0]
+
+    with torch.no_grad():
+        expected = module(x)[0]
+    rnnfast.enable()
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("gru.input", theirs, key)
+        call(torch.enable_grad), call(torch.inference_mode)
+        # of two at one key the later one is called; in front of a backend ours is
+        assert len(ran) == (key != "CPU") and taken() == 2 - len(ran)
+        if first == "ours":
+            rnnfast.disable()
+            ran.clear()
+            call(torch.enable_grad), call(torch.inference_mode)
+            assert ran == [key] * (2 if key == "CPU" else 1)
+    if first == "theirs":
+        same(call(torch.enable_grad), expected)
+        rnnfast.disable()
+    ran.clear()
+    assert torch.equal(call(torch.enable_grad), expected) and torch.equal(
+        call(torch.inference_mode), expected
+    )
+    assert not ran and tables() == before
