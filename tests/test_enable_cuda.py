@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rnnfast
 from rnnfast import _C
-from tests.helpers import draw, packed, same
+from tests.helpers import draw, packed
 
 pytest_plugins = ["cuda_helpers"]
 pytestmark = MARKS
@@ -99,27 +99,6 @@ def test_our_kernels_stand_at_the_gpus_key_of_what_can_be_taken_and_no_longer():
         assert replaced() >= {f"aten::{cell}.{form}" for cell in OPERATORS[::2] for form in ("input", "data")}
         assert replaced() >= {f"aten::{cell}" for cell in OPERATORS[1::2]}
     assert not replaced()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_kernel_at_the_gpus_key_takes_calls(kind):
-    module = getattr(nn, kind)(4, 6)
-    cell = kind.endswith("Cell")
-    x, h = (
-        draw(*((3, 4) if cell else (5, 3, 4)), dtype=torch.float32),
-        torch.zeros(*((3, 6) if cell else (1, 3, 6))),
-    )
-    hx = [h, h] if "LSTM" in kind else h
-    name = kind.removesuffix("Cell").lower().replace("rnn", "rnn_tanh")
-    packet = getattr(torch.ops.aten, f"{name}_cell" if cell else name)
-    weights = list(module.parameters())
-    rest = weights if cell else [weights, True, 1, 0.0, True, False, False]
-    overload = packet.default if cell else packet.input
-    expected = overload(x, hx, *rest)
-    with rnnfast.enabled():
-        found = overload._op_dk(torch._C.DispatchKey.AutogradCUDA, x, hx, *rest)
-    assert taken() == 1
-    same(leaves(found), leaves(expected))
 
 
 FORMS = [(kind, form) for kind in KINDS[:3] for form in ("dense", "batch first", "packed")]
