@@ -16,20 +16,23 @@ bool interposed() {
   return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty();
 }
 
-std::optional<at::ScalarType> autocast_type() {
-  if (!at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
-  return at::autocast::get_autocast_dtype(at::kCPU);
+std::optional<at::ScalarType> autocast_type(at::DeviceType on) {
+  if (!at::autocast::is_autocast_enabled(on)) return std::nullopt;
+  return at::autocast::get_autocast_dtype(on);
 }
 
-bool LayersCall::is_plain(const Tensor& t) {
+bool LayersCall::is_plain(const Tensor& t, at::DeviceType on) {
+  // taking AutogradCPU away takes autograd of any backend, and leaves the backend
   static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
-                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
-  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
-  return t.defined() && (t.key_set() - usual) == cpu;
+                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU,
+                                    DispatchKey::AutocastCUDA};
+  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit), gpu(c10::BackendComponent::CUDABit);
+  return t.defined() && (t.key_set() - usual) == (on == at::kCPU ? cpu : gpu);
 }
 
 bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {
-  if (!is_plain(t) || t.scalar_type() != type || t.sizes() != size || t._fw_grad(/*level=*/0).defined())
+  if (!is_plain(t, device.type()) || t.device() != device || t.scalar_type() != type || t.sizes() != size ||
+      t._fw_grad(/*level=*/0).defined())
     return false;
   straight &= t.is_contiguous();
   graph |= t.requires_grad() && at::GradMode::is_enabled();

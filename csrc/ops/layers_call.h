@@ -1,7 +1,7 @@
-// Some layers of one module on the CPU, for callers that are no op: a call straight from Python (direct.cpp)
-// or of one of torch's own operators (aten.cpp). First they are looked at, and only what a kernel or the op
-// can take is taken. Then they run: straight in the kernel, or one by one through the op, where a graph is
-// wanted or where the kernel cannot read the tensors as they are.
+// Some layers of one module, for callers that are no op: a call straight from Python (direct.cpp) or of one
+// of torch's own operators (aten.cpp). First they are looked at, and only what a kernel or the op can take is
+// taken. Then they run: straight in the CPU's kernel, or one by one through the op, where a graph is wanted,
+// where the kernel cannot read the tensors as they are, and on a GPU.
 #pragma once
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -13,15 +13,16 @@
 
 namespace rnnfast {
 
-// Whether something stands between the caller and a CPU kernel: a transform, a tracer, a mode
+// Whether something stands between the caller and a kernel: a transform, a tracer, a mode
 bool interposed();
-// The dtype that autocast asks for on the CPU, if it is on
-std::optional<at::ScalarType> autocast_type();
+// The dtype that autocast asks for on such a device, if it is on
+std::optional<at::ScalarType> autocast_type(at::DeviceType on = at::kCPU);
 
 // All in one direction or both. T steps of B rows, I inputs, H units, P outputs, D directions, N rows in all.
 struct LayersCall {
   LayerSizes s;  // of the first layer
   const at::ScalarType type;
+  const at::Device device;
   const int L;                              // layers
   bool graph = false;                       // whether one is asked for
   bool straight;                            // whether the kernel reads the tensors as they are
@@ -33,11 +34,16 @@ struct LayersCall {
   c10::SmallVector<int64_t, 3> state_size;  // [L D, B, P], or without some of the first
   c10::SmallVector<int64_t, 3> cell_size;   // the same with H
 
-  LayersCall(Mode mode, at::ScalarType element, int layers)
-      : s(mode), type(element), L(layers), straight(type == at::kFloat || type == at::kDouble) {}
+  LayersCall(Mode mode, at::ScalarType element, int layers, at::Device where = at::kCPU)
+      : s(mode),
+        type(element),
+        device(where),
+        L(layers),
+        straight(where.is_cpu() && (type == at::kFloat || type == at::kDouble)) {}
 
-  // Whether it is a dense tensor on the CPU and nothing else: no subclass, no lazy minus sign or conjugate
-  static bool is_plain(const Tensor& t);
+  // Whether it is a dense tensor on the CPU (or a GPU) and nothing else: no subclass, no lazy minus sign or
+  // conjugate
+  static bool is_plain(const Tensor& t, at::DeviceType on = at::kCPU);
 
   // Takes the input and the states, null where there is no tensor; false if they are of no kind that is
   // taken, or of a wrong size. T, B, I, D, H and P are set, and the sizes of states are `leading`, then P or
