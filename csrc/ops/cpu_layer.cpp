@@ -2,48 +2,12 @@
 // that make the gradients.
 #include "ops/cpu_layer.h"
 
-#include <ATen/ops/constant_pad_nd.h>
-
+#include "ops/cpu_tensors.h"
 #include "ops/gradients.h"
 #include "ops/launch.h"
-#include "ops/memory.h"
 
 namespace rnnfast::cpu {
 namespace {
-
-// dense and in the dtype that products read; rows of bfloat16 are whole lines, as the kernel asks
-Tensor operand(const Tensor& t, at::ScalarType type) {
-  const Tensor rows = dense(t, type);
-  if (type != at::kBFloat16 || !t.defined()) return rows;
-  const int64_t n = rows.size(-1), more = whole_lines<Bfloat16>(n) - n;
-  if (more) return at::constant_pad_nd(rows, {0, more});
-  return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 ? rows.clone() : rows;
-}
-
-// the dtype that the products of a layer with this x read
-at::ScalarType element_type(const Kernels& k, const Tensor& x) {
-  return k.bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : accumulation_type(x);
-}
-
-// f(E()) for products that read this dtype
-template <class F>
-void with_element(at::ScalarType type, const F& f) {
-  type == at::kDouble ? f(double()) : type == at::kBFloat16 ? f(Bfloat16()) : f(float());
-}
-
-template <class E>
-using TorchType = std::conditional_t<std::is_same_v<E, Bfloat16>, at::BFloat16, E>;
-
-template <class E>
-const E* in(const Tensor& t, int64_t offset = 0) {
-  return t.defined() ? reinterpret_cast<const E*>(t.const_data_ptr<TorchType<E>>()) + offset : nullptr;
-}
-
-template <class E>
-E* out(const Tensor& t, int64_t offset = 0) {
-  return t.defined() && t.numel() ? reinterpret_cast<E*>(t.mutable_data_ptr<TorchType<E>>()) + offset
-                                  : nullptr;
-}
 
 // The input product's gradients are launches of their own.
 Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide, bool backward) {
@@ -124,7 +88,7 @@ class Backward : public LayerBackward {
       : LayerBackward(sizes, a),
         k(kernels()),
         type(accumulation_type(input)),
-        element(element_type(k, input)) {
+        element(element_type(k, input.scalar_type())) {
     const auto& l = a.layer;
     weights = converted(
         l.weights, [&](const auto& w) { return dense(w, element); },
@@ -235,30 +199,29 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const LayerArguments& l = a.layer;
   refuse_reserved(op, a);
   const LayerSizes s = check_layer(op, l);
-  const at::ScalarType type = accumulation_type(l.x);
+  const at::ScalarType given = l.x.scalar_type(), type = accumulation_type(l.x);
   const at::TensorOptions options = l.x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels();
-  const at::ScalarType element = element_type(k, l.x);
+  const at::ScalarType element = element_type(k, given);
   const Tensor y = kept_empty(output_shape(s), options.dtype(element));
   const auto nothing = [&] { return kept_empty({0}, options); };
   const Tensor hn = kept_empty({s.D, s.B, s.P}, options);
   const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : nothing();
   const Tensor gates = a.save ? saved_empty(s, k, s.D * gate_numbers(s, l.x), options) : nothing();
   const Tensor cells = a.save && s.has_cell ? saved_empty(s, k, s.D * cell_numbers(s), options) : nothing();
+  const auto wide = [&](const Tensor& t) { return read_as(k, t, given, type); };
+  const auto back = [&](const Tensor& t) { return read_as(k, t, given, given); };
   if (s.N > 0) {
-    const auto w = converted(
-        l.weights, [&](const auto& matrix) { return operand(matrix, element); },
-        [&](const auto& bias) { return dense(bias, type); });
+    const auto w = converted(l.weights, [&](const auto& matrix) { return operand(k, matrix, given); }, wide);
     const WalkStorage storage = walk_of(s, l.batch_sizes);
-    const Tensor x = operand(l.x, element), h0 = dense(l.h0, type), c0 = dense(l.c0, type);
+    const Tensor x = operand(k, l.x, given), h0 = wide(l.h0), c0 = wide(l.c0);
     run_forward("recurrent", k,
                 {s, storage.walk, x, h0, c0, {as_read(w[0]), as_read(w[1])}, y, hn, cn, gates, cells},
                 element);
   } else {
     gates.zero_();  // the biases' row
   }
-  const at::ScalarType back = l.x.scalar_type();
-  return {cast(y, back), cast(hn, back), cast(cn, back), gates, cells};
+  return {back(y), back(hn), back(cn), gates, cells};
 }
 
 RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {

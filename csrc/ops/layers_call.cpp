@@ -6,6 +6,8 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/zeros.h>
 
+#include "ops/cpu_tensors.h"
+
 namespace rnnfast {
 
 using c10::DispatchKey;
@@ -28,8 +30,13 @@ bool LayersCall::is_plain(const Tensor& t) {
   return t.defined() && (t.key_set() - usual) == cpu;
 }
 
+bool LayersCall::has_taken_type(const Tensor& t) const {
+  const at::ScalarType own = t.scalar_type();
+  return own == type || (casts && (own == at::kFloat || at::isReducedFloatingType(own)));
+}
+
 bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {
-  if (!is_plain(t) || t.scalar_type() != type || t.sizes() != size || t._fw_grad(/*level=*/0).defined())
+  if (!is_plain(t) || !has_taken_type(t) || t.sizes() != size || t._fw_grad(/*level=*/0).defined())
     return false;
   straight &= t.is_contiguous();
   graph |= t.requires_grad() && at::GradMode::is_enabled();
@@ -69,34 +76,74 @@ bool LayersCall::take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih
   return b_ih->defined() == first.b_ih.defined() && b_hh->defined() == first.b_hh.defined();
 }
 
-void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+template <class F>
+void LayersCall::each_layer(const Tensor& y, const F& run_one) const {
   const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
   // layers write to y and to another in turn, the last one to y
   const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
   LayerSizes sizes = s;
-  const Kernels& set = kernels();
   for (int k = 0; k < L; ++k) {
     const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
-    const int64_t first = k * s.D, last = first + s.D - 1;
-    const bool all_frozen = frozen[first] && frozen[last];
-    cpu::run_forward(all_frozen ? "frozen" : "direct", set,
-                     {sizes,
-                      storage.walk,
-                      *below,
-                      *h,
-                      *c,
-                      {weights[first], weights[last]},
-                      *above,
-                      hn,
-                      cn,
-                      kNone,
-                      kNone,
-                      first,
-                      {frozen[first], frozen[last]}},
-                     type);
+    run_one(Layer{k * s.D, k * s.D + s.D - 1, sizes, storage.walk}, *below, *above);
     below = above;
     sizes.I = s.D * s.H;
   }
+}
+
+void LayersCall::run_layer(const Layer& l, const States& in, const Tensor& below,
+                           const std::array<Weights, 2>& w, const Tensor& above, const States& out,
+                           at::ScalarType element) const {
+  const bool all_frozen = frozen[l.first] && frozen[l.last];
+  cpu::run_forward(all_frozen ? "frozen" : "direct", kernels(),
+                   {l.sizes,
+                    l.walk,
+                    below,
+                    in.h,
+                    in.c,
+                    w,
+                    above,
+                    out.h,
+                    out.c,
+                    kNone,
+                    kNone,
+                    l.first,
+                    {frozen[l.first], frozen[l.last]}},
+                   element);
+}
+
+void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+  if (at::isReducedFloatingType(type)) return run_halves(y, hn, cn);
+  each_layer(y, [&](const Layer& l, const Tensor& below, const Tensor& above) {
+    run_layer(l, {*h, *c}, below, {weights[l.first], weights[l.last]}, above, {hn, cn}, type);
+  });
+}
+
+// What the kernel does not read or write as it is goes through tensors of its own.
+void LayersCall::run_halves(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+  const Kernels& k = kernels();
+  const at::ScalarType element = cpu::element_type(k, type);
+  const auto wide = [&](const Tensor& t) { return cpu::read_as(k, t, type, at::kFloat); };
+  const auto room = [](const Tensor& t, at::ScalarType of) {
+    return !t.defined() || t.scalar_type() == of ? t : kept_empty(t.sizes(), at::TensorOptions(of));
+  };
+  const Tensor h0 = wide(*h), c0 = wide(*c), h_out = room(hn, at::kFloat), c_out = room(cn, at::kFloat);
+  each_layer(y, [&](const Layer& l, const Tensor& below, const Tensor& above) {
+    // of packed weights the numbers are not read
+    const auto of_direction = [&](int64_t i) -> WeightsOf<Tensor> {
+      const Weights& w = weights[i];
+      const auto matrix = [&](const Tensor& t) { return frozen[i] ? Tensor() : cpu::operand(k, t, type); };
+      return {matrix(w.w_ih), matrix(w.w_hh), wide(w.b_ih), wide(w.b_hh), Tensor()};
+    };
+    const WeightsOf<Tensor> first = of_direction(l.first);
+    const WeightsOf<Tensor> last = s.D > 1 ? of_direction(l.last) : WeightsOf<Tensor>();
+    const Tensor out = room(above, element);
+    run_layer(l, {h0, c0}, cpu::operand(k, below, type), {as_read(first), as_read(last)}, out, {h_out, c_out},
+              element);
+    // one step of a cell has but one h
+    if (!above.is_same(hn) && (element != type || !out.is_same(above))) cpu::convert(k, out, type, above);
+  });
+  cpu::convert(k, h_out, type, hn);
+  if (cn.defined()) cpu::convert(k, c_out, type, cn);
 }
 
 std::array<Tensor, 3> LayersCall::run_by_op() const {

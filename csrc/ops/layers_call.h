@@ -15,17 +15,25 @@ namespace rnnfast {
 
 // Whether something stands between the caller and a CPU kernel: a transform, a tracer, a mode
 bool interposed();
+// Whether layers of this dtype have one
+inline bool has_kernel(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || at::isReducedFloatingType(type);
+}
 // The dtype that autocast asks for on the CPU, if it is on
 std::optional<at::ScalarType> autocast_type();
 
 // All in one direction or both. T steps of B rows, I inputs, H units, P outputs, D directions, N rows in all.
 struct LayersCall {
-  LayerSizes s;  // of the first layer
-  const at::ScalarType type;
-  const int L;                              // layers
-  bool graph = false;                       // whether one is asked for
-  bool straight;                            // whether the kernel reads the tensors as they are
-  const Tensor *x, *h, *c;                  // the caller's; h and c may be None: zeros
+  LayerSizes s;               // of the first layer
+  const at::ScalarType type;  // that torch's operators would compute in
+  const int L;                // layers
+  // Autocast asks for the type, and tensors may be of another one of 16 or 32 bits. Then what came, and what
+  // is made, is cast as `type` says.
+  const bool casts;
+  bool one_operator = false;  // under autocast torch casts them as a whole: the results are of `type`
+  bool graph = false;         // whether one is asked for
+  bool straight = true;       // whether the kernel reads the tensors as they are
+  const Tensor *x, *h, *c;    // the caller's; h and c may be None: zeros
   const Tensor* batch_sizes = &kNone;       // of packed rows
   double dropout = 0;                       // of what each layer but the last gives
   c10::SmallVector<Weights, 2> weights;     // of the first layer's directions, of the second's, and so on
@@ -33,8 +41,8 @@ struct LayersCall {
   c10::SmallVector<int64_t, 3> state_size;  // [L D, B, P], or without some of the first
   c10::SmallVector<int64_t, 3> cell_size;   // the same with H
 
-  LayersCall(Mode mode, at::ScalarType element, int layers)
-      : s(mode), type(element), L(layers), straight(type == at::kFloat || type == at::kDouble) {}
+  LayersCall(Mode mode, at::ScalarType layer, int layers, bool by_autocast)
+      : s(mode), type(layer), L(layers), casts(by_autocast) {}
 
   // Whether it is a dense tensor on the CPU and nothing else: no subclass, no lazy minus sign or conjugate
   static bool is_plain(const Tensor& t);
@@ -47,19 +55,42 @@ struct LayersCall {
   bool take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih, const Tensor* b_hh,
             const Tensor* w_hr = &kNone);
 
-  Tensor empty(at::IntArrayRef size) const { return kept_empty(size, x->options()); }
+  // What comes out of a product has its dtype: an Elman cell's h. With more than one gate the new state is
+  // mixed with the old one, which autocast leaves as it is.
+  at::ScalarType result_type() const {
+    const Tensor& state = c->defined() ? *c : h->defined() ? *h : *x;
+    return !casts || s.gates == 1 || one_operator ? type : c10::promoteTypes(state.scalar_type(), type);
+  }
+  Tensor empty(at::IntArrayRef size) const { return kept_empty(size, at::TensorOptions(result_type())); }
   Tensor empty_cell() const { return s.has_cell ? empty(cell_size) : Tensor(); }
 
-  // Straight: y, h_n and c_n; y may be h_n (one step), c_n is undefined for a cell without c. No graph is
-  // made.
+  // Straight: y, h_n and c_n, as `empty` makes them; y may be h_n (one step), c_n is undefined for a cell
+  // without c. No graph is made.
   void run(const Tensor& y, const Tensor& hn, const Tensor& cn) const;
 
-  // Through the op: the same as new tensors
+  // Through the op: the same as new tensors. Not for one that casts.
   std::array<Tensor, 3> run_by_op() const;
 
  private:
   bool is_taken(const Tensor& t, at::IntArrayRef size);
   bool is_taken_or_none(const Tensor* t, at::IntArrayRef size);
+  bool has_taken_type(const Tensor& t) const;
+
+  // One of the layers: its first and its last direction among all; its own sizes
+  struct Layer {
+    int64_t first, last;
+    const LayerSizes& sizes;
+    const Walk& walk;
+  };
+  struct States {
+    const Tensor &h, &c;  // of all layers
+  };
+  // run_one(layer, below, above) for each, which reads below and writes above
+  template <class F>
+  void each_layer(const Tensor& y, const F& run_one) const;
+  void run_layer(const Layer& l, const States& in, const Tensor& below, const std::array<Weights, 2>& w,
+                 const Tensor& above, const States& out, at::ScalarType element) const;
+  void run_halves(const Tensor& y, const Tensor& hn, const Tensor& cn) const;
 };
 
 }  // namespace rnnfast
