@@ -1,15 +1,13 @@
-// A layer's tensors as the CPU's kernels read them, and back. What is little is converted without torch's
-// operators, each of which takes a microsecond, as much as a tenth of a step.
+// A layer's tensors as the CPU's kernels read and write them. Conversions are loops of ours: each of torch's
+// operators takes a microsecond or more, and a step of a small layer is ten of them.
 #pragma once
-#include <type_traits>
-
 #include "cpu/dispatch.h"
 #include "ops/arguments.h"
 #include "ops/memory.h"
 
 namespace rnnfast::cpu {
 
-// the dtype that the products of a layer of this dtype read; the rest is float, or double
+// the dtype that the products of a layer of this dtype read
 at::ScalarType element_type(const Kernels& k, at::ScalarType layer);
 
 // f(E()) for products that read this dtype
@@ -18,29 +16,39 @@ void with_element(at::ScalarType type, const F& f) {
   type == at::kDouble ? f(double()) : type == at::kBFloat16 ? f(Bfloat16()) : f(float());
 }
 
-template <class E>
-using TorchType = std::conditional_t<std::is_same_v<E, Bfloat16>, at::BFloat16, E>;
+// Memory for the kernels of a layer of dtype `layer`: the tensor's own, where it is as the kernel has it,
+// else memory that lives as long as this. The tensors may be of another dtype than the layer: their numbers
+// are rounded to the layer's on the way, as by t.to(layer). Null for an undefined tensor.
+class Operands {
+ public:
+  const at::ScalarType element;  // of what products read, and of y
+  const at::ScalarType sums;     // of all else
 
-template <class E>
-const E* in(const Tensor& t, int64_t offset = 0) {
-  return t.defined() ? reinterpret_cast<const E*>(t.const_data_ptr<TorchType<E>>()) + offset : nullptr;
-}
+  Operands(const Kernels& k, at::ScalarType layer);
 
-template <class E>
-E* out(const Tensor& t, int64_t offset = 0) {
-  return t.defined() && t.numel() ? reinterpret_cast<E*>(t.mutable_data_ptr<TorchType<E>>()) + offset
-                                  : nullptr;
-}
+  // t [.., n] as products read it: dense, and rows of bfloat16 are whole lines
+  const void* matrix(const Tensor& t);
+  // t as all else is read: dense
+  const void* values(const Tensor& t);
 
-// Each of these takes a tensor of any dtype of the four, and gives what `t.to(layer).to(type)` does: a layer
-// under autocast reads float32 rounded to bfloat16, say. What is so already is given as it is; undefined
-// stays undefined.
+  // where to write what `write_back` brings into t, which is dense, as numbers of this type
+  void* room(const Tensor& t, at::ScalarType type);
+  void write_back(const void* made, at::ScalarType type, const Tensor& t) const;
 
-// t in this dtype, dense
-Tensor read_as(const Kernels& k, const Tensor& t, at::ScalarType layer, at::ScalarType type);
-// t [.., n] as products read it: dense, of their dtype; rows of bfloat16 are whole lines
-Tensor operand(const Kernels& k, const Tensor& t, at::ScalarType layer);
-// into `to`, dense and of as many numbers; it may be the same memory
-void convert(const Kernels& k, const Tensor& t, at::ScalarType layer, const Tensor& to);
+ private:
+  const Kernels& k_;
+  const at::ScalarType layer_;
+  // the little ones, then blocks, of the last of which some is taken
+  static constexpr int64_t kNear = 8 << 10, kBlock = 256 << 10;
+  alignas(64) char near_[kNear];
+  char* next_ = near_;
+  int64_t left_ = kNear;
+  c10::SmallVector<Tensor, 2> blocks_;
+
+  void* take(int64_t bytes);
+  const void* read(const Tensor& t, at::ScalarType type, int64_t n, int64_t line);
+  void convert(const void* x, at::ScalarType from, void* y, at::ScalarType to, int64_t rows, int64_t n,
+               int64_t line) const;
+};
 
 }  // namespace rnnfast::cpu

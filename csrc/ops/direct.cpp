@@ -74,13 +74,14 @@ const void* frozen_of(PyObject* frozen, const Kernels& k, const Tensor& w_ih, co
 Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
   const Kernels& k = kernels();
   const at::ScalarType type = w_ih.scalar_type();
-  const Tensor ih = cpu::operand(k, w_ih, type), hh = cpu::operand(k, w_hh, type);
+  cpu::Operands o(k, type);
+  const void *const ih = o.matrix(w_ih), *const hh = o.matrix(w_hh);
   Tensor to;
-  cpu::with_element(cpu::element_type(k, type), [&](auto e) {
+  cpu::with_element(o.element, [&](auto e) {
     typedef decltype(e) E;
     ForwardParams<E> p{};
     p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
-    p.w_ih = cpu::in<E>(ih), p.w_hh = cpu::in<E>(hh);
+    p.w_ih = static_cast<const E*>(ih), p.w_hh = static_cast<const E*>(hh);
     const int gates = facts_of(mode).gates;
     const auto bytes = static_cast<int64_t>(k.layer(e).freeze(gates, p, nullptr));
     to = at::empty({bytes}, w_ih.options().dtype(at::kByte));

@@ -76,74 +76,37 @@ bool LayersCall::take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih
   return b_ih->defined() == first.b_ih.defined() && b_hh->defined() == first.b_hh.defined();
 }
 
-template <class F>
-void LayersCall::each_layer(const Tensor& y, const F& run_one) const {
+void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+  const Kernels& k = kernels();
   const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
   // layers write to y and to another in turn, the last one to y
   const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
   LayerSizes sizes = s;
-  for (int k = 0; k < L; ++k) {
-    const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
-    run_one(Layer{k * s.D, k * s.D + s.D - 1, sizes, storage.walk}, *below, *above);
+  cpu::Operands states(k, type);
+  const void *const h0 = states.values(*h), *const c0 = states.values(*c);
+  void *const h_out = states.room(hn, states.sums), *const c_out = states.room(cn, states.sums);
+  for (int i = 0; i < L; ++i) {
+    const Tensor* const above = (L - 1 - i) % 2 ? &other : &y;
+    const int64_t first = i * s.D, last = first + s.D - 1;
+    cpu::Operands o(k, type);
+    const auto direction = [&](int64_t d) -> WeightsOf<const void*> {
+      const Weights& w = weights[d];
+      const auto matrix = [&](const Tensor& t) { return frozen[d] ? nullptr : o.matrix(t); };
+      return {matrix(w.w_ih), matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), nullptr};
+    };
+    cpu::LayerMemory m{sizes, storage.walk, o.matrix(*below), h0, c0, {direction(first)}};
+    if (s.D > 1) m.weights[1] = direction(last);
+    m.frozen = {frozen[first], frozen[last]};
+    m.y = o.room(*above, o.element), m.hn = h_out, m.cn = c_out;
+    m.first = first;
+    cpu::run_forward(frozen[first] && frozen[last] ? "frozen" : "direct", k, m, o.element);
+    // one step of a cell has but one h
+    if (!above->is_same(hn)) o.write_back(m.y, o.element, *above);
     below = above;
     sizes.I = s.D * s.H;
   }
-}
-
-void LayersCall::run_layer(const Layer& l, const States& in, const Tensor& below,
-                           const std::array<Weights, 2>& w, const Tensor& above, const States& out,
-                           at::ScalarType element) const {
-  const bool all_frozen = frozen[l.first] && frozen[l.last];
-  cpu::run_forward(all_frozen ? "frozen" : "direct", kernels(),
-                   {l.sizes,
-                    l.walk,
-                    below,
-                    in.h,
-                    in.c,
-                    w,
-                    above,
-                    out.h,
-                    out.c,
-                    kNone,
-                    kNone,
-                    l.first,
-                    {frozen[l.first], frozen[l.last]}},
-                   element);
-}
-
-void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
-  if (at::isReducedFloatingType(type)) return run_halves(y, hn, cn);
-  each_layer(y, [&](const Layer& l, const Tensor& below, const Tensor& above) {
-    run_layer(l, {*h, *c}, below, {weights[l.first], weights[l.last]}, above, {hn, cn}, type);
-  });
-}
-
-// What the kernel does not read or write as it is goes through tensors of its own.
-void LayersCall::run_halves(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
-  const Kernels& k = kernels();
-  const at::ScalarType element = cpu::element_type(k, type);
-  const auto wide = [&](const Tensor& t) { return cpu::read_as(k, t, type, at::kFloat); };
-  const auto room = [](const Tensor& t, at::ScalarType of) {
-    return !t.defined() || t.scalar_type() == of ? t : kept_empty(t.sizes(), at::TensorOptions(of));
-  };
-  const Tensor h0 = wide(*h), c0 = wide(*c), h_out = room(hn, at::kFloat), c_out = room(cn, at::kFloat);
-  each_layer(y, [&](const Layer& l, const Tensor& below, const Tensor& above) {
-    // of packed weights the numbers are not read
-    const auto of_direction = [&](int64_t i) -> WeightsOf<Tensor> {
-      const Weights& w = weights[i];
-      const auto matrix = [&](const Tensor& t) { return frozen[i] ? Tensor() : cpu::operand(k, t, type); };
-      return {matrix(w.w_ih), matrix(w.w_hh), wide(w.b_ih), wide(w.b_hh), Tensor()};
-    };
-    const WeightsOf<Tensor> first = of_direction(l.first);
-    const WeightsOf<Tensor> last = s.D > 1 ? of_direction(l.last) : WeightsOf<Tensor>();
-    const Tensor out = room(above, element);
-    run_layer(l, {h0, c0}, cpu::operand(k, below, type), {as_read(first), as_read(last)}, out, {h_out, c_out},
-              element);
-    // one step of a cell has but one h
-    if (!above.is_same(hn) && (element != type || !out.is_same(above))) cpu::convert(k, out, type, above);
-  });
-  cpu::convert(k, h_out, type, hn);
-  if (cn.defined()) cpu::convert(k, c_out, type, cn);
+  states.write_back(h_out, states.sums, hn);
+  states.write_back(c_out, states.sums, cn);
 }
 
 std::array<Tensor, 3> LayersCall::run_by_op() const {

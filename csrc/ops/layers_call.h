@@ -58,8 +58,9 @@ struct LayersCall {
   // What comes out of a product has its dtype: an Elman cell's h. With more than one gate the new state is
   // mixed with the old one, which autocast leaves as it is.
   at::ScalarType result_type() const {
+    if (!casts || s.gates == 1 || one_operator) return type;
     const Tensor& state = c->defined() ? *c : h->defined() ? *h : *x;
-    return !casts || s.gates == 1 || one_operator ? type : c10::promoteTypes(state.scalar_type(), type);
+    return c10::promoteTypes(state.scalar_type(), type);
   }
   Tensor empty(at::IntArrayRef size) const { return kept_empty(size, at::TensorOptions(result_type())); }
   Tensor empty_cell() const { return s.has_cell ? empty(cell_size) : Tensor(); }
@@ -75,22 +76,6 @@ struct LayersCall {
   bool is_taken(const Tensor& t, at::IntArrayRef size);
   bool is_taken_or_none(const Tensor* t, at::IntArrayRef size);
   bool has_taken_type(const Tensor& t) const;
-
-  // One of the layers: its first and its last direction among all; its own sizes
-  struct Layer {
-    int64_t first, last;
-    const LayerSizes& sizes;
-    const Walk& walk;
-  };
-  struct States {
-    const Tensor &h, &c;  // of all layers
-  };
-  // run_one(layer, below, above) for each, which reads below and writes above
-  template <class F>
-  void each_layer(const Tensor& y, const F& run_one) const;
-  void run_layer(const Layer& l, const States& in, const Tensor& below, const std::array<Weights, 2>& w,
-                 const Tensor& above, const States& out, at::ScalarType element) const;
-  void run_halves(const Tensor& y, const Tensor& hn, const Tensor& cn) const;
 };
 
 }  // namespace rnnfast
