@@ -1,4 +1,4 @@
-"""Numbers of 16 bits and autocast, straight to the kernel: the bits and the dtypes of the way through the op."""
+"""16 bits and autocast, straight to the kernel: the bits and dtypes of the way through the op."""
 
 import contextlib
 import math
