@@ -129,22 +129,46 @@ struct States {
   bool are_given() const { return h && c && h->defined(); }
 };
 
+// What autocast casts, if it is on, and what comes of it
+using Autocast = std::optional<at::ScalarType>;
+
+// A weight as autocast has it: one that requires a gradient is cast once, and kept until its region ends
+class CastWeights {
+ public:
+  CastWeights(Autocast autocast, size_t n) : autocast_(autocast) {
+    if (autocast_) kept_.reserve(n);
+  }
+  const Tensor* operator()(const Tensor* t) {
+    if (!autocast_ || !t || !t->defined() || !t->requires_grad() || at::GradMode::is_enabled()) return t;
+    kept_.push_back(at::autocast::cached_cast(*autocast_, *t, at::kCPU));
+    return &kept_.back();
+  }
+
+ private:
+  const Autocast autocast_;
+  std::vector<Tensor> kept_;
+};
+
 // lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None) -> (h', c'), and its like -> h'
-Verdict take_cell(Mode mode, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
+Verdict take_cell(Mode mode, Autocast autocast, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
   const Tensor& x = a[0].toTensor();
   if (x.dim() != 2 || a[3].toTensor().dim() != 2) return kTensors;
-  LayersCall call(mode, x.scalar_type(), /*layers=*/1, x.device());
+  LayersCall call(mode, autocast.value_or(x.scalar_type()), /*layers=*/1, autocast.has_value(), x.device());
   LayerSizes& s = call.s;
   s.T = s.D = 1, s.B = x.size(0), s.I = x.size(1), s.H = s.P = a[3].toTensor().size(-1);
   const States states(a[1], s.has_cell);
+  CastWeights cast(autocast, 4);
+  const auto weight = [&](int i) { return cast(tensor_or_none(a[i])); };
   if (!states.are_given() || !call.take(&x, states.h, states.c, {s.B}) ||
-      !call.take(tensor_or_none(a[2]), tensor_or_none(a[3]), tensor_or_none(a[4]), tensor_or_none(a[5])))
+      !call.take(weight(2), weight(3), weight(4), weight(5)))
     return kTensors;
   call.graph &= !below_autograd;
   Tensor h, c;
   if (call.straight && !call.graph) {
     h = call.empty(call.state_size), c = call.empty_cell();
     call.run(h, h, c);
+  } else if (autocast) {
+    return kTensors;
   } else {
     auto [y, hn, cn] = call.run_by_op();
     h = std::move(hn), c = std::move(cn);
@@ -171,7 +195,8 @@ bool read_batch_sizes(const Tensor& batch_sizes, LayerSizes& s) {
 
 // lstm.input(x, hx, params, has_biases, layers, dropout, train, both, batch_first) -> (y, h_n, c_n),
 // lstm.data with batch_sizes after x and without batch_first, and their likes -> (y, h_n)
-Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_autograd, Stack& results) {
+Verdict take_layers(Mode mode, Autocast autocast, at::ArrayRef<IValue> a, bool packed, bool below_autograd,
+                    Stack& results) {
   const Tensor& given = a[0].toTensor();
   const Tensor* const batch_sizes = packed ? &a[1].toTensor() : &kNone;
   const size_t next = packed ? 2 : 1;
@@ -184,7 +209,9 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
   const bool batch_first = !packed && a[next + 7].toBool();
   const bool turned = batch_first && given.size(0) != 1 && given.size(1) != 1;
   const Tensor x = turned ? given.transpose(0, 1).contiguous() : given;
-  LayersCall call(mode, x.scalar_type(), static_cast<int>(layers), x.device());
+  LayersCall call(mode, autocast.value_or(x.scalar_type()), static_cast<int>(layers), autocast.has_value(),
+                  x.device());
+  call.one_operator = call.s.has_cell;
   LayerSizes& s = call.s;
   s.D = both ? 2 : 1, s.I = x.size(-1);
   s.packed = packed, s.batch_first = batch_first && !turned;
@@ -212,8 +239,9 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
   const States states(a[next], s.has_cell);
   if (!states.are_given() || !call.take(&x, states.h, states.c, {layers * s.D, s.B})) return kTensors;
   if (projected != s.projected) return kTensors;
+  CastWeights cast(autocast, weights.size());
   for (size_t i = 0; i < weights.size(); i += each) {
-    const auto at = [&](size_t place) { return &weights[i + place].toTensor(); };
+    const auto at = [&](size_t place) { return cast(&weights[i + place].toTensor()); };
     if (!call.take(at(0), at(1), biased ? at(2) : &kNone, biased ? at(3) : &kNone,
                    projected ? at(plain) : &kNone))
       return kTensors;
@@ -226,6 +254,8 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
     call.run(y, hn, cn);
     results.emplace_back(turned ? y.transpose(0, 1) : y), results.emplace_back(hn);
     if (s.has_cell) results.emplace_back(cn);
+  } else if (autocast) {
+    return kTensors;
   } else {
     auto [y, hn, cn] = call.run_by_op();
     results.emplace_back(turned ? y.transpose(0, 1) : std::move(y)), results.emplace_back(std::move(hn));
@@ -236,16 +266,14 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
 
 at::DeviceType gpu_or_cpu(const Tensor& x) { return x.is_cuda() ? at::kCUDA : at::kCPU; }
 
-bool has_kernel(at::ScalarType type) {
-  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-}
-
-Verdict take_as_it_is(const Operator& of, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
+Verdict take_as_it_is(const Operator& of, at::ArrayRef<IValue> a, bool below_autograd, Stack& results,
+                      Autocast autocast = std::nullopt) {
   const Tensor& x = a[0].toTensor();
   if (!has_kernel(x.scalar_type())) return kDtype;
   if (!LayersCall::is_plain(x, gpu_or_cpu(x))) return kTensors;  // before its sizes: a nested one has none
-  return of.form == kCell ? take_cell(of.mode, a, below_autograd, results)
-                          : take_layers(of.mode, a, /*packed=*/of.form == kData, below_autograd, results);
+  return of.form == kCell
+             ? take_cell(of.mode, autocast, a, below_autograd, results)
+             : take_layers(of.mode, autocast, a, /*packed=*/of.form == kData, below_autograd, results);
 }
 
 IValue cast_value(at::ScalarType type, const IValue& value) {
@@ -264,6 +292,9 @@ IValue cast_value(at::ScalarType type, const IValue& value) {
 // whole.
 Verdict take_cast(const Operator& of, at::ScalarType type, at::ArrayRef<IValue> a, bool below_autograd,
                   Stack& results) {
+  // Straight to the kernel, which casts so as it reads and writes; for all else tensors that are cast
+  if (at::isReducedFloatingType(type) && take_as_it_is(of, a, below_autograd, results, type) == kTaken)
+    return kTaken;
   std::vector<IValue> cast;
   for (const IValue& value : a) cast.push_back(cast_value(type, value));
   const Verdict verdict = take_as_it_is(of, cast, below_autograd, results);
