@@ -30,6 +30,7 @@ SOURCES = [
     "csrc/ops/gradients.cpp",
     "csrc/ops/layer.cpp",
     "csrc/ops/cpu_layer.cpp",
+    "csrc/ops/cpu_tensors.cpp",
     "csrc/ops/cpu_deep.cpp",
     "csrc/ops/layers_call.cpp",
     "csrc/ops/direct.cpp",

@@ -10,14 +10,12 @@ import torch
 from .ops import _C
 
 _aten = _C.aten
-_KEYS = {  # where our kernels stand -> the key whose kernel they are in front of
-    torch._C.DispatchKey.AutogradCPU: torch._C.DispatchKey.AutogradCPU,
-    torch._C.DispatchKey.BackendSelect: torch._C.DispatchKey.CPU,
-}
+_KEY = torch._C.DispatchKey
+_AUTOGRAD = (_KEY.AutogradCPU, _KEY.AutogradCUDA)  # where our kernels stand, and at BackendSelect
 _lock = threading.RLock()
 _asked = False  # by enable, and disable has not ended it
 _blocks = 0  # `with enabled():` that have begun and not ended
-_python_kernels = []  # (operator, key) of those that were added to torch's Python dispatcher
+_hidden = []  # operators of whose kernels by us torch's Python dispatcher is not told
 
 
 def enable() -> None:
@@ -26,9 +24,9 @@ def enable() -> None:
     `torch.nn.LSTM`, `GRU`, `RNN` and their cells, what derives from them, `torch.lstm` and its likes,
     TorchScript and traces: all of them call torch's operators `aten::lstm`, `gru`, `rnn_tanh`, `rnn_relu` and
     `*_cell`, and these are what is replaced. Calls that rnnfast cannot take go to torch's own kernels as
-    without it: of tensors that are not on the CPU, in a trace, `torch.compile`, `torch.export` or another
-    mode, under `torch.func` transforms and forward-mode AD. `rnnfast.info.counts()` says how many calls were
-    taken, and why others were not.
+    without it: of tensors on a GPU that this build has no kernels for, in `torch.compile`, `torch.export`,
+    `make_fx` or another mode, under `torch.func` transforms and forward-mode AD.
+    `rnnfast.info.counts()` says how many calls were taken, and why others were not.
 
     Twice is as once, and `disable` ends it. Call it before other threads run recurrent layers: torch's tables
     are changed, and torch does not wait for those that look into them.
@@ -113,8 +111,9 @@ def _on():
 
 def _overloads():
     for name in _aten.operators():
-        packet, _, overload = name.removeprefix("aten::").partition(".")
-        yield getattr(getattr(torch.ops.aten, packet), overload or "default")
+        space, _, rest = name.partition("::")
+        packet, _, overload = rest.partition(".")
+        yield getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
 
 
 def _install():
@@ -123,24 +122,39 @@ def _install():
         warnings.warn(
             f"rnnfast.enable: this torch has no {', '.join(lacking)}; the others are replaced", stacklevel=3
         )
-    # What torch's Python dispatcher (of torch.compile, torch.export) runs in the place of the operator: where
-    # torch has Python for it, that comes first also at the keys where our kernels stand.
-    in_python = []
-    for op in _overloads():
-        for key, behind in _KEYS.items():
-            resolved = torch._ops.resolve_key(op, behind)
-            if resolved in op.py_kernels and key not in op.py_kernels:
-                in_python.append((op, key, op.py_kernels[resolved]))
+    in_python = [(op, _kernel_in_python(op)) for op in _overloads()]
     _aten.install(True)
-    for op, key, kernel in in_python:
-        op.py_kernels[key] = kernel
-        op._dispatch_cache.clear()
-        _python_kernels.append((op, key))
+    for op, kernel in in_python:
+        _hide(op, kernel)
 
 
 def _uninstall():
     _aten.install(False)
-    while _python_kernels:
-        op, key = _python_kernels.pop()
-        del op.py_kernels[key]
+    while _hidden:
+        op = _hidden.pop()
+        del op.has_kernel_for_dispatch_key
+        op.py_kernels.pop(_KEY.BackendSelect, None)
         op._dispatch_cache.clear()
+
+
+# torch's Python dispatcher (of torch.compile, torch.export) asks an operator for its kernel at a key. Where
+# torch has Python for the operator, that has to come first at our keys too; and torch.export writes other
+# Python into `py_kernels` for a while, where nothing stands.
+
+
+def _kernel_in_python(op):
+    """What it runs below autograd, in the place where BackendSelect then comes to ours; or None."""
+    return op.py_kernels.get(torch._ops.resolve_key(op, _KEY.CPU))
+
+
+def _hide(op, kernel):
+    asked = op.has_kernel_for_dispatch_key
+
+    def has_kernel_for_dispatch_key(key):
+        return key in op.py_kernels if key in _AUTOGRAD else asked(key)
+
+    op.has_kernel_for_dispatch_key = has_kernel_for_dispatch_key
+    if kernel is not None:
+        op.py_kernels[_KEY.BackendSelect] = kernel
+    op._dispatch_cache.clear()
+    _hidden.append(op)

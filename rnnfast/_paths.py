@@ -187,7 +187,7 @@ def try_layers(mode, parameters, x, h, c, how, frozen=None):
 def freeze(mode, w_ih, w_hh):
     """The weights of one direction of a layer, packed once: `frozen` of `try_cell` and `try_layers`.
 
-    mode is that of `layers`; w_ih [G·H, I] and w_hh [G·H, H], float32 or float64 on the CPU, G gates. As long
+    mode is that of `layers`; w_ih [G·H, I] and w_hh [G·H, H], of one dtype, on the CPU, G gates. As long
     as these are the tensors of a call that records no graph, and torch counts no change of them (`_version`,
     their place in memory), it reads the packed ones; else the weights themselves.
     """

@@ -81,12 +81,17 @@ def run(module, x, with_state, grad):
         out = floating(leaves(module(x, state)))
     if grad != "grad":
         return out
-    total = sum((t.float() * torch.linspace(-1, 2, t.numel()).view(t.shape)).sum() for t in out)
+    total = sum(
+        (t.float() * torch.linspace(-1, 2, t.numel(), device=t.device).view(t.shape)).sum() for t in out
+    )
     return [*out, *torch.autograd.grad(total, list(module.parameters()))]
 
 
-def results(n):
-    return [[name, [t.detach().clone() for t in run(*case)]] for name, *case in itertools.islice(cases(n), n)]
+def results(n, device="cpu"):
+    return [
+        [name, [t.detach().clone() for t in run(module.to(device), x.to(device), *how)]]
+        for name, module, x, *how in itertools.islice(cases(n), n)
+    ]
 
 
 if __name__ == "__main__":

@@ -305,3 +305,36 @@ def test_two_processes_of_torchrun_train_alike(tmp_path):
         said.append(found.stdout.split(" ", 1))
     (plain, none), (on, counts) = said
     assert plain == on and none.strip() == "{}" and counts.strip() == "{'aten::lstm.input': {'taken': 3}}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("asked", [True, False], ids=["autocast", "own"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_without_a_graph_halves_and_autocast_go_straight_with_the_bits_of_the_op(kind, asked, dtype):
+    layer = not kind.endswith("Cell")
+    for options in OPTIONS if layer else [{}]:
+        if "proj_size" in options:  # by the op
+            continue
+        given = torch.float32 if asked else dtype
+        module = getattr(nn, kind)(4, 6, **options, dtype=given)
+        x = draw(5, 3, 4, dtype=given) if layer else draw(3, 4, dtype=given)
+        with rnnfast.enabled(), torch.autocast("cpu", dtype, enabled=asked):
+            by_op = module(x)
+            assert rnnfast.info.last_run()["op"] == "recurrent"
+            for context in torch.no_grad, torch.inference_mode:
+                with context():
+                    straight = module(x)
+                assert rnnfast.info.last_run()["op"] == "direct"
+                same(straight, by_op, rtol=0, atol=0)
+    assert taken() and not passed()
+
+
+def test_autocast_keeps_what_it_cast_of_a_weight_until_its_region_ends():
+    module, x = nn.GRU(4, 6), draw(5, 3, 4, dtype=torch.float32)
+    with torch.no_grad(), rnnfast.enabled():
+        with torch.autocast("cpu", torch.bfloat16):
+            first = module(x)[0]
+            module.weight_hh_l0.mul_(2)
+            assert torch.equal(module(x)[0], first)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not torch.equal(module(x)[0], first)

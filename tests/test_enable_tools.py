@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 
+import onnx
 import pytest
 import torch
 from enable_helpers import off, passed, taken  # noqa: F401 (a fixture)
@@ -42,6 +43,7 @@ def graphs(kind):
     program = torch.export.export(nn.Sequential(module), (x,))
     found["export"] = nodes(program.graph_module)
     found["decomposed"] = nodes(program.run_decompositions().graph_module)
+    found["left whole"] = nodes(program.run_decompositions({}).graph_module)
     with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad():
         for name, aot in (("compile", False), ("aot", True)):
             torch._dynamo.reset()
@@ -67,13 +69,40 @@ def test_torchs_tools_see_the_same_operators(kind):
     assert graphs(kind) == expected
 
 
+def onnx_operators(module, x, path, dynamo):
+    """The types of the nodes of a module's export in order, those of inner graphs after their own."""
+    torch.onnx.export(module, (x,), str(path), external_data=False, verbose=False, dynamo=dynamo)
+
+    def types(graph):
+        for node in graph.node:
+            yield node.op_type
+            for attribute in node.attribute:
+                yield from types(attribute.g)
+
+    return list(types(onnx.load(path).graph))
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch's exporters say of themselves
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_an_export_to_onnx_has_the_same_nodes(kind, dynamo, tmp_path):
+    module = getattr(nn, kind)(4, 5, num_layers=2, bidirectional=True).eval()
+    x = draw(3, 2, 4, dtype=torch.float32)
+    expected = onnx_operators(module, x, tmp_path / "model.onnx", dynamo)
+    assert len(expected) > 1 and (dynamo or expected.count(kind) == 2)
+    with rnnfast.enabled():
+        assert onnx_operators(module, x, tmp_path / "model.onnx", dynamo) == expected
+    # the values beside torch.jit's trace are by rnnfast; what it records is torch's operator
+    assert taken() == (0 if dynamo else 1) and not passed()
+
+
 def tables():
     """The dispatcher's table of each operator, as torch prints it."""
     return {name: torch._C._dispatch_dump_table(name) for name in _C.aten.operators()}
 
 
 def python_kernels():
-    return {op: set(op.py_kernels) for op in _enable._overloads()}
+    return {op: (set(op.py_kernels), set(vars(op))) for op in _enable._overloads()}
 
 
 def test_off_is_as_if_it_had_never_been_on():
@@ -191,12 +220,54 @@ def test_threads_call_while_another_toggles():
     raise AssertionError("our kernels stay")
 
 
-def test_beside_another_replacement_there_is_one_sentence():
+OTHERS = ["CPU", "CUDA", "Autograd", "AutogradCPU", "AutogradCUDA", "BackendSelect"]
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_beside_another_replacement_there_is_one_sentence(key):
     with torch.library._scoped_library("aten", "IMPL") as library:
-        library.impl("gru.input", lambda *args: None, "CPU")
+        library.impl("gru.input", lambda *args: None, key)
         with pytest.raises(
-            RuntimeError, match="^rnnfast.enable: aten::gru.input has a kernel at CPU already"
+            RuntimeError, match=f"^rnnfast.enable: aten::gru.input has a kernel at {key} already"
         ):
             rnnfast.enable()
         assert not _C.aten.is_installed() and not _C.aten.is_active()
     rnnfast.enable()
+
+
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")  # torch's, at a key of ours
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+@pytest.mark.parametrize("key", ["CPU", "AutogradCPU", "BackendSelect"])
+def test_a_replacement_made_later_may_end_before_or_after_ours(key, first):
+    module, x, before = nn.GRU(4, 6), draw(5, 3, 4, dtype=torch.float32), tables()
+    ran = []
+
+    def theirs(x, hx, *_):
+        ran.append(key)
+        return x.new_zeros(5, 3, 6), hx
+
+    def call(grad):
+        with grad():
+            return module(x)[0]
+
+    with torch.no_grad():
+        expected = module(x)[0]
+    rnnfast.enable()
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("gru.input", theirs, key)
+        call(torch.enable_grad), call(torch.inference_mode)
+        # of two at one key the later one is called; in front of a backend ours is
+        assert len(ran) == (key != "CPU") and taken() == 2 - len(ran)
+        if first == "ours":
+            rnnfast.disable()
+            ran.clear()
+            call(torch.enable_grad), call(torch.inference_mode)
+            assert ran == [key] * (2 if key == "CPU" else 1)
+    if first == "theirs":
+        same(call(torch.enable_grad), expected)
+        rnnfast.disable()
+    ran.clear()
+    assert torch.equal(call(torch.enable_grad), expected) and torch.equal(
+        call(torch.inference_mode), expected
+    )
+    assert not ran and tables() == before

@@ -214,9 +214,9 @@ def test_what_cannot_be_frozen():
             rnnfast.freeze(model)
         assert model[0]._frozen is None
 
-    refused(
-        rnnfast.GRUCell(5, 19, dtype=torch.bfloat16).eval(), r"float32 or float64 .* got BFloat16 .*\(in 1\)"
-    )
+    whole = rnnfast.GRUCell(5, 19).eval()
+    whole.weight_ih = torch.nn.Parameter(torch.zeros(57, 5, dtype=torch.int32), requires_grad=False)
+    refused(whole, r"float32, float64, bfloat16 or float16 .* got Int .*\(in 1\)")
     refused(rnnfast.GRU(5, 19, device="meta").eval(), "on the CPU, got Float on meta")
     refused(rnnfast.GRU(5, 19), "expected a model in eval mode, got 1 in training mode: call model.eval")
     turned = rnnfast.RNN(5, 19).eval()

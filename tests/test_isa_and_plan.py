@@ -59,7 +59,7 @@ def test_every_machine_has_the_generic_instruction_set_and_no_name_twice():
 
 def test_the_machine_uses_the_instruction_sets_its_cpu_lists():
     listed = Path("/proc/cpuinfo").read_text().split()
-    assert ("avx2" in ISAS) == ({"avx2", "fma"} <= set(listed))
+    assert ("avx2" in ISAS) == ({"avx2", "fma", "f16c"} <= set(listed))
     avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(listed)
     assert ("avx512" in ISAS) == avx512
     bf16 = avx512 and "avx512_bf16" in listed

@@ -17,3 +17,6 @@
 #define RNNFAST_MASKED_STORE(p, v, n)                                                                    \
   (sizeof *(p) == 4 ? _mm512_mask_storeu_epi32(p, 0xffffu >> (16 - (n)), __builtin_bit_cast(__m512i, v)) \
                     : _mm512_mask_storeu_epi64(p, 0xffu >> (8 - (n)), __builtin_bit_cast(__m512i, v)))
+#define RNNFAST_WIDEN_F16(v) _mm512_maskz_cvtph_ps(0xffff, __builtin_bit_cast(__m256i, v))
+#define RNNFAST_ROUND_F16(v) \
+  __builtin_bit_cast(bits16, _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))

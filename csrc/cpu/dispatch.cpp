@@ -8,8 +8,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(RNNFAST_X86) && defined(__linux__)
+#ifdef RNNFAST_X86
 #include <cpuid.h>
+#endif
+#if defined(RNNFAST_X86) && defined(__linux__)
 #include <syscall.h>
 #endif
 
@@ -31,7 +33,7 @@ extern const LayerKernels<Bfloat16> kLayer;
 namespace amx_bf16 {
 extern const LayerKernels<Bfloat16> kLayer;
 extern const KernelsOf<float> kFloat32;
-}
+}  // namespace amx_bf16
 #endif
 
 namespace {
@@ -48,6 +50,13 @@ Kernels avx512_with(const char* name, const LayerKernels<Bfloat16>& bf16, bool m
   k.bf16 = &bf16;
   k.matrix_unit = matrix_unit;
   return k;
+}
+
+// older compilers do not ask for it by name
+bool has_f16c() {
+  constexpr unsigned kF16c = 1u << 29;  // leaf 1, ecx
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & kF16c);
 }
 
 // Whether there is a matrix unit for bfloat16, and the system lets this process use it: its registers are
@@ -86,7 +95,7 @@ const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
       {&generic::kKernels, true},
 #ifdef RNNFAST_X86
-      {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()},
       {&avx512::kKernels, avx512},
       {&avx512_bf16, bf16},
       {&amx_bf16, bf16 && has_amx()},

@@ -29,15 +29,23 @@ struct KernelsOf {
   void (*math)(char function, const A* x, A* y, int64_t n);
 };
 
+// n numbers that are stored in 16 bits, to float and, to the nearest, ties to even, back
+struct Conversion {
+  void (*widen)(const uint16_t* x, float* y, int64_t n);
+  void (*round_off)(const float* x, uint16_t* y, int64_t n);
+};
+
 struct Kernels {
   const char* name;
   int vector_bytes;
   KernelsOf<float> f32;
   KernelsOf<double> f64;
+  Conversion of_bfloat16, of_half;
   const LayerKernels<Bfloat16>* bf16;  // null: this set has no products of bfloat16
   bool matrix_unit;                    // which they are made by
-  const Kernels* many_rows = nullptr;  // the same set, whose f32 has that unit make products of parts of floats
-  bool float_parts = false;            // whether this is such a one
+  const Kernels* many_rows =
+      nullptr;               // the same set, whose f32 has that unit make products of parts of floats
+  bool float_parts = false;  // whether this is such a one
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }

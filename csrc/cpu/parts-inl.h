@@ -9,10 +9,11 @@
 // instruction set's namespace, before product-inl.h. No guard on purpose.
 
 constexpr int kParts = 3;
-constexpr int64_t kTileNumbers = 32;                 // of k
-constexpr int64_t kTileFloats = 16 * 16;             // the room of a tile
-constexpr int64_t kPartsRow = 64 / sizeof(float);    // of a tile
-constexpr int64_t kVectorTail = 2 * 64 / sizeof(float);  // scales of a vector of columns, and whether to mind them
+constexpr int64_t kTileNumbers = 32;               // of k
+constexpr int64_t kTileFloats = 16 * 16;           // the room of a tile
+constexpr int64_t kPartsRow = 64 / sizeof(float);  // of a tile
+constexpr int64_t kVectorTail =
+    2 * 64 / sizeof(float);  // scales of a vector of columns, and whether to mind them
 
 // Floats that a packed vector of columns takes: [K / 32, part, word, column], its low parts first, then the
 // scales

@@ -34,7 +34,7 @@ struct BandOperands {
   const char *a, *b;
   int64_t a_step, b_vector, K, upper;
 };
-constexpr int64_t kSplitRow = kParts * 64;         // bytes of a row of A, of 32 numbers
+constexpr int64_t kSplitRow = kParts * 64;  // bytes of a row of A, of 32 numbers
 constexpr int64_t kTileBytes = 1024, kTileStep = kParts * kTileBytes;
 enum Part3 { kLow, kMiddle, kHigh };  // of B; of A they stand the other way around
 
@@ -73,7 +73,8 @@ RNNFAST_INLINE void multiply_tall(const BandOperands& band, BandSums& sums) {
   const int64_t lower = band.upper * kSplitRow;
   for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
     const auto load_a = [&](int64_t part) {
-      each<2>([&](auto half) { load_tile<kTileA + half.value>(a + half.value * lower + 64 * part, kSplitRow); });
+      each<2>(
+          [&](auto half) { load_tile<kTileA + half.value>(a + half.value * lower + 64 * part, kSplitRow); });
     };
     const auto load_b = [&](int64_t part) {
       each<kCount>(
@@ -91,7 +92,8 @@ RNNFAST_INLINE void multiply_tall(const BandOperands& band, BandSums& sums) {
     load_a(0), multiply();
     load_a(2), multiply();
   }
-  each_sum([&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * band.upper], 64); });
+  each_sum(
+      [&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * band.upper], 64); });
 }
 
 // The sums of `count` vectors, at most 4, of which a tall band makes two at a time

@@ -270,7 +270,8 @@ struct Packed {
       for (int64_t g = 0; g < gates; ++g)
         for (int64_t v = p.begin; v < p.end; ++v, to += vector_size())
           if (source.straight)
-            pack_parts_straight(to, [&](int64_t k) { return source.row(k) + v * L; }, units - v * L, numbers, K);
+            pack_parts_straight(
+                to, [&](int64_t k) { return source.row(k) + v * L; }, units - v * L, numbers, K);
           else
             pack_parts_turned(to, at(g, v, 0), source.ld, units - v * L, numbers, K);
       return;

@@ -2,9 +2,11 @@
 // to torch's kernel as if nothing stood in between.
 //
 // torch's operators are made of others (CompositeImplicitAutograd), so tools take them apart unless a backend
-// has a kernel of its own. Hence ours stand at two keys that are no backend: AutogradCPU, where a call on the
-// CPU comes first, and BackendSelect, where it comes first in inference mode or below autograd, after all
+// has a kernel of its own. Hence ours stand at keys that are no backend: AutogradCPU and AutogradCUDA, where
+// a call comes first, and BackendSelect, where it comes first in inference mode or below autograd, after all
 // modes.
+//
+// torch's quantized operators are counted and always passed on.
 #include "ops/aten.h"
 
 #include <ATen/autocast_mode.h>
@@ -25,14 +27,36 @@ using c10::DispatchKey;
 using c10::DispatchKeySet;
 using c10::IValue;
 
-enum Verdict { kTaken, kRegion, kInterposed, kTensors, kDtype, kBatchSizes, kVerdicts };
+#ifdef RNNFAST_CUDA
+constexpr bool kGpuKernels = true;
+#else
+constexpr bool kGpuKernels = false;
+#endif
+
+enum Verdict {
+  kTaken,
+  kQuantized,
+  kRegion,
+  kInterposed,
+  kTensors,
+  kDtype,
+  kBatchSizes,
+  kNoGpuKernels,
+  kGpuAutocast,
+  kGpuDropout,
+  kVerdicts
+};
 constexpr const char* kNames[kVerdicts] = {
     "taken",
+    "a quantized operator",
     "a region that passes on",
     "a mode, a transform or a trace",
-    "tensors that are not plain ones of one dtype on the CPU, or of a size that does not fit",
+    "tensors that are not plain ones of one dtype and device, or of a size that does not fit",
     "a dtype without a kernel",
-    "batch_sizes that are none of packed rows"};
+    "batch_sizes that are none of packed rows",
+    "a GPU, for which this build has no kernels",
+    "autocast of a layer on a GPU",
+    "dropout between layers on a GPU"};
 
 std::atomic<bool> active = false;
 
@@ -52,7 +76,7 @@ thread_local bool passing_on = false;
 
 using Counts = std::array<std::atomic<int64_t>, kVerdicts>;
 
-enum Form { kInput, kData, kCell };
+enum Form { kInput, kData, kCell, kOnlyCounted };
 
 struct Operator {
   std::string name, overload;  // "aten::lstm", "input"
@@ -66,7 +90,7 @@ struct Operator {
   }
 };
 
-// every cell of ours that torch may have, in each form
+// every cell of ours that torch may have, in each form, and quantized
 std::vector<Operator*>& all() {
   static std::vector<Operator*> list = [] {
     std::vector<Operator*> made;
@@ -75,6 +99,11 @@ std::vector<Operator*>& all() {
       made.push_back(new Operator{name, "input", cell.mode, kInput});
       made.push_back(new Operator{name, "data", cell.mode, kData});
       made.push_back(new Operator{name + "_cell", "", cell.mode, kCell});
+      const std::string quantized = std::string("quantized_") + cell.name;
+      for (const char* overload : {"input", "data", "input_legacy", "data_legacy"})
+        made.push_back(new Operator{"aten::" + quantized, overload, cell.mode, kOnlyCounted});
+      made.push_back(new Operator{"aten::" + quantized + "_cell", "", cell.mode, kOnlyCounted});
+      made.push_back(new Operator{"quantized::" + quantized + "_cell_dynamic", "", cell.mode, kOnlyCounted});
     }
     return made;
   }();
@@ -100,22 +129,46 @@ struct States {
   bool are_given() const { return h && c && h->defined(); }
 };
 
+// What autocast casts, if it is on, and what comes of it
+using Autocast = std::optional<at::ScalarType>;
+
+// A weight as autocast has it: one that requires a gradient is cast once, and kept until its region ends
+class CastWeights {
+ public:
+  CastWeights(Autocast autocast, size_t n) : autocast_(autocast) {
+    if (autocast_) kept_.reserve(n);
+  }
+  const Tensor* operator()(const Tensor* t) {
+    if (!autocast_ || !t || !t->defined() || !t->requires_grad() || at::GradMode::is_enabled()) return t;
+    kept_.push_back(at::autocast::cached_cast(*autocast_, *t, at::kCPU));
+    return &kept_.back();
+  }
+
+ private:
+  const Autocast autocast_;
+  std::vector<Tensor> kept_;
+};
+
 // lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None) -> (h', c'), and its like -> h'
-Verdict take_cell(Mode mode, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
+Verdict take_cell(Mode mode, Autocast autocast, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
   const Tensor& x = a[0].toTensor();
   if (x.dim() != 2 || a[3].toTensor().dim() != 2) return kTensors;
-  LayersCall call(mode, x.scalar_type(), /*layers=*/1);
+  LayersCall call(mode, autocast.value_or(x.scalar_type()), /*layers=*/1, autocast.has_value(), x.device());
   LayerSizes& s = call.s;
   s.T = s.D = 1, s.B = x.size(0), s.I = x.size(1), s.H = s.P = a[3].toTensor().size(-1);
   const States states(a[1], s.has_cell);
+  CastWeights cast(autocast, 4);
+  const auto weight = [&](int i) { return cast(tensor_or_none(a[i])); };
   if (!states.are_given() || !call.take(&x, states.h, states.c, {s.B}) ||
-      !call.take(tensor_or_none(a[2]), tensor_or_none(a[3]), tensor_or_none(a[4]), tensor_or_none(a[5])))
+      !call.take(weight(2), weight(3), weight(4), weight(5)))
     return kTensors;
   call.graph &= !below_autograd;
   Tensor h, c;
   if (call.straight && !call.graph) {
     h = call.empty(call.state_size), c = call.empty_cell();
     call.run(h, h, c);
+  } else if (autocast) {
+    return kTensors;
   } else {
     auto [y, hn, cn] = call.run_by_op();
     h = std::move(hn), c = std::move(cn);
@@ -142,7 +195,8 @@ bool read_batch_sizes(const Tensor& batch_sizes, LayerSizes& s) {
 
 // lstm.input(x, hx, params, has_biases, layers, dropout, train, both, batch_first) -> (y, h_n, c_n),
 // lstm.data with batch_sizes after x and without batch_first, and their likes -> (y, h_n)
-Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_autograd, Stack& results) {
+Verdict take_layers(Mode mode, Autocast autocast, at::ArrayRef<IValue> a, bool packed, bool below_autograd,
+                    Stack& results) {
   const Tensor& given = a[0].toTensor();
   const Tensor* const batch_sizes = packed ? &a[1].toTensor() : &kNone;
   const size_t next = packed ? 2 : 1;
@@ -155,7 +209,9 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
   const bool batch_first = !packed && a[next + 7].toBool();
   const bool turned = batch_first && given.size(0) != 1 && given.size(1) != 1;
   const Tensor x = turned ? given.transpose(0, 1).contiguous() : given;
-  LayersCall call(mode, x.scalar_type(), static_cast<int>(layers));
+  LayersCall call(mode, autocast.value_or(x.scalar_type()), static_cast<int>(layers), autocast.has_value(),
+                  x.device());
+  call.one_operator = call.s.has_cell;
   LayerSizes& s = call.s;
   s.D = both ? 2 : 1, s.I = x.size(-1);
   s.packed = packed, s.batch_first = batch_first && !turned;
@@ -167,7 +223,8 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
     s.T = x.size(s.batch_first ? 1 : 0), s.B = x.size(s.batch_first ? 0 : 1);
   }
   if (train && layers > 1) call.dropout = a[next + 4].toDouble();
-  if (!(call.dropout >= 0 && call.dropout <= 1)) return kTensors;  // NaN, too
+  if (!(call.dropout >= 0 && call.dropout <= 1)) return kTensors;     // NaN, too
+  if (call.dropout > 0 && !call.device.is_cpu()) return kGpuDropout;  // cuDNN draws masks in a way of its own
   const size_t each = weights.size() / (layers * s.D), plain = biased ? 4 : 2;
   const bool projected = s.has_cell && each == plain + 1;
   if (weights.size() % (layers * s.D) || (each != plain && !projected)) return kTensors;
@@ -182,8 +239,9 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
   const States states(a[next], s.has_cell);
   if (!states.are_given() || !call.take(&x, states.h, states.c, {layers * s.D, s.B})) return kTensors;
   if (projected != s.projected) return kTensors;
+  CastWeights cast(autocast, weights.size());
   for (size_t i = 0; i < weights.size(); i += each) {
-    const auto at = [&](size_t place) { return &weights[i + place].toTensor(); };
+    const auto at = [&](size_t place) { return cast(&weights[i + place].toTensor()); };
     if (!call.take(at(0), at(1), biased ? at(2) : &kNone, biased ? at(3) : &kNone,
                    projected ? at(plain) : &kNone))
       return kTensors;
@@ -196,6 +254,8 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
     call.run(y, hn, cn);
     results.emplace_back(turned ? y.transpose(0, 1) : y), results.emplace_back(hn);
     if (s.has_cell) results.emplace_back(cn);
+  } else if (autocast) {
+    return kTensors;
   } else {
     auto [y, hn, cn] = call.run_by_op();
     results.emplace_back(turned ? y.transpose(0, 1) : std::move(y)), results.emplace_back(std::move(hn));
@@ -204,15 +264,16 @@ Verdict take_layers(Mode mode, at::ArrayRef<IValue> a, bool packed, bool below_a
   return kTaken;
 }
 
-bool has_kernel(at::ScalarType type) {
-  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-}
+at::DeviceType gpu_or_cpu(const Tensor& x) { return x.is_cuda() ? at::kCUDA : at::kCPU; }
 
-Verdict take_as_it_is(const Operator& of, at::ArrayRef<IValue> a, bool below_autograd, Stack& results) {
-  if (!has_kernel(a[0].toTensor().scalar_type())) return kDtype;
-  if (!LayersCall::is_plain(a[0].toTensor())) return kTensors;  // before its sizes: a nested one has none
-  return of.form == kCell ? take_cell(of.mode, a, below_autograd, results)
-                          : take_layers(of.mode, a, /*packed=*/of.form == kData, below_autograd, results);
+Verdict take_as_it_is(const Operator& of, at::ArrayRef<IValue> a, bool below_autograd, Stack& results,
+                      Autocast autocast = std::nullopt) {
+  const Tensor& x = a[0].toTensor();
+  if (!has_kernel(x.scalar_type())) return kDtype;
+  if (!LayersCall::is_plain(x, gpu_or_cpu(x))) return kTensors;  // before its sizes: a nested one has none
+  return of.form == kCell
+             ? take_cell(of.mode, autocast, a, below_autograd, results)
+             : take_layers(of.mode, autocast, a, /*packed=*/of.form == kData, below_autograd, results);
 }
 
 IValue cast_value(at::ScalarType type, const IValue& value) {
@@ -231,6 +292,9 @@ IValue cast_value(at::ScalarType type, const IValue& value) {
 // whole.
 Verdict take_cast(const Operator& of, at::ScalarType type, at::ArrayRef<IValue> a, bool below_autograd,
                   Stack& results) {
+  // Straight to the kernel, which casts so as it reads and writes; for all else tensors that are cast
+  if (at::isReducedFloatingType(type) && take_as_it_is(of, a, below_autograd, results, type) == kTaken)
+    return kTaken;
   std::vector<IValue> cast;
   for (const IValue& value : a) cast.push_back(cast_value(type, value));
   const Verdict verdict = take_as_it_is(of, cast, below_autograd, results);
@@ -249,15 +313,22 @@ Verdict take_cast(const Operator& of, at::ScalarType type, at::ArrayRef<IValue> 
 }
 
 Verdict take(const Operator& of, at::ArrayRef<IValue> arguments, bool below_autograd, Stack& results) {
+  if (of.form == kOnlyCounted) return kQuantized;
   if (passing_on) return kRegion;
   if (interposed()) return kInterposed;
-  const auto type = autocast_type();
+  const Tensor& x = arguments[0].toTensor();
+  if (x.is_cuda() && !kGpuKernels) return kNoGpuKernels;
+  const auto type = autocast_type(gpu_or_cpu(x));
   if (!type) return take_as_it_is(of, arguments, below_autograd, results);
-  if (!has_kernel(arguments[0].toTensor().scalar_type())) return kDtype;
+  // A cell on a GPU has been cast when it comes here, by torch's kernel at AutocastCUDA, which then turns
+  // autocast off: its results are of autocast's dtype. A layer has not: cuDNN's are cast to float16, whatever
+  // the dtype that autocast asks for, other ones step by step, and which it will be is torch's to say.
+  if (x.is_cuda()) return kGpuAutocast;
+  if (!has_kernel(x.scalar_type())) return kDtype;
   return take_cast(of, *type, arguments, below_autograd, results);
 }
 
-// The kernel at one of the two keys
+// The kernel at one of the keys
 struct Replacement : c10::OperatorKernel {
   Operator* const of;
   const bool below_autograd;
@@ -289,9 +360,24 @@ struct Replacement : c10::OperatorKernel {
   }
 };
 
+constexpr DispatchKey kKeys[] = {DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
+                                 DispatchKey::BackendSelect};
+// where torch has no kernel of the operators that are taken; and what stands there would be hidden, or hide
+// us
+constexpr DispatchKey kKeysOfOthers[] = {DispatchKey::AutogradCPU,  DispatchKey::AutogradCUDA,
+                                         DispatchKey::Autograd,     DispatchKey::CPU,
+                                         DispatchKey::CUDA,         DispatchKey::CompositeExplicitAutograd,
+                                         DispatchKey::BackendSelect};
+
 std::mutex mutex;
 // while installed; whatever is there as the process ends stays, for the dispatcher may have ended before
 std::vector<torch::Library>* registered = nullptr;
+
+// Quantized layers and torch's dynamic cells are of one backend, not made of other operators: what autograd
+// does before them is torch's, and then they come to BackendSelect.
+bool has_autograd_of_torch(const c10::OperatorHandle& op) {
+  return !op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+}
 
 torch::CppFunction kernel(Operator* of, bool below_autograd) {
   return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Replacement>(of, below_autograd));
@@ -311,7 +397,7 @@ std::vector<std::string> lacking() {
   for (const Operator* o : all()) {
     const auto is_there = [&](const Operator* other) { return other->mode == o->mode && other->find(); };
     const bool has_cell = std::any_of(all().begin(), all().end(), is_there);
-    if (has_cell && !o->find()) names.push_back(o->full_name());
+    if (has_cell && o->form != kOnlyCounted && !o->find()) names.push_back(o->full_name());
   }
   return names;
 }
@@ -326,19 +412,23 @@ void install(bool on) {
   }
   for (const Operator* o : all()) {
     const auto op = o->find();
-    for (const DispatchKey key : {DispatchKey::AutogradCPU, DispatchKey::BackendSelect, DispatchKey::CPU})
-      TORCH_CHECK(!op || !op->hasKernelForDispatchKey(key), "rnnfast.enable: ", o->full_name(),
-                  " has a kernel at ", key,
+    if (!op || has_autograd_of_torch(*op)) continue;
+    for (const DispatchKey key : kKeysOfOthers)
+      TORCH_CHECK(!op->hasKernelForDispatchKey(key), "rnnfast.enable: ", o->full_name(), " has a kernel at ",
+                  key,
                   " already, which is not torch's: something else replaces torch's "
                   "recurrent operators; end that first");
   }
   auto made = std::make_unique<std::vector<torch::Library>>();
-  for (const bool below : {false, true}) {
-    const DispatchKey key = below ? DispatchKey::BackendSelect : DispatchKey::AutogradCPU;
-    made->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
-    for (Operator* o : all())
-      if (o->find()) made->back().impl(o->full_name().c_str(), kernel(o, below));
-  }
+  for (const std::string space : {"aten", "quantized"})
+    for (const DispatchKey key : kKeys) {
+      const bool below = key == DispatchKey::BackendSelect;
+      made->emplace_back(torch::Library::IMPL, space, key, __FILE__, __LINE__);
+      for (Operator* o : all())
+        if (const auto op = o->find();
+            op && o->name.starts_with(space + "::") && (below || !has_autograd_of_torch(*op)))
+          made->back().impl(o->full_name().c_str(), kernel(o, below));
+    }
   registered = made.release();
 }
 

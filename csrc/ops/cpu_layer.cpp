@@ -2,34 +2,12 @@
 // that make the gradients.
 #include "ops/cpu_layer.h"
 
-#include <ATen/ops/constant_pad_nd.h>
-
+#include "ops/cpu_tensors.h"
 #include "ops/gradients.h"
 #include "ops/launch.h"
-#include "ops/memory.h"
 
 namespace rnnfast::cpu {
 namespace {
-
-// dense and in the dtype that products read; rows of bfloat16 are whole lines, as the kernel asks
-Tensor operand(const Tensor& t, at::ScalarType type) {
-  const Tensor rows = dense(t, type);
-  if (type != at::kBFloat16 || !t.defined()) return rows;
-  const int64_t n = rows.size(-1), more = whole_lines<Bfloat16>(n) - n;
-  if (more) return at::constant_pad_nd(rows, {0, more});
-  return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 ? rows.clone() : rows;
-}
-
-// the dtype that the products of a layer with this x read
-at::ScalarType element_type(const Kernels& k, const Tensor& x) {
-  return k.bf16 && x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : accumulation_type(x);
-}
-
-// f(E()) for products that read this dtype
-template <class F>
-void with_element(at::ScalarType type, const F& f) {
-  type == at::kDouble ? f(double()) : type == at::kBFloat16 ? f(Bfloat16()) : f(float());
-}
 
 template <class E>
 using TorchType = std::conditional_t<std::is_same_v<E, Bfloat16>, at::BFloat16, E>;
@@ -72,9 +50,9 @@ Tensor saved_empty(const LayerSizes& s, const Kernels& k, int64_t numbers, at::T
 }
 
 template <class E>
-void run_forward_as(const char* op, const Kernels& k, const LayerForward& f) {
+void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
   typedef typename ComputeType<E>::type A;
-  const LayerSizes& s = f.s;
+  const LayerSizes& s = m.s;
   Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
   if (sizeof(E) < sizeof(A)) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
@@ -82,30 +60,35 @@ void run_forward_as(const char* op, const Kernels& k, const LayerForward& f) {
   }
   shape.float_parts = std::is_same_v<E, float> && k.float_parts;
   shape.directions = static_cast<int>(s.D);
-  shape.frozen = f.frozen[0] && f.frozen[s.D - 1];
-  const auto saved = [&](const Tensor& t, int64_t d) {
-    return t.defined() ? out<A>(t, d * t.numel() / s.D) : nullptr;
+  shape.frozen = m.frozen[0] && m.frozen[s.D - 1];
+  const auto in = [](const void* p, auto number, int64_t offset = 0) {
+    return p ? static_cast<const decltype(number)*>(p) + offset : nullptr;
   };
+  const auto out = [](void* p, auto number, int64_t offset) {
+    return p ? static_cast<decltype(number)*>(p) + offset : nullptr;
+  };
+  constexpr E e{};
+  constexpr A a{};
   std::array<ForwardParams<E>, 2> directions{};
   for (int64_t d = 0; d < s.D; ++d) {
-    const Weights& w = f.weights[d];
-    const int64_t state = (f.first + d) * s.B;  // row of h0, c0, hn and cn
+    const WeightsOf<const void*>& w = m.weights[d];
+    const int64_t state = (m.first + d) * s.B;  // row of h0, c0, hn and cn
     ForwardParams<E>& p = directions[d];
-    p.walk = f.direction(d);
+    p.walk = reversed(m.walk, d == 1);
     p.I = s.I, p.H = s.H, p.P = s.P;
-    p.x = in<E>(f.x);
-    p.w_ih = in<E>(w.w_ih), p.w_hh = in<E>(w.w_hh), p.w_hr = in<E>(w.w_hr);
-    p.b_ih = in<A>(w.b_ih), p.b_hh = in<A>(w.b_hh);
-    p.frozen = f.frozen[d];
+    p.x = in(m.x, e);
+    p.w_ih = in(w.w_ih, e), p.w_hh = in(w.w_hh, e), p.w_hr = in(w.w_hr, e);
+    p.b_ih = in(w.b_ih, a), p.b_hh = in(w.b_hh, a);
+    p.frozen = m.frozen[d];
     if (p.frozen && k.float_parts)  // beside what is for few rows
-      p.frozen = static_cast<const char*>(p.frozen) + kernels().layer(E()).freeze(s.gates, p, nullptr);
-    p.h0 = in<A>(f.h0, state * s.P);
-    p.c0 = in<A>(f.c0, state * s.H);
-    p.y = out<E>(f.y, d * s.P);
+      p.frozen = static_cast<const char*>(p.frozen) + kernels().layer(e).freeze(s.gates, p, nullptr);
+    p.h0 = in(m.h0, a, state * s.P);
+    p.c0 = in(m.c0, a, state * s.H);
+    p.y = out(m.y, e, d * s.P);
     p.ldy = s.D * s.P;
-    p.hn = out<A>(f.hn, state * s.P);
-    p.cn = out<A>(f.cn, state * s.H);
-    p.gates = saved(f.gates, d), p.cells = saved(f.cells, d);
+    p.hn = out(m.hn, a, state * s.P);
+    p.cn = out(m.cn, a, state * s.H);
+    p.gates = out(m.gates, a, d * m.gate_numbers), p.cells = out(m.cells, a, d * m.cell_numbers);
   }
   launch(op, shape, sizeof(A) == 4, [&](int d, Plan plan, void* workspace, Team::Member* member) {
     return k.layer(E()).forward(s.mode, &directions[d], plan, workspace, member);
@@ -127,7 +110,7 @@ class Backward : public LayerBackward {
       : LayerBackward(sizes, a),
         k(kernels_for(s.B, s.P)),
         type(accumulation_type(input)),
-        element(element_type(k, input)) {
+        element(element_type(k, input.scalar_type())) {
     const auto& l = a.layer;
     weights = converted(
         l.weights, [&](const auto& w) { return dense(w, element); },
@@ -230,8 +213,8 @@ class Backward : public LayerBackward {
 
 }  // namespace
 
-void run_forward(const char* op, const Kernels& k, const LayerForward& f, at::ScalarType element) {
-  with_element(element, [&](auto e) { run_forward_as<decltype(e)>(op, k, f); });
+void run_forward(const char* op, const Kernels& k, const LayerMemory& m, at::ScalarType element) {
+  with_element(element, [&](auto e) { run_forward_as<decltype(e)>(op, k, m); });
 }
 
 RecurrentResult recurrent(const RecurrentArguments& a) {
@@ -239,30 +222,47 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const LayerArguments& l = a.layer;
   refuse_reserved(op, a);
   const LayerSizes s = check_layer(op, l);
-  const at::ScalarType type = accumulation_type(l.x);
-  const at::TensorOptions options = l.x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous);
   const Kernels& k = kernels_for(s.B, s.P);
-  const at::ScalarType element = element_type(k, l.x);
-  const Tensor y = kept_empty(output_shape(s), options.dtype(element));
-  const auto nothing = [&] { return kept_empty({0}, options); };
-  const Tensor hn = kept_empty({s.D, s.B, s.P}, options);
-  const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, options) : nothing();
-  const Tensor gates = a.save ? saved_empty(s, k, s.D * gate_numbers(s, l.x), options) : nothing();
-  const Tensor cells = a.save && s.has_cell ? saved_empty(s, k, s.D * cell_numbers(s), options) : nothing();
+  Operands o(k, l.x.scalar_type());
+  const at::TensorOptions given = l.x.options().memory_format(at::MemoryFormat::Contiguous);
+  const at::TensorOptions sums = given.dtype(o.sums);
+  const Tensor y = kept_empty(output_shape(s), given);
+  const Tensor hn = kept_empty({s.D, s.B, s.P}, given);
+  const Tensor cn = s.has_cell ? kept_empty({s.D, s.B, s.H}, given) : kept_empty({0}, given);
+  const auto saved = [&](bool is, int64_t numbers) {
+    return is ? saved_empty(s, k, s.D * numbers, sums) : kept_empty({0}, sums);
+  };
+  const int64_t gate = gate_numbers(s, l.x), cell = cell_numbers(s);
+  const Tensor gates = saved(a.save, gate), cells = saved(a.save && s.has_cell, cell);
   if (s.N > 0) {
-    const auto w = converted(
-        l.weights, [&](const auto& matrix) { return operand(matrix, element); },
-        [&](const auto& bias) { return dense(bias, type); });
+    const auto direction = [&](const Weights& w) -> WeightsOf<const void*> {
+      return {o.matrix(w.w_ih), o.matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), o.matrix(w.w_hr)};
+    };
+    const auto place = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
     const WalkStorage storage = walk_of(s, l.batch_sizes);
-    const Tensor x = operand(l.x, element), h0 = dense(l.h0, type), c0 = dense(l.c0, type);
-    run_forward("recurrent", k,
-                {s, storage.walk, x, h0, c0, {as_read(w[0]), as_read(w[1])}, y, hn, cn, gates, cells},
-                element);
+    const LayerMemory m{s,
+                        storage.walk,
+                        o.matrix(l.x),
+                        o.values(l.h0),
+                        o.values(l.c0),
+                        {direction(l.weights[0]), direction(l.weights[1])},
+                        {},
+                        o.room(y, o.element),
+                        o.room(hn, o.sums),
+                        s.has_cell ? o.room(cn, o.sums) : nullptr,
+                        /*first=*/0,
+                        place(gates),
+                        place(cells),
+                        gate,
+                        cell};
+    run_forward("recurrent", k, m, o.element);
+    o.write_back(m.y, o.element, y);
+    o.write_back(m.hn, o.sums, hn);
+    if (s.has_cell) o.write_back(m.cn, o.sums, cn);
   } else {
     gates.zero_();  // the biases' row
   }
-  const at::ScalarType back = l.x.scalar_type();
-  return {cast(y, back), cast(hn, back), cast(cn, back), gates, cells};
+  return {y, hn, cn, gates, cells};
 }
 
 RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {

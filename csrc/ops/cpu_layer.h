@@ -5,8 +5,24 @@
 
 namespace rnnfast::cpu {
 
-// Runs the kernels of all directions of f, whose products read numbers of type `element`: float, double, or
+// What the kernels of a layer's directions read and write, dense, in the dtypes that they do: products and y
+// in `element`, all else in what they add up in. Null for what is None.
+struct LayerMemory {
+  const LayerSizes& s;
+  const Walk& walk;                               // of the direction that begins with the first step
+  const void* x;                                  // [N, I] in the walk's order
+  const void *h0, *c0;                            // [D, B, P], [D, B, H]
+  std::array<WeightsOf<const void*>, 2> weights;  // of each direction
+  std::array<const void*, 2> frozen;              // of each: ForwardParams::frozen
+  void* y;                                        // output_shape(s)
+  void *hn, *cn;                                  // [D, B, P], [D, B, H]
+  int64_t first = 0;  // this layer's first direction among those of h0, c0, hn, cn: of a stack they have more
+  void *gates = nullptr, *cells = nullptr;     // what is saved for backward
+  int64_t gate_numbers = 0, cell_numbers = 0;  // of each direction
+};
+
+// Runs the kernels of all directions, whose products read numbers of type `element`: float, double, or
 // bfloat16 where k has it. op: under which name it is recorded.
-void run_forward(const char* op, const Kernels& k, const LayerForward& f, at::ScalarType element);
+void run_forward(const char* op, const Kernels& k, const LayerMemory& m, at::ScalarType element);
 
 }  // namespace rnnfast::cpu

@@ -14,6 +14,7 @@
 #include <array>
 #include <deque>
 
+#include "ops/cpu_tensors.h"
 #include "ops/layers_call.h"
 
 namespace rnnfast {
@@ -70,22 +71,26 @@ const void* frozen_of(PyObject* frozen, const Kernels& k, const Tensor& w_ih, co
   return current ? packed->const_data_ptr() : nullptr;
 }
 
-template <class A>
 Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
-  const LayerKernels<A>& layer = kernels().layer(A());
-  ForwardParams<A> p{};
-  p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
-  p.w_ih = w_ih.const_data_ptr<A>(), p.w_hh = w_hh.const_data_ptr<A>();
-  const int gates = facts_of(mode).gates;
-  // for few rows, then for many, whose products are made otherwise
-  const LayerKernels<A>* const all[] = {&layer, std::is_same_v<A, float> && kernels().many_rows
-                                                    ? &kernels().many_rows->layer(A())
-                                                    : nullptr};
-  size_t bytes = 0;
-  for (const LayerKernels<A>* one : all) bytes += one ? one->freeze(gates, p, nullptr) : 0;
-  const Tensor to = at::empty({static_cast<int64_t>(bytes)}, w_ih.options().dtype(at::kByte));
-  char* data = static_cast<char*>(to.mutable_data_ptr());
-  for (const LayerKernels<A>* one : all) data += one ? one->freeze(gates, p, data) : 0;
+  const Kernels& k = kernels();
+  const at::ScalarType type = w_ih.scalar_type();
+  cpu::Operands o(k, type);
+  const void *const ih = o.matrix(w_ih), *const hh = o.matrix(w_hh);
+  Tensor to;
+  cpu::with_element(o.element, [&](auto e) {
+    typedef decltype(e) E;
+    ForwardParams<E> p{};
+    p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
+    p.w_ih = static_cast<const E*>(ih), p.w_hh = static_cast<const E*>(hh);
+    const int gates = facts_of(mode).gates;
+    c10::SmallVector<const Kernels*, 2> all{&k};  // for few rows, and for many, where these are others
+    if (std::is_same_v<E, float> && k.many_rows) all.push_back(k.many_rows);
+    size_t bytes = 0;
+    for (const Kernels* one : all) bytes += one->layer(e).freeze(gates, p, nullptr);
+    to = at::empty({static_cast<int64_t>(bytes)}, w_ih.options().dtype(at::kByte));
+    char* data = static_cast<char*>(to.mutable_data_ptr());
+    for (const Kernels* one : all) data += one->layer(e).freeze(gates, p, data);
+  });
   return to;
 }
 
@@ -123,10 +128,10 @@ struct Direct : LayersCall {
       if (!take(w_ih, w_hh, b_ih, b_hh)) return false;
       // a longer sequence packs panels as wide as suits its batch
       constexpr int64_t kFewSteps = 12;
-      if (packed && packed[i] != Py_None && s.T <= kFewSteps)
+      if (packed && packed[i] != Py_None && s.T <= kFewSteps && w_hh->scalar_type() == type)
         frozen.back() = frozen_of(packed[i], kernels(), *w_ih, *w_hh);
     }
-    return straight;
+    return straight && !(graph && casts);
   }
 
   std::array<Tensor, 3> run_by_op() const {
@@ -139,21 +144,29 @@ struct Direct : LayersCall {
   }
 };
 
-// What both functions begin with: false if the input is the op's.
-bool begin(const char* name, PyObject* const* call, Mode& mode, at::ScalarType& type) {
+// What both functions begin with
+struct Beginning {
+  Mode mode;
+  at::ScalarType type;
+  bool casts;
+};
+
+// or nothing, if the input is the op's
+std::optional<Beginning> begin(const char* name, PyObject* const* call) {
   TORCH_CHECK(PyUnicode_Check(call[kMode]) && PyDict_Check(call[kParameters]), name,
               ": expected mode, a str, and parameters, a dict");
-  if (interposed() || autocast_type() || at::impl::torch_function_mode_enabled() ||
-      !THPVariable_CheckExact(call[kInputTensor]))
-    return false;
-  mode = parse_mode(name, PyUnicode_AsUTF8(call[kMode]));
-  type = THPVariable_Unpack(call[kInputTensor]).scalar_type();
-  return type == at::kFloat || type == at::kDouble;
+  if (interposed() || at::impl::torch_function_mode_enabled() || !THPVariable_CheckExact(call[kInputTensor]))
+    return std::nullopt;
+  const Mode mode = parse_mode(name, PyUnicode_AsUTF8(call[kMode]));
+  const auto asked = autocast_type();
+  const at::ScalarType type = asked.value_or(THPVariable_Unpack(call[kInputTensor]).scalar_type());
+  if (asked ? !at::isReducedFloatingType(type) : !has_kernel(type)) return std::nullopt;
+  return Beginning{mode, type, asked.has_value()};
 }
 
 PyObject* wrap(const Tensor& t) { return t.defined() ? THPVariable_Wrap(t) : Py_NewRef(Py_None); }
 
-// freeze(mode, w_ih, w_hh) -> a tuple for `frozen`, of float32 or float64 on the CPU, dense
+// freeze(mode, w_ih, w_hh) -> a tuple for `frozen`, of weights on the CPU, dense
 PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   TORCH_CHECK(n == 3 && PyUnicode_Check(args[0]) && THPVariable_Check(args[1]) && THPVariable_Check(args[2]),
@@ -161,9 +174,9 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const Mode mode = parse_mode("freeze", PyUnicode_AsUTF8(args[0]));
   const Tensor &w_ih = THPVariable_Unpack(args[1]), &w_hh = THPVariable_Unpack(args[2]);
   for (const Tensor& w : {w_ih, w_hh}) {
-    TORCH_CHECK(w.is_cpu() && (w.scalar_type() == at::kFloat || w.scalar_type() == at::kDouble),
-                "rnnfast.freeze: expected weights of float32 or float64 on the CPU, got ", w.scalar_type(),
-                " on ", w.device());
+    TORCH_CHECK(w.is_cpu() && has_kernel(w.scalar_type()),
+                "rnnfast.freeze: expected weights of float32, float64, bfloat16 or float16 on the CPU, got ",
+                w.scalar_type(), " on ", w.device());
     TORCH_CHECK(w.layout() == at::kStrided && w.is_contiguous(),
                 "rnnfast.freeze: expected weights that are contiguous, got one that is not");
     TORCH_CHECK(!w.is_inference(),
@@ -174,8 +187,7 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
                   w_ih.size(0) == facts_of(mode).gates * w_hh.size(1) && w_hh.size(0) == w_ih.size(0),
               "rnnfast.freeze: expected w_ih [", facts_of(mode).gates, " H, I] and w_hh [",
               facts_of(mode).gates, " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
-  const auto pack = w_ih.scalar_type() == at::kDouble ? packed_weights<double> : packed_weights<float>;
-  const Tensor packed = pack(mode, w_ih, w_hh);
+  const Tensor packed = packed_weights(mode, w_ih, w_hh);
   const auto version = [](const Tensor& w) { return static_cast<long long>(w._version()); };
   return Py_BuildValue("(NsNNLNNL)", wrap(packed), kernels().name, wrap(w_ih), wrap(w_ih.detach()),
                        version(w_ih), wrap(w_hh), wrap(w_hh.detach()), version(w_hh));
@@ -188,12 +200,11 @@ PyObject* try_cell(PyObject*, PyObject* const* call, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static const NamesOfLayers names{{Names(""), Names("")}};
   TORCH_CHECK(n == 6, "try_cell: expected mode, parameters, input, hx, cx and frozen");
-  Mode mode;
-  at::ScalarType type;
-  if (!begin("try_cell", call, mode, type)) Py_RETURN_NONE;
+  const auto to_do = begin("try_cell", call);
+  if (!to_do) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
   if (x.size() < 1 || x.size() > 2) Py_RETURN_NONE;
-  Direct d(mode, type, /*layers=*/1);
+  Direct d(to_do->mode, to_do->type, /*layers=*/1, to_do->casts);
   d.s.T = 1, d.s.B = x.size() == 2 ? x[0] : 1, d.s.I = x.back(), d.s.D = 1;
   // without biases None has their names
   if (!d.read(names, call, /*biased=*/true, &call[kCx + 1], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
@@ -227,14 +238,14 @@ PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
     const std::string suffix = "_l" + std::to_string(names.size());
     names.push_back({Names(suffix), Names(suffix + "_reverse")});
   }
-  Mode mode;
-  at::ScalarType type;
-  if (!begin("try_layers", call, mode, type)) Py_RETURN_NONE;
+  const auto to_do = begin("try_layers", call);
+  if (!to_do) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
   if (x.size() < 2 || x.size() > 3) Py_RETURN_NONE;
   const bool batched = x.size() == 3;
-  Direct d(mode, type, static_cast<int>(layers));
+  Direct d(to_do->mode, to_do->type, static_cast<int>(layers), to_do->casts);
   LayerSizes& s = d.s;
+  d.one_operator = s.has_cell;
   s.batch_first = batched && is_true(1);
   s.D = is_true(3) ? 2 : 1;
   s.T = x[s.batch_first ? 1 : 0], s.B = batched ? x[s.batch_first ? 0 : 1] : 1, s.I = x.back();

@@ -23,7 +23,7 @@ std::array<WeightsOf<Tensor>, 2> converted(const std::array<Weights, 2>& weights
 }
 inline Weights as_read(const WeightsOf<Tensor>& w) { return {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr}; }
 
-// Forward: dense tensors, in the dtypes that the kernel reads; for a GPU x, h0 and c0 as they came
+// Forward on a GPU: dense tensors, in the dtypes that the kernel reads; x, h0 and c0 as they came
 struct LayerForward {
   const LayerSizes& s;
   const Walk& walk;  // of the direction that begins with the first step
@@ -36,8 +36,6 @@ struct LayerForward {
   const Tensor& cn;     // [D, B, H] or None
   const Tensor& gates;  // what is saved for backward, or empty
   const Tensor& cells;
-  int64_t first = 0;  // this layer's first direction among those of h0, c0, hn, cn: of a stack they have more
-  std::array<const void*, 2> frozen{};  // of each direction: ForwardParams::frozen
 
   Walk direction(int64_t d) const { return reversed(walk, d == 1); }
 };

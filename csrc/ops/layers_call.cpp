@@ -6,6 +6,8 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/zeros.h>
 
+#include "ops/cpu_tensors.h"
+
 namespace rnnfast {
 
 using c10::DispatchKey;
@@ -16,20 +18,28 @@ bool interposed() {
   return !(c10::impl::tls_local_dispatch_key_set().included_ - usual).empty();
 }
 
-std::optional<at::ScalarType> autocast_type() {
-  if (!at::autocast::is_autocast_enabled(at::kCPU)) return std::nullopt;
-  return at::autocast::get_autocast_dtype(at::kCPU);
+std::optional<at::ScalarType> autocast_type(at::DeviceType on) {
+  if (!at::autocast::is_autocast_enabled(on)) return std::nullopt;
+  return at::autocast::get_autocast_dtype(on);
 }
 
-bool LayersCall::is_plain(const Tensor& t) {
+bool LayersCall::is_plain(const Tensor& t, at::DeviceType on) {
+  // taking AutogradCPU away takes autograd of any backend, and leaves the backend
   static const DispatchKeySet usual{DispatchKey::Dense, DispatchKey::AutogradCPU,
-                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU};
-  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit);
-  return t.defined() && (t.key_set() - usual) == cpu;
+                                    DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU,
+                                    DispatchKey::AutocastCUDA};
+  static const DispatchKeySet cpu(c10::BackendComponent::CPUBit), gpu(c10::BackendComponent::CUDABit);
+  return t.defined() && (t.key_set() - usual) == (on == at::kCPU ? cpu : gpu);
+}
+
+bool LayersCall::has_taken_type(const Tensor& t) const {
+  const at::ScalarType own = t.scalar_type();
+  return own == type || (casts && own != at::kDouble && has_kernel(own));
 }
 
 bool LayersCall::is_taken(const Tensor& t, at::IntArrayRef size) {
-  if (!is_plain(t) || t.scalar_type() != type || t.sizes() != size || t._fw_grad(/*level=*/0).defined())
+  if (!is_plain(t, device.type()) || t.device() != device || !has_taken_type(t) || t.sizes() != size ||
+      t._fw_grad(/*level=*/0).defined())
     return false;
   straight &= t.is_contiguous();
   graph |= t.requires_grad() && at::GradMode::is_enabled();
@@ -70,33 +80,36 @@ bool LayersCall::take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih
 }
 
 void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
+  const Kernels& k = kernels_for(s.B, s.P);
   const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
   // layers write to y and to another in turn, the last one to y
   const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;
   LayerSizes sizes = s;
-  const Kernels& set = kernels_for(s.B, s.P);
-  for (int k = 0; k < L; ++k) {
-    const Tensor* const above = (L - 1 - k) % 2 ? &other : &y;
-    const int64_t first = k * s.D, last = first + s.D - 1;
-    const bool all_frozen = frozen[first] && frozen[last];
-    cpu::run_forward(all_frozen ? "frozen" : "direct", set,
-                     {sizes,
-                      storage.walk,
-                      *below,
-                      *h,
-                      *c,
-                      {weights[first], weights[last]},
-                      *above,
-                      hn,
-                      cn,
-                      kNone,
-                      kNone,
-                      first,
-                      {frozen[first], frozen[last]}},
-                     type);
+  cpu::Operands states(k, type);
+  const void *const h0 = states.values(*h), *const c0 = states.values(*c);
+  void *const h_out = states.room(hn, states.sums), *const c_out = states.room(cn, states.sums);
+  for (int i = 0; i < L; ++i) {
+    const Tensor* const above = (L - 1 - i) % 2 ? &other : &y;
+    const int64_t first = i * s.D, last = first + s.D - 1;
+    cpu::Operands o(k, type);
+    const auto direction = [&](int64_t d) -> WeightsOf<const void*> {
+      const Weights& w = weights[d];
+      const auto matrix = [&](const Tensor& t) { return frozen[d] ? nullptr : o.matrix(t); };
+      return {matrix(w.w_ih), matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), nullptr};
+    };
+    cpu::LayerMemory m{sizes, storage.walk, o.matrix(*below), h0, c0, {direction(first)}};
+    if (s.D > 1) m.weights[1] = direction(last);
+    m.frozen = {frozen[first], frozen[last]};
+    m.y = o.room(*above, o.element), m.hn = h_out, m.cn = c_out;
+    m.first = first;
+    cpu::run_forward(frozen[first] && frozen[last] ? "frozen" : "direct", k, m, o.element);
+    // one step of a cell has but one h
+    if (!above->is_same(hn)) o.write_back(m.y, o.element, *above);
     below = above;
     sizes.I = s.D * s.H;
   }
+  states.write_back(h_out, states.sums, hn);
+  states.write_back(c_out, states.sums, cn);
 }
 
 std::array<Tensor, 3> LayersCall::run_by_op() const {

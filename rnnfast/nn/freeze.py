@@ -34,8 +34,9 @@ def freeze(model: Module) -> Module:
     A call packs W_ih and W_hh before it multiplies with them, or, of one step, turns them on the way, which
     takes most of its time. A frozen layer has them packed, so a stream of steps is up to 1.7 times as fast.
     That is for calls of up to a dozen steps that record no graph (`torch.no_grad`, `torch.inference_mode`),
-    of RNN, LSTM, GRU (without projections) and their cells, in float32 and float64 on the CPU; other calls
-    and layers run as ever. The packed copies take as much memory as the weights.
+    of RNN, LSTM, GRU (without projections) and their cells, on the CPU; other calls and layers run as ever,
+    and so do those under autocast whose weights it casts. The packed copies take as much memory as the
+    weights; twice as much in float16, and in bfloat16 where the processor does not multiply it.
 
     Weights are expected to stay as they are: `model.train()` takes the packed copies away, and so does
     `unfreeze`; a copy of the model, or one that was saved and loaded, has none. Changes of a weight that

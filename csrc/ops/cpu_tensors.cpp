@@ -1,0 +1,129 @@
+// Tensors of one dtype as memory of another; see cpu_tensors.h.
+#include "ops/cpu_tensors.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/launch.h"
+
+namespace rnnfast::cpu {
+namespace {
+
+// Numbers of one dtype to another, rounded to that of a layer in between
+struct Converter {
+  const Kernels& k;
+  const at::ScalarType from, layer, to;
+
+  bool rounds() const { return at::isReducedFloatingType(layer) && layer != from && layer != to; }
+
+  void run(const void* x, void* y, int64_t n) const {
+    const auto* const floats = static_cast<const float*>(x);
+    const auto* const halves = static_cast<const uint16_t*>(x);
+    auto* const to_floats = static_cast<float*>(y);
+    auto* const to_halves = static_cast<uint16_t*>(y);
+    const bool widens = at::isReducedFloatingType(from), narrows = at::isReducedFloatingType(to);
+    if (!rounds()) {
+      if (from == to) return void(x == y || std::memcpy(y, x, n * c10::elementSize(from)));
+      if (!narrows) return of(from).widen(halves, to_floats, n);
+      if (!widens) return of(to).round_off(floats, to_halves, n);
+    }
+    constexpr int64_t kPiece = 256;
+    float wide[kPiece];
+    uint16_t narrow[kPiece];
+    for (int64_t i = 0; i < n; i += kPiece) {
+      const int64_t m = std::min(kPiece, n - i);
+      widens ? of(from).widen(halves + i, wide, m) : void(std::memcpy(wide, floats + i, m * sizeof *wide));
+      if (rounds()) of(layer).round_off(wide, narrow, m), of(layer).widen(narrow, wide, m);
+      narrows ? of(to).round_off(wide, to_halves + i, m)
+              : void(std::memcpy(to_floats + i, wide, m * sizeof *wide));
+    }
+  }
+
+ private:
+  const Conversion& of(at::ScalarType type) const { return type == at::kHalf ? k.of_half : k.of_bfloat16; }
+};
+
+}  // namespace
+
+at::ScalarType element_type(const Kernels& k, at::ScalarType layer) {
+  return layer == at::kDouble || (layer == at::kBFloat16 && k.bf16) ? layer : at::kFloat;
+}
+
+Operands::Operands(const Kernels& k, at::ScalarType layer)
+    : element(element_type(k, layer)),
+      sums(layer == at::kDouble ? at::kDouble : at::kFloat),
+      k_(k),
+      layer_(layer) {}
+
+void* Operands::take(int64_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (bytes > left_) {
+    left_ = std::max(bytes, kBlock);
+    blocks_.push_back(kept_empty({left_}, at::TensorOptions(at::kByte)));
+    next_ = static_cast<char*>(blocks_.back().mutable_data_ptr());
+  }
+  left_ -= bytes;
+  return std::exchange(next_, next_ + bytes);
+}
+
+// from [rows, n] to [rows, line], the rest zero
+void Operands::convert(const void* x, at::ScalarType from, void* y, at::ScalarType to, int64_t rows,
+                       int64_t n, int64_t line) const {
+  const Converter c{k_, from, layer_, to};
+  const int64_t read = c10::elementSize(from), written = c10::elementSize(to);
+  const auto run = [&](int64_t begin, int64_t end) {
+    const char* in = static_cast<const char*>(x) + begin * n * read;
+    char* out = static_cast<char*>(y) + begin * line * written;
+    if (line == n) return c.run(in, out, (end - begin) * n);
+    for (int64_t i = begin; i < end; ++i, in += n * read, out += line * written) {
+      c.run(in, out, n);
+      std::memset(out + n * written, 0, (line - n) * written);
+    }
+  };
+  constexpr int64_t kShare = 1 << 17;  // numbers that are worth another thread
+  const int64_t most = std::min<int64_t>(rows, rows * line / kShare);
+  if (most <= 1 || forced_serial() || (from == to && x == y)) return run(0, rows);
+  const auto parts = static_cast<int>(std::min<int64_t>(most, Team::usable_threads()));
+  launch_with(nullptr, {parts > 1 ? Split::kRows : Split::kSerial, parts}, /*flush=*/false,
+              [&](Plan, void*, Team::Member* member) -> size_t {
+                if (member) member->phase([&](int i) { run(rows * i / parts, rows * (i + 1) / parts); });
+                return 0;
+              });
+}
+
+const void* Operands::read(const Tensor& t, at::ScalarType type, int64_t n, int64_t line) {
+  const Tensor* rows = &t;
+  if (!t.is_contiguous()) rows = &blocks_.emplace_back(t.contiguous());
+  const void* const own = rows->const_data_ptr();
+  const at::ScalarType from = t.scalar_type();
+  // bfloat16 is read by pairs
+  const bool fits = line == n && (type != at::kBFloat16 || reinterpret_cast<uintptr_t>(own) % 4 == 0);
+  if (from == type && fits && !Converter{k_, from, layer_, type}.rounds()) return own;
+  const int64_t count = n ? t.numel() / n : 0;
+  void* const to = take(count * line * static_cast<int64_t>(c10::elementSize(type)));
+  convert(own, from, to, type, count, n, line);
+  return to;
+}
+
+const void* Operands::matrix(const Tensor& t) {
+  if (!t.defined()) return nullptr;
+  const int64_t n = t.size(-1);
+  return read(t, element, n, element == at::kBFloat16 ? whole_lines<Bfloat16>(n) : n);
+}
+
+const void* Operands::values(const Tensor& t) {
+  return t.defined() ? read(t, sums, t.size(-1), t.size(-1)) : nullptr;
+}
+
+void* Operands::room(const Tensor& t, at::ScalarType type) {
+  if (!t.defined()) return nullptr;
+  return t.scalar_type() == type ? t.mutable_data_ptr() : take(t.numel() * c10::elementSize(type));
+}
+
+void Operands::write_back(const void* made, at::ScalarType type, const Tensor& t) const {
+  if (t.defined() && t.numel())
+    convert(made, type, t.mutable_data_ptr(), t.scalar_type(), t.numel() / t.size(-1), t.size(-1),
+            t.size(-1));
+}
+
+}  // namespace rnnfast::cpu
