@@ -8,7 +8,10 @@ from helpers import LAYERS, draw, packed, pair, same, tensors, total
 import rnnfast
 from rnnfast import _C, info
 
-pytestmark = pytest.mark.skipif("amx_bf16" not in _C.isas(), reason="this processor has no matrix unit")
+pytestmark = [
+    pytest.mark.skipif("amx_bf16" not in _C.isas(), reason="this processor has no matrix unit"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # torch's
+]
 each_layer = pytest.mark.parametrize("kind", LAYERS)
 
 
@@ -58,7 +61,7 @@ def test_results_are_as_near_to_float64_as_multiply_adds(kind, steps, rows, inpu
     exact = results(module.double(), x.double())
     assert any(not torch.equal(a, b) for a, b in zip(found, multiplied, strict=True))
     for ours, other, e in zip(found, multiplied, exact, strict=True):
-        assert error(ours, e) <= 1.25 * error(other, e) + 2e-8
+        assert error(ours, e) <= max(1.05 * error(other, e), 2**-22)
 
 
 def product(x, w):
@@ -170,12 +173,12 @@ def test_frozen_weights_give_the_same_bits(rows, steps):
 
 @pytest.mark.parametrize("rows", [8, 33])
 def test_a_deep_transition_is_as_near_to_float64_as_by_multiply_adds(rows):
-    module, x = rnnfast.DeepTransitionRNN(40, 70), draw(6, rows, 40).float()
+    module, x = rnnfast.DeepTransitionRNN(40, 70), draw(rows, 6, 40).float()
     found, multiplied = results(module, x), by_multiply_adds(results, module, x)
     exact = results(module.double(), x.double())
     assert not torch.equal(found[0], multiplied[0])
     for ours, other, e in zip(found, multiplied, exact, strict=True):
-        assert error(ours, e) <= 1.25 * error(other, e) + 2e-8
+        assert error(ours, e) <= max(1.05 * error(other, e), 2**-22)
 
 
 def test_other_instruction_sets_are_not_concerned():
