@@ -6,9 +6,9 @@
 // The unit's registers when a band has 16 rows or fewer: four of C, all parts of A, one of B
 enum FlatRegister { kFlatA = 4, kFlatB = 7 };
 
-// Sums of at most 32 rows and `kCount` vectors: [vector][row]
+// Sums of a vector, of at most 32 rows
 constexpr int kMostVectors = 4, kTallRows = 2 * kUnitRows;
-typedef float BandSums[kMostVectors][kTallRows][16];
+typedef float VectorSums[kTallRows][16];
 
 RNNFAST_INLINE void set_up_parts(int64_t rows, int& now) {
   const int upper = static_cast<int>(rows > kUnitRows ? (rows + 1) / 2 : rows);
@@ -36,10 +36,10 @@ struct BandOperands {
 };
 constexpr int64_t kSplitRow = kParts * 64;  // bytes of a row of A, of 32 numbers
 constexpr int64_t kTileBytes = 1024, kTileStep = kParts * kTileBytes;
-enum Part3 { kLow, kMiddle, kHigh };  // of B; of A they stand the other way around
+enum PartOfB { kLow, kMiddle, kHigh };  // in the order in which they are needed; those of A begin with the high one
 
 template <int kCount>
-RNNFAST_INLINE void multiply_flat(const BandOperands& band, BandSums& sums) {
+RNNFAST_INLINE void multiply_flat(const BandOperands& band, VectorSums* sums) {
   each<kCount>([&](auto v) { zero_tile<kTileC + v.value>(); });
   const char *a = band.a, *b = band.b;
   for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
@@ -62,7 +62,7 @@ RNNFAST_INLINE void multiply_flat(const BandOperands& band, BandSums& sums) {
 }
 
 template <int kCount>
-RNNFAST_INLINE void multiply_tall(const BandOperands& band, BandSums& sums) {
+RNNFAST_INLINE void multiply_tall(const BandOperands& band, VectorSums* sums) {
   const auto each_sum = [](const auto& f) {
     each<2>([&](auto half) {
       each<kCount>([&](auto v) { f(half, v, Index<kTileC + 2 * half.value + v.value>()); });
@@ -98,7 +98,7 @@ RNNFAST_INLINE void multiply_tall(const BandOperands& band, BandSums& sums) {
 
 // The sums of `count` vectors, at most 4, of which a tall band makes two at a time
 __attribute__((noinline)) inline void multiply_band_of_parts(BandOperands band, int64_t rows, int count,
-                                                             BandSums& sums) {
+                                                             VectorSums* sums) {
   band.upper = (rows + 1) / 2;
   if (rows <= kUnitRows) {
     count == 4   ? multiply_flat<4>(band, sums)
@@ -110,8 +110,7 @@ __attribute__((noinline)) inline void multiply_band_of_parts(BandOperands band, 
   for (int v = 0; v < count; v += 2) {
     BandOperands two = band;
     two.b += v * band.b_vector;
-    BandSums& to = reinterpret_cast<BandSums&>(sums[v]);
-    count - v > 1 ? multiply_tall<2>(two, to) : multiply_tall<1>(two, to);
+    count - v > 1 ? multiply_tall<2>(two, sums + v) : multiply_tall<1>(two, sums + v);
   }
 }
 
@@ -165,7 +164,7 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
         for (int first = 0; first < vectors; first += kMostVectors) {
           const int some = least(kMostVectors, vectors - first);
           const float* const of = panel + first * size;
-          BandSums sums;
+          VectorSums sums[kMostVectors];
           multiply_band_of_parts({reinterpret_cast<const char*>(split + r.begin * kParts * kPartsRow),
                                   reinterpret_cast<const char*>(of), step * int64_t(sizeof(float)),
                                   size * int64_t(sizeof(float)), w.K, 0},
