@@ -161,11 +161,12 @@ def test_packed_rows_have_the_bits_of_padded_ones_also_where_few_are_left(kind):
         same(found[:length, row], expected[:length, row], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 7, 8, 20])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_frozen_weights_give_the_same_bits(rows, steps):
+def test_frozen_weights_give_the_same_bits(rows, steps, dtype):
     for kind in ("lstm", "gru", "rnn_tanh"):
-        module, x = layer(kind, 40, 100).eval(), draw(steps, rows, 40).float()
+        module, x = layer(kind, 40, 100, dtype=dtype).eval(), draw(steps, rows, 40).to(dtype)
         with torch.inference_mode():
             expected = module(x)
             same(rnnfast.freeze(module)(x), expected, rtol=0, atol=0)

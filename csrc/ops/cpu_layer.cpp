@@ -80,7 +80,7 @@ void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
     p.w_ih = in(w.w_ih, e), p.w_hh = in(w.w_hh, e), p.w_hr = in(w.w_hr, e);
     p.b_ih = in(w.b_ih, a), p.b_hh = in(w.b_hh, a);
     p.frozen = m.frozen[d];
-    if (p.frozen && k.float_parts)  // beside what is for few rows
+    if (p.frozen && shape.float_parts)  // beside what is for few rows
       p.frozen = static_cast<const char*>(p.frozen) + kernels().layer(e).freeze(s.gates, p, nullptr);
     p.h0 = in(m.h0, a, state * s.P);
     p.c0 = in(m.c0, a, state * s.H);
