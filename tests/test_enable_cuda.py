@@ -56,6 +56,12 @@ def fake_call(kind, call):
 OPERATORS = [cell + form for cell in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("", "_cell")]
 
 
+fakes_alone = pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a torch with CUDA looks for a driver, for fake tensors too"
+)
+
+
+@fakes_alone
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_tools_see_the_same_of_cuda_tensors_and_none_is_taken(kind, mode):
@@ -74,6 +80,7 @@ def test_tools_see_the_same_of_cuda_tensors_and_none_is_taken(kind, mode):
     assert seen() == expected
 
 
+@fakes_alone
 def test_a_gpu_without_kernels_is_a_reason_of_its_own():
     with FakeTensorMode():  # which is over when the layer is called
         x, h = fake_cuda(5, 3, 4), fake_cuda(1, 3, 6)

@@ -36,7 +36,11 @@ struct BandOperands {
 };
 constexpr int64_t kSplitRow = kParts * 64;  // bytes of a row of A, of 32 numbers
 constexpr int64_t kTileBytes = 1024, kTileStep = kParts * kTileBytes;
-enum PartOfB { kLow, kMiddle, kHigh };  // in the order in which they are needed; those of A begin with the high one
+enum PartOfB {
+  kLow,
+  kMiddle,
+  kHigh
+};  // in the order in which they are needed; those of A begin with the high one
 
 template <int kCount>
 RNNFAST_INLINE void multiply_flat(const BandOperands& band, VectorSums* sums) {
