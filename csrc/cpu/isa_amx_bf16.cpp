@@ -1,5 +1,5 @@
-// x86-64 with AMX beside AVX-512 BF16: layers of bfloat16, and of float32 with many rows. The rest of this
-// set is isa_avx512.cpp. Standard headers first: nothing of theirs may be compiled inside the target region.
+// x86-64 with AMX beside AVX-512 BF16: layers of bfloat16, and floats in parts. The rest is isa_avx512.cpp.
+// Standard headers first: nothing of theirs may be compiled inside the target region.
 #include <cstddef>
 #include <cstdint>
 
