@@ -174,6 +174,19 @@ def test_frozen_weights_give_the_same_bits(rows, steps, dtype):
             same(rnnfast.freeze(module)(x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("at_first", [True, False])
+def test_what_was_frozen_before_the_switch_is_not_read_after_it(at_first):
+    info.set_batch_invariant(at_first)
+    module, x = rnnfast.freeze(layer("lstm", 40, 100).eval()), draw(2, 16, 40).float()
+    with torch.inference_mode():
+        for on in (at_first, not at_first, at_first):
+            info.set_batch_invariant(on)
+            same(module(x), layer("lstm", 40, 100)(x), rtol=0, atol=0)
+            assert info.last_run()["op"] == "direct"
+            module(x)
+            assert info.last_run()["op"] == ("frozen" if on == at_first else "direct")
+
+
 @pytest.mark.parametrize("rows", [8, 33])
 def test_a_deep_transition_is_as_near_to_float64_as_by_multiply_adds(rows):
     module, x = rnnfast.DeepTransitionRNN(40, 70), draw(rows, 6, 40).float()

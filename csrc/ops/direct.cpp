@@ -61,12 +61,20 @@ bool is_unchanged(const Tensor& w, PyObject* frozen, int first) {
          PyLong_AsLongLong(version) == static_cast<int64_t>(w._version());
 }
 
+// Which kernels what is frozen is for: those for many rows pack otherwise, and are beside the others where
+// they may be taken
+const char* frozen_for() {
+  const Kernels& k = kernels();
+  return k.many_rows && !is_batch_invariant() ? "few rows and many" : k.name;
+}
+
 // Its memory, if the weights and the instruction set are still those that it was made of and for; else null.
-const void* frozen_of(PyObject* frozen, const Kernels& k, const Tensor& w_ih, const Tensor& w_hh) {
+const void* frozen_of(PyObject* frozen, const Tensor& w_ih, const Tensor& w_hh) {
   if (!PyTuple_Check(frozen) || PyTuple_GET_SIZE(frozen) != kItems) return nullptr;
   const Tensor* const packed = tensor_of(frozen, kPacked);
   PyObject* const isa = PyTuple_GET_ITEM(frozen, kIsa);
-  const bool current = packed && PyUnicode_Check(isa) && PyUnicode_CompareWithASCIIString(isa, k.name) == 0 &&
+  const bool current = packed && PyUnicode_Check(isa) &&
+                       PyUnicode_CompareWithASCIIString(isa, frozen_for()) == 0 &&
                        is_unchanged(w_ih, frozen, kInput) && is_unchanged(w_hh, frozen, kHidden);
   return current ? packed->const_data_ptr() : nullptr;
 }
@@ -83,8 +91,8 @@ Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
     p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
     p.w_ih = static_cast<const E*>(ih), p.w_hh = static_cast<const E*>(hh);
     const int gates = facts_of(mode).gates;
-    c10::SmallVector<const Kernels*, 2> all{&k};  // for few rows, and for many, where these are others
-    if (std::is_same_v<E, float> && k.many_rows) all.push_back(k.many_rows);
+    c10::SmallVector<const Kernels*, 2> all{&k};  // as frozen_for says
+    if (std::is_same_v<E, float> && k.many_rows && !is_batch_invariant()) all.push_back(k.many_rows);
     size_t bytes = 0;
     for (const Kernels* one : all) bytes += one->layer(e).freeze(gates, p, nullptr);
     to = at::empty({static_cast<int64_t>(bytes)}, w_ih.options().dtype(at::kByte));
@@ -129,7 +137,7 @@ struct Direct : LayersCall {
       // a longer sequence packs panels as wide as suits its batch
       constexpr int64_t kFewSteps = 12;
       if (packed && packed[i] != Py_None && s.T <= kFewSteps && w_hh->scalar_type() == type)
-        frozen.back() = frozen_of(packed[i], kernels(), *w_ih, *w_hh);
+        frozen.back() = frozen_of(packed[i], *w_ih, *w_hh);
     }
     return straight && !(graph && casts);
   }
@@ -189,7 +197,7 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
               facts_of(mode).gates, " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
   const Tensor packed = packed_weights(mode, w_ih, w_hh);
   const auto version = [](const Tensor& w) { return static_cast<long long>(w._version()); };
-  return Py_BuildValue("(NsNNLNNL)", wrap(packed), kernels().name, wrap(w_ih), wrap(w_ih.detach()),
+  return Py_BuildValue("(NsNNLNNL)", wrap(packed), frozen_for(), wrap(w_ih), wrap(w_ih.detach()),
                        version(w_ih), wrap(w_hh), wrap(w_hh.detach()), version(w_hh));
   END_HANDLE_TH_ERRORS
 }
