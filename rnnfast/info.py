@@ -87,8 +87,8 @@ def set_batch_invariant(on: bool) -> None:
     step) take a matrix unit for bfloat16, where the processor has one (`isa() == "amx_bf16"`): each number is
     the sum of three of bfloat16, and six products of such parts are added up in float32. That is nearer to
     the exact result than float32's multiply-adds are. A row's results are then the same in every batch of 8
-    rows or more, and in every one of fewer. On an idle machine it is faster; where other programs use the
-    unit at the same time it need not be.
+    rows or more, and in every one of fewer. Whether it is faster has to be measured: where other programs use
+    the unit at the same time it was slower. What `freeze` packs is then 2.5 times as much in float32.
 
     RNNFAST_BATCH_INVARIANT=0 is False from the start.
     """

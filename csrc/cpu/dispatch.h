@@ -43,9 +43,8 @@ struct Kernels {
   Conversion of_bfloat16, of_half;
   const LayerKernels<Bfloat16>* bf16;  // null: this set has no products of bfloat16
   bool matrix_unit;                    // which they are made by
-  const Kernels* many_rows =
-      nullptr;               // the same set, whose f32 has that unit make products of parts of floats
-  bool float_parts = false;  // whether this is such a one
+  const Kernels* many_rows = nullptr;  // the same set with f32 of that unit's products, of parts of floats
+  bool float_parts = false;            // whether this is such a one
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }

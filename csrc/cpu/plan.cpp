@@ -25,7 +25,8 @@ constexpr double kStripNs = 10;  // backward: what forward saved of a vector of 
 // 0.6 and 5); with many rows a vector takes a little beside their multiply-adds.
 constexpr double kFirstNs = 0.29, kSecondNs = 0.55, kThirdNs = 2, kReadNs = 0.05;
 constexpr double kLineBytes = 64, kFirstBytes = 32 * 1024;
-// a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows
+// a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows;
+// of six products, of half as many words each, that is reckoned, not measured
 constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerSixProducts = 7, kPerUnitRow = 0.35;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
