@@ -24,7 +24,8 @@ def _recurrent_backward(info, in_dims, *values):
     batched = {name for name, dim in vars(dims).items() if isinstance(dim, int)}
     at_once = min(ROWS // max(a.h0.size(1), 1), info.batch_size)
     # The op adds up the gradient of a weight over all rows, whatever cotangent they belong to.
-    if at_once >= FEWEST and asked <= STATES and batched <= set(ops.COTANGENTS):
+    plain = a.lengths is None and a.resets is None  # which are of each row
+    if plain and at_once >= FEWEST and asked <= STATES and batched <= set(ops.COTANGENTS):
         return _as_rows(a, dims, info.batch_size, at_once)
     return _one_by_one(ops.recurrent_backward, info, in_dims, values)
 
@@ -38,7 +39,7 @@ def _as_rows(a, dims, K, at_once):
     """Chunks of k <= at_once cotangents, in which row b of the batch becomes rows b·k to b·k + k - 1."""
     # of each tensor the dimension in which its rows stand
     rows = dict.fromkeys(("h0", "c0", "dhn", "dcn"), 1)
-    rows["x"] = rows["dy"] = int(a.batch_sizes is None and not a.batch_first)
+    rows["x"] = rows["dy"] = rows["dcs"] = int(a.batch_sizes is None and not a.batch_first)
     chunks = -(-K // at_once)
     parts = {
         name: getattr(a, name).movedim(dim, 0).tensor_split(chunks)

@@ -29,18 +29,21 @@ def decompositions():
 
 def _recurrent(*values):
     a = ops.RECURRENT.bind(values)
-    w = [getattr(a, name) for name in ops.INPUTS[3:]]  # after x, h0, c0
+    w = [getattr(a, name) for name in ops.WEIGHTS]
+    more = {name: getattr(a, name) for name in ops.EPISODES}
     packed = a.batch_sizes is not None
     T = (a.batch_sizes if packed else a.x).size(1 if a.batch_first and not packed else 0)
-    if _by_torch.can_be_exported(a.mode, T, a.batch_sizes, a.w_hr):
+    by_torch = _by_torch.can_be_exported(a.mode, T, a.batch_sizes, a.w_hr)
+    if by_torch and not a.all_states and all(t is None for t in more.values()):
         directions = [d for d in (w[:5], w[5:]) if d[0] is not None]
         options = (len(directions) == 2, a.batch_first, 0.0, False)
-        results = _by_torch.layers(a.mode, a.x, a.h0, a.c0, directions, options, None)
+        y, hn, cn = _by_torch.layers(a.mode, a.x, a.h0, a.c0, directions, options, None)
+        cs = y.new_empty(0)
     else:
         walk = reference.walk if isinstance(T, int) else _scan
-        how = {"batch_sizes": a.batch_sizes, "batch_first": a.batch_first, "walk": walk}
-        results = reference.recurrent(a.mode, a.x, a.h0, a.c0, *w, **how)
-    return *results, *_unsaved(ops.fake_recurrent(*values)[3:])
+        how = {"batch_sizes": a.batch_sizes, "batch_first": a.batch_first, "all_states": a.all_states}
+        y, hn, cn, cs = reference.recurrent(a.mode, a.x, a.h0, a.c0, *w, **how, **more, walk=walk)
+    return y, hn, cn, *_unsaved(ops.fake_recurrent(*values)[3:5]), cs
 
 
 def _deep_transition(*values):
@@ -50,7 +53,7 @@ def _deep_transition(*values):
     return *results, *_unsaved(ops.fake_deep_transition(*values)[2:])
 
 
-def _scan(step, state, rows, weights, reverse=False):
+def _scan(step, state, rows, weights, reverse=False, kept=1):
     """`reference.walk` for a number of steps that is not known: one operator, the loop in it."""
     n, m = len(state), len(rows)
 
@@ -58,11 +61,11 @@ def _scan(step, state, rows, weights, reverse=False):
         given = iter(values[n + m :])
         w = [None if w is None else next(given) for w in weights]
         new = step(values[:n], values[n : n + m], w)
-        return [*new, new[0].clone()]
+        return [*new, *(s.clone() for s in new[:kept])]
 
     rows = [r.flip(0) if reverse else r for r in rows]
-    *state, y = scan_op(body, list(state), rows, [w for w in weights if w is not None])
-    return y.flip(0) if reverse else y, state
+    results = scan_op(body, list(state), rows, [w for w in weights if w is not None])
+    return [y.flip(0) if reverse else y for y in results[n:]], results[:n]
 
 
 def _scan_transitions(x, h, weights, biases, negative_slope):
@@ -72,7 +75,7 @@ def _scan_transitions(x, h, weights, biases, negative_slope):
     def step(state, rows, w):
         return reference.transitions(rows[0].unsqueeze(1), *state, w[:L], w[L:], negative_slope)[1:]
 
-    y, (h,) = _scan(step, (h,), (x.transpose(0, 1),), (*weights, *biases))
+    (y,), (h,) = _scan(step, (h,), (x.transpose(0, 1),), (*weights, *biases))
     return y.transpose(0, 1), h
 
 

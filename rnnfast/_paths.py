@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autocast, _by_torch, ops, reference
+from . import _autocast, _by_torch, _episodes, ops, reference
 from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
@@ -27,8 +27,11 @@ class Options(NamedTuple):
     training: bool = False
 
 
-def layers(mode, x, h0, c0, weights, options, batch_sizes):
-    """All layers of one kind -> y, h_n, c_n; arguments as `functional.lstm`, c_n [0] for a cell without c."""
+def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
+    """All layers of one kind -> y, h_n, c_n; arguments as `functional.lstm`, c_n [0] for a cell without c.
+
+    With episodes.all_states also h and c of every step, [L·D, T, B, P] and [L·D, T, B, H] in x's layout.
+    """
     bidirectional, batch_first, dropout, training = options
     has_cell = CELLS[mode]["has_cell"]
     D = 2 if bidirectional else 1
@@ -53,8 +56,18 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         or _by_torch.are_expanded(weights)
         or (torch.onnx.is_in_onnx_export() and _by_torch.can_be_exported(mode, T, batch_sizes, W_hr))
     )
-    given = h0 is not None
-    if given:
+    e = _episodes.NONE if episodes is None else episodes
+    if episodes is not None:
+        shape = None if packed else (x.shape[:2], 0 if batch_first else 1)
+        _episodes.check(e, x, shape, bidirectional, packed)
+        if e.lengths is not None or e.resets is not None or e.all_states:
+            if by_torch:
+                raise RuntimeError(
+                    "lengths, resets and return_all_states: a trace, an export to ONNX of another kind than "
+                    "dynamo=True and call_for_per_sample_grads know torch's operators only, which have none"
+                )
+    given = h0 is not None or e.initial is not None
+    if h0 is not None:
         if x.device != h0.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, "
@@ -66,19 +79,29 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         else:  # an int is what a trace would keep for good
             B = batch_sizes[0] if by_torch else batch_sizes[0].item()
         n = L * D if by_torch else D  # one state of zeros serves every layer, but torch's operator takes all
-        h0 = torch.zeros(n, B, W_hh.shape[1], dtype=x.dtype, device=x.device)
-        if has_cell:
-            c0 = h0 if W_hr is None else torch.zeros(n, B, W_hr.shape[1], dtype=x.dtype, device=x.device)
+        if given:
+            h0, c0 = (s if s is None else s.expand(-1, B, -1) for s in e.initial)
+        else:
+            h0 = torch.zeros(n, B, W_hh.shape[1], dtype=x.dtype, device=x.device)
+            if has_cell:
+                c0 = h0 if W_hr is None else torch.zeros(n, B, W_hr.shape[1], dtype=x.dtype, device=x.device)
     if by_torch:
         return _by_torch.layers(mode, x, h0, c0, weights, options, batch_sizes)
     hs = h0.split(D) if given and L > 1 else [h0] * L
     cs = c0.split(D) if given and L > 1 and c0 is not None else [c0] * L
     state = h0 if c0 is None else c0
+    anew = [None, None]
+    if e.resets is not None and (e.reset_state or e.initial) is not None:
+        units = W_hh.shape[1], W_hh.shape[1] if W_hr is None else W_hr.shape[1]
+        _episodes.check_states(e, L * D, h0.size(1), units, x)
+        anew = e.reset_state or e.initial
     amp = _autocast.dtype_for(x)
     if amp is not None:
         x, *hs = _autocast.cast(amp, x, *hs)
         cs = _autocast.cast(amp, *cs)
         weights = [_autocast.cast(amp, *w) for w in weights]
+        anew = _autocast.cast(amp, *anew)
+    reset_h, reset_c = ([None] * L if s is None else s.split(D) for s in anew)
 
     # torch draws dropout over [T, B, D·H] in memory order: inner layers then run time first, so that a seed
     # gives torch's masks. The layout is turned by views; the last layer writes the caller's.
@@ -87,14 +110,22 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
     turned = drop and batch_first
     if turned:
         x = x.transpose(0, 1)
-    hn, cn = [], []
+    hn, cn, every_h, every_c = [], [], [], []
     for k in range(L):
         last = k == L - 1
         if last and turned:
             x = x.transpose(0, 1)
         w = (*weights[k * D], *(weights[k * D + 1] if bidirectional else NO_WEIGHTS))
         first = batch_first and (last or not turned)
-        x, h, c = _layer(mode, x, hs[k], cs[k], w, batch_sizes, first, plain)
+        how = None
+        if episodes is not None:
+            resets = e.resets if first == batch_first or e.resets is None else e.resets.transpose(0, 1)
+            how = (e.lengths, resets, reset_h[k], reset_c[k], e.all_states)
+        x, h, c, *each_c = _layer(mode, x, hs[k], cs[k], w, batch_sizes, first, plain, how)
+        if e.all_states:
+            turn = first != batch_first
+            every_h.append(_by_direction(x, D, turn))
+            every_c += [_by_direction(s, D, turn) for s in each_c if has_cell]
         if drop and not last:
             x = F.dropout(x, dropout, True)
         hn.append(h)
@@ -109,7 +140,16 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes):
         c = c.to(dtype)
         if W_hr is None:
             y, h = y.to(dtype), h.to(dtype)
-    return y, h, c
+    if not e.all_states:
+        return y, h, c
+    # of the dtypes that y and c_n have
+    return y, h, c, torch.cat(every_h).to(y.dtype), torch.cat(every_c).to(c.dtype) if has_cell else None
+
+
+def _by_direction(steps, D, turn):
+    """[..., D·P] of every step -> [D, ..., P], where `turn` with the first two dimensions changed over."""
+    of_each = steps.unflatten(-1, (D, -1)).movedim(-2, 0)
+    return of_each.transpose(1, 2) if turn else of_each
 
 
 def deep_transition(x, h0, weights, biases, negative_slope):
@@ -154,12 +194,24 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
     return h, c
 
 
-def _layer(mode, x, h0, c0, w, batch_sizes, batch_first, plain):
-    """One layer, by the op or in plain torch -> y, h_n, c_n. w: five of each direction."""
+def _layer(mode, x, h0, c0, w, batch_sizes, batch_first, plain, episodes=None):
+    """One layer, by the op or in plain torch -> y, h_n, c_n. w: five of each direction.
+
+    episodes: lengths, resets, reset_h, reset_c and all_states of the op, or None; then c of every step, too.
+    """
+    states = (x, h0, c0, *w)
+    if episodes is None:
+        episodes = ()
+    else:
+        states += episodes[2:4]
     if plain:
-        return reference.recurrent(mode, x, h0, c0, *w, batch_sizes=batch_sizes, batch_first=batch_first)
-    save = torch.is_grad_enabled() and _any_needs_grad(x, h0, c0, *w)
-    return ops.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first, save)[:3]
+        more = dict(zip((*ops.EPISODES, "all_states"), episodes, strict=False))
+        how = {"batch_sizes": batch_sizes, "batch_first": batch_first}
+        results = reference.recurrent(mode, x, h0, c0, *w, **how, **more)
+        return results if episodes else results[:3]
+    save = torch.is_grad_enabled() and _any_needs_grad(*states)
+    y, h, c, _, _, cs = ops.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first, save, *episodes)
+    return (y, h, c, cs) if episodes else (y, h, c)
 
 
 def try_cell(mode, parameters, x, h, c, frozen=None):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from . import _paths
+from . import _episodes, _paths
 from ._paths import Options
 
 __all__ = ["deep_transition", "gru", "lstm", "rnn"]
@@ -18,6 +18,10 @@ def lstm(
     batch_sizes: Tensor | None = None,
     dropout: float = 0.0,
     training: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
+    return_all_states: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Long short-term memory, one or more layers.
 
@@ -44,18 +48,30 @@ def lstm(
         batch_sizes: int64 [T] on the CPU, as in PackedSequence.
         dropout: probability of an element of every layer's output but the last to be zeroed, while training.
 
+        lengths: int64 [B], on the CPU or where x is, in any order: row b has the first lengths[b] steps, 0 to
+            T. The reverse direction begins with the last of them. After them y is zero, x is not read and
+            gets no gradient; h_n and c_n are those of a row's last step, or h_0 and c_0 if it has none.
+        resets: bool [T, B] ([B, T] if batch_first): before such a step the state of the row becomes
+            reset_state, in every layer. Not for both directions.
+        reset_state: h [L·D, B or 1, P] and c [L·D, B or 1, H]; None is zeros. Gradients flow into it, none
+            past a reset into what was before.
+        return_all_states: also return h and c of every step and layer.
+
     Returns:
-        y in the layout of x with D·P features, and (h_n [L·D, B, P], c_n [L·D, B, H]).
+        y in the layout of x with D·P features, and (h_n [L·D, B, P], c_n [L·D, B, H]); with return_all_states
+        also (h [L·D, T, B, P], c [L·D, T, B, H]), or [L·D, B, T, .] if batch_first, or packed [L·D, N, .].
 
     Raises:
-        RuntimeError: no time step, or shapes, dtypes or devices that do not fit.
+        RuntimeError: no time step, or shapes, dtypes, devices or lengths that do not fit.
+        TypeError: lengths, resets or reset_state that are no tensors.
 
     Source: Hochreiter and Schmidhuber 1997, Gers et al. 2000 (forget gate), Sak et al. 2014 (projection).
     """
     h, c = (None, None) if hx is None else hx
     options = Options(bidirectional, batch_first, dropout, training)
-    y, h, c = _paths.layers("lstm", x, h, c, weights, options, batch_sizes)
-    return y, (h, c)
+    episodes = _episodes.of_call("lstm", lengths, resets, reset_state, return_all_states)
+    y, h, c, *every = _paths.layers("lstm", x, h, c, weights, options, batch_sizes, episodes)
+    return (y, (h, c), tuple(every)) if every else (y, (h, c))
 
 
 def gru(
@@ -68,6 +84,10 @@ def gru(
     batch_sizes: Tensor | None = None,
     dropout: float = 0.0,
     training: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    return_all_states: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent unit, one or more layers; the reset gate acts after the hidden product.
 
@@ -88,8 +108,9 @@ def gru(
     Source: Cho et al. 2014, in the form of cuDNN and torch.nn.
     """
     options = Options(bidirectional, batch_first, dropout, training)
-    y, h, _ = _paths.layers("gru", x, hx, None, weights, options, batch_sizes)
-    return y, h
+    episodes = _episodes.of_call("gru", lengths, resets, reset_state, return_all_states)
+    y, h, _, *every = _paths.layers("gru", x, hx, None, weights, options, batch_sizes, episodes)
+    return (y, h, every[0]) if every else (y, h)
 
 
 def rnn(
@@ -103,6 +124,10 @@ def rnn(
     batch_sizes: Tensor | None = None,
     dropout: float = 0.0,
     training: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    return_all_states: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Elman network, one or more layers: h' = tanh or relu (W_i x + b_i + W_h h + b_h).
 
@@ -120,8 +145,10 @@ def rnn(
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     options = Options(bidirectional, batch_first, dropout, training)
-    y, h, _ = _paths.layers("rnn_" + nonlinearity, x, hx, None, weights, options, batch_sizes)
-    return y, h
+    mode = "rnn_" + nonlinearity
+    episodes = _episodes.of_call(mode, lengths, resets, reset_state, return_all_states)
+    y, h, _, *every = _paths.layers(mode, x, hx, None, weights, options, batch_sizes, episodes)
+    return (y, h, every[0]) if every else (y, h)
 
 
 def deep_transition(

@@ -93,7 +93,8 @@ class _Schema:
             raise RuntimeError(f"{self.op}: {name} is an undefined tensor")
         if name == "batch_sizes" and t.device.type != "cpu":
             raise RuntimeError(f"{self.op}: batch_sizes is on {t.device}, expected cpu")
-        if name != "batch_sizes" and t.device != device:
+        on_the_cpu = name in ("batch_sizes", "lengths") and t.device.type == "cpu"
+        if not on_the_cpu and t.device != device:
             raise RuntimeError(f"{self.op}: {name} is on {t.device}, expected {device}, as x")
 
     def in_order(self, found):
@@ -107,7 +108,9 @@ DEEP_TRANSITION = _Schema(deep_transition)
 DEEP_TRANSITION_BACKWARD = _Schema(deep_transition_backward)
 
 INPUTS = [result[1:] for result in RECURRENT_BACKWARD.results]  # what gets a gradient: x, h0, ...
-COTANGENTS = ("dy", "dhn", "dcn")
+WEIGHTS = INPUTS[3:13]
+COTANGENTS = ("dy", "dhn", "dcn", "dcs")
+EPISODES = ("lengths", "resets", "reset_h", "reset_c")
 
 
 @torch.library.register_fake("rnnfast::recurrent")
@@ -124,7 +127,8 @@ def fake_recurrent(*values):
     gates, cells = _saved(a.mode, x, D, N, H)
     gates = saved.new_empty(gates if a.save else 0)
     cells = saved.new_empty(cells if a.save and has_cell else 0)
-    return y, hn, cn, gates, cells
+    cs = x.new_empty((*x.shape[:-1], D * H) if a.all_states and has_cell else 0)
+    return y, hn, cn, gates, cells, cs
 
 
 @torch.library.register_fake("rnnfast::recurrent_backward")
@@ -196,17 +200,29 @@ def _double_backward(forward, cotangents, inputs, wanted, grads):
 
 def _save_recurrent(ctx, inputs, output):
     a = RECURRENT_BACKWARD.bind(inputs)
-    ctx.save_for_backward(*(getattr(a, name) for name in (*COTANGENTS, *INPUTS, "batch_sizes")))
+    names = (*COTANGENTS, *INPUTS, "batch_sizes", "lengths", "resets")
+    ctx.save_for_backward(*(getattr(a, name) for name in names))
     ctx.set_materialize_grads(False)
     ctx.mode, ctx.batch_first, ctx.needs = a.mode, a.batch_first, a.needs
 
 
 def _differentiate_recurrent(ctx, *grads):
-    *slots, batch_sizes = ctx.saved_tensors
+    *slots, batch_sizes, lengths, resets = ctx.saved_tensors
     cotangents, inputs = slots[: len(COTANGENTS)], slots[len(COTANGENTS) :]
 
     def forward(*inputs):
-        return reference.recurrent(ctx.mode, *inputs, batch_sizes=batch_sizes, batch_first=ctx.batch_first)
+        *inputs, reset_h, reset_c = inputs
+        return reference.recurrent(
+            ctx.mode,
+            *inputs,
+            batch_sizes=batch_sizes,
+            batch_first=ctx.batch_first,
+            lengths=lengths,
+            resets=resets,
+            reset_h=reset_h,
+            reset_c=reset_c,
+            all_states=cotangents[-1] is not None,
+        )
 
     names = [*COTANGENTS, *INPUTS]
     asked = vars(RECURRENT_BACKWARD.bind(ctx.needs_input_grad))

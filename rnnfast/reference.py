@@ -55,14 +55,17 @@ def compute_dtype(dtype):
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def walk(step, state, rows, weights, reverse=False):
-    """The loop over time: state = step(state, rows of each time, weights) -> state[0] of all times, state."""
-    ys = []
+def walk(step, state, rows, weights, reverse=False, kept=1):
+    """The loop over time: state = step(state, rows of each time, weights).
+
+    Returns: the first `kept` tensors of the state, each of all times, and the last state.
+    """
+    states = []
     T = rows[0].size(0)
     for t in reversed(range(T)) if reverse else range(T):
         state = step(state, [r[t] for r in rows], weights)
-        ys.append(state[0])
-    return torch.stack(ys[::-1] if reverse else ys), state
+        states.append(state[:kept])
+    return [torch.stack(s[::-1] if reverse else s) for s in zip(*states, strict=True)], state
 
 
 def recurrent(
@@ -73,8 +76,13 @@ def recurrent(
     *weights: Tensor | None,
     batch_sizes: Tensor | None = None,
     batch_first: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
+    all_states: bool = False,
     walk=walk,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One recurrent layer over a whole sequence, one or both directions: what the op of this name computes.
 
     Args:
@@ -84,10 +92,15 @@ def recurrent(
         weights: w_ih [G·H, I], w_hh [G·H, P], b_ih [G·H], b_hh [G·H], w_hr [P, H], and as many of the reverse
             direction; None where there is none.
         batch_sizes: int64 [T], how many rows take part in each step; never grows.
+        lengths: int64 [B], how many steps each row takes part in; y is zero after them.
+        resets: bool [T, B], or [B, T] if batch_first: before such a step the state of the row becomes
+        reset_h, reset_c: [D, B or 1, P] and [D, B or 1, H]; None is zeros.
+        all_states: whether c of every step is returned.
         walk: the loop over time.
 
     Returns:
-        y of x's layout with D·P features, h_n [D, B, P], c_n [D, B, H] (size [0] unless LSTM).
+        y of x's layout with D·P features, h_n [D, B, P], c_n [D, B, H] and c of every step, as y (each of
+        size [0] unless LSTM).
     """
     dtype, acc = x.dtype, compute_dtype(x.dtype)
     weights = [w if w is None else w.to(acc) for w in weights]
@@ -98,32 +111,65 @@ def recurrent(
         x, active, places = _unpack(x, batch_sizes, h0.size(1))
     elif batch_first:
         x = x.transpose(0, 1)
+    if lengths is not None:
+        times = torch.arange(x.size(0), device=x.device).unsqueeze(1)
+        active = (times < lengths.to(x.device)).unsqueeze(-1)  # [T, B, 1]
+        x = torch.where(active, x, 0)  # a NaN in padding would reach the gradient of W_ih
+    if resets is not None:
+        resets = (resets.transpose(0, 1) if batch_first else resets).unsqueeze(-1)  # [T, B, 1]
 
-    ys, hs, cs = [], [], []
+    def of(state, d):
+        return None if state is None else state[d].to(acc)
+
+    steps, hs, cs = [], [], []
     for d, direction in enumerate(directions):
-        c = None if c0 is None else c0[d].to(acc)
-        y, h, c = _direction(CELLS[mode], x.to(acc), h0[d].to(acc), c, direction, active, d == 1, dtype, walk)
-        ys.append(y)
+        states, h, c = _direction(
+            CELLS[mode],
+            x.to(acc),
+            [of(h0, d), of(c0, d)],
+            [of(reset_h, d), of(reset_c, d)],
+            direction,
+            (active, resets),
+            dtype,
+            lambda *args, d=d: walk(*args, d == 1, 2 if all_states else 1),
+        )
+        steps.append(states)
         hs.append(h)
         cs.append(c)
 
-    y = torch.cat(ys, -1).to(dtype)
-    if batch_sizes is not None:
-        y = y.flatten(0, 1).index_select(0, places)
-    elif batch_first:
-        y = y.transpose(0, 1).contiguous()
-    cn = h0.new_empty(0) if c0 is None else torch.stack(cs).to(dtype)
-    return y, torch.stack(hs).to(dtype), cn
+    def joined(of_directions):
+        """Of each direction [T, B, .] -> as y is returned."""
+        y = torch.cat(of_directions, -1).to(dtype)
+        if batch_sizes is not None:
+            return y.flatten(0, 1).index_select(0, places)
+        if lengths is not None:
+            y = torch.where(active, y, 0)
+        return y.transpose(0, 1).contiguous() if batch_first else y
+
+    none = h0.new_empty(0)
+    y, *c = (joined(of_directions) for of_directions in zip(*steps, strict=True))
+    cn = none if c0 is None else torch.stack(cs).to(dtype)
+    return y, torch.stack(hs).to(dtype), cn, c[0] if c else none
 
 
-def _direction(cell, x, h, c, weights, active, reverse, dtype, walk):
-    """One direction: x [T, B, I], h [B, P], c [B, H] or None -> y [T, B, P], h, c."""
+def _direction(cell, x, state, anew, weights, flags, dtype, walk):
+    """One direction of x [T, B, I] from state h [B, P], c [B, H] or None -> [T, B, P] (and c), h, c.
+
+    flags: of each step and row [T, B, 1] whether it takes part, and whether its state becomes anew (h and c,
+    None is zeros) before; or None.
+    """
     W_ih, W_hh, b_ih, b_hh, W_hr = weights
-    u = F.linear(x, W_ih, b_ih)  # [T, B, G·H]
+    active, resets = flags
+    rows = [F.linear(x, W_ih, b_ih)]  # u [T, B, G·H]
+    rows += [f for f in flags if f is not None]
 
     def step(state, rows, weights):
-        h, c = state if len(state) == 2 else (*state, None)
-        W_hh, b_hh, W_hr = weights
+        W_hh, b_hh, W_hr, *anew = weights
+        before = state
+        if resets is not None:
+            anew = [s.new_zeros(()) if a is None else a for s, a in zip(state, anew, strict=False)]
+            before = [torch.where(rows[-1], a, s) for s, a in zip(state, anew, strict=True)]
+        h, c = before if len(before) == 2 else (*before, None)
         h_new, c_new = cell(rows[0], F.linear(h, W_hh, b_hh), h, c)
         if W_hr is not None:
             h_new = F.linear(h_new, W_hr)
@@ -134,9 +180,8 @@ def _direction(cell, x, h, c, weights, active, reverse, dtype, walk):
         # a row that takes no part in this step keeps its state
         return tuple(torch.where(rows[1], n, old) for n, old in zip(new, state, strict=True))
 
-    state, rows = (h,) if c is None else (h, c), (u,) if active is None else (u, active)
-    y, (h, *c) = walk(step, state, rows, (W_hh, b_hh, W_hr), reverse)
-    return y, h, c[0] if c else None
+    states, (h, *c) = walk(step, tuple(s for s in state if s is not None), rows, (W_hh, b_hh, W_hr, *anew))
+    return states, h, c[0] if c else None
 
 
 def _unpack(x, batch_sizes, B):

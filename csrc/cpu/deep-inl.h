@@ -53,9 +53,9 @@ struct DeepForward {
   void prepare(const Share& share, const Part& part) const {
     share.pack(w_x, part);
     for (int l = 0; l <= last; ++l) share.pack(w[l], part);
-    for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, share.rows_of(part));
+    for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, p.walk, share.rows_of(part));
     if (part.index == 0)
-      for (int l = 0; l <= last; ++l) copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], {0, 1});
+      for (int l = 0; l <= last; ++l) copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], p.walk, {0, 1});
   }
 
   // what layer l leaves for (t, b), [padded(width[l])]
@@ -164,12 +164,12 @@ struct DeepBackward {
       if (k > 0) layer(part, 0, t + 1);
       if (t >= 0) collect(part, t);
     });
-    share.phase([&](const Part& part) { dh.write(part, p.dh0, p.H, w[0].vectors_of(part.cut)); });
+    share.phase([&](const Part& part) { dh.write(part, p.dh0, p.H, p.walk, w[0].vectors_of(part.cut)); });
   }
 
   void prepare(const Share& share, const Part& part) const {
     for (int l = 0; l <= last; ++l) share.pack(w[l], part);
-    dh.read(part, p.dhn, p.H, w[0].vectors_of(part.cut));
+    dh.read(part, p.dhn, p.H, p.walk, w[0].vectors_of(part.cut));
     if (part.index == 0)
       for (int64_t i = 0; i < widest; ++i) zeros[i] = 0;
   }

@@ -11,18 +11,26 @@ namespace rnnfast {
 
 enum class Split { kSerial, kUnits, kRows, kDirections };
 
-// The rows of x and y. Row (t, b) is offsets[t] + b * row_stride; time step t has the rows 0 .. sizes[t] - 1.
-// Dense time-major, batch-first, packed and reversed input differ in nothing else.
+// The rows of x and y. Row (t, b) is offsets[t] + sequence(b) * row_stride; time step t has those of b = 0 ..
+// sizes[t] - 1. Dense time-major, batch-first, packed and reversed input differ in nothing else; and sequences
+// of unlike lengths in that b counts them from the longest on.
 struct Walk {
   int64_t steps;           // T
-  int64_t batch;           // B, the rows of the fullest step
+  int64_t batch;           // B
   int64_t total;           // N, the rows of all steps together
   int64_t row_stride;      // 1 (time-major, packed) or T (batch-first)
   const int64_t* offsets;  // [T]
   const int64_t* sizes;    // [T], non-increasing
   bool reverse;            // walk from T - 1 to 0
+  // of unlike lengths, else null: which sequence of the batch each b is, [B], and where the rows of each step
+  // begin in what has only rows that take part, [T]
+  const int64_t *order = nullptr, *kept = nullptr;
 
-  RNNFAST_INLINE int64_t row(int64_t t, int64_t b) const { return offsets[t] + b * row_stride; }
+  // of h0, hn and their likes: the row that is b's
+  RNNFAST_INLINE int64_t sequence(int64_t b) const { return order ? order[b] : b; }
+  RNNFAST_INLINE int64_t row(int64_t t, int64_t b) const { return offsets[t] + sequence(b) * row_stride; }
+  // of what is saved, and of gradients: total rows
+  RNNFAST_INLINE int64_t kept_row(int64_t t, int64_t b) const { return kept ? kept[t] + b : row(t, b); }
   RNNFAST_INLINE int64_t time(int64_t step) const { return reverse ? steps - 1 - step : step; }
   // the rows of t that begin here (from h0) or end here (into hn), counted in walking order: b >= the result
   RNNFAST_INLINE int64_t first_without(int64_t t, bool neighbour_after) const {
@@ -48,18 +56,39 @@ struct Walk {
     }
     return low;
   }
-  // the row that holds the previous state of (t, b), for a b that does not begin here
-  RNNFAST_INLINE int64_t previous(int64_t t, int64_t b) const { return row(reverse ? t + 1 : t - 1, b); }
+  // the step whose state a row of t goes on from, if it does not begin here
+  RNNFAST_INLINE int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
 };
 
-// rows[n] = the state that row n of x began from, a row of y or of h0: what dW_hh is made of. Rows of h0 and
-// of y are so many bytes apart.
-inline void previous_states(const Walk& walk, const char* h0, int64_t h0_bytes, const char* y,
-                            int64_t y_bytes, const void** rows) {
+// Before which steps a row forgets its state, and what it begins anew from
+template <class A>
+struct Resets {
+  const bool* at = nullptr;  // of each row of x; or null: nowhere
+  const A* h = nullptr;      // [B, P], or null: zeros
+  const A* c = nullptr;      // [B, H], or null: zeros
+  A *dh = nullptr, *dc = nullptr;  // backward: the same, what they get is added; or null
+
+  RNNFAST_INLINE bool has(const Walk& walk, int64_t t, int64_t b) const { return at && at[walk.row(t, b)]; }
+};
+
+// Where rows begin that stand so many bytes apart
+struct RowsOfBytes {
+  const char* first;
+  int64_t bytes;
+
+  const void* row(int64_t n) const { return first + n * bytes; }
+};
+
+// rows[n] = the state that kept row n began from, a row of y, of h0 or, where resets say so, of reset_h: what
+// dW_hh is made of
+inline void previous_states(const Walk& walk, RowsOfBytes h0, RowsOfBytes y, const bool* resets,
+                            RowsOfBytes reset_h, const void** rows) {
   for (int64_t t = 0; t < walk.steps; ++t) {
     const int64_t begins = walk.begins(t);
     for (int64_t b = 0; b < walk.sizes[t]; ++b)
-      rows[walk.row(t, b)] = b < begins ? y + walk.previous(t, b) * y_bytes : h0 + b * h0_bytes;
+      rows[walk.kept_row(t, b)] = resets && resets[walk.row(t, b)] ? reset_h.row(walk.sequence(b))
+                                  : b < begins                     ? y.row(walk.row(walk.before(t), b))
+                                                                   : h0.row(walk.sequence(b));
   }
 }
 
@@ -120,8 +149,11 @@ struct ForwardParams {
   const void* frozen;  // what LayerKernels::freeze made of w_ih and w_hh, or null; not with a projection
   const A* h0;         // [B, P]
   const A* c0;         // [B, H] or null
+  Resets<A> resets;
   E* y;                // [N, P], leading dimension ldy
   int64_t ldy;
+  E* cs;               // [N, H], leading dimension ldc: c of every step; or null
+  int64_t ldc;
   A* hn;     // [B, P]
   A* cn;     // [B, H] or null
   A* gates;  // S values of gate_rows(N) in the order of layout_of, or null: inference saves nothing
@@ -139,9 +171,12 @@ struct BackwardParams {
   const E* w_hr;  // [P, H] or null
   const A* h0;    // [B, P]
   const A* c0;    // [B, H] or null
+  Resets<A> resets;
   const E* y;     // [N, P], leading dimension ldy
   const E* dy;    // the same, or null
   int64_t ldy;
+  const E* dcs;   // [N, H], leading dimension ldc; or null
+  int64_t ldc;
   const A* dhn;    // [B, P] or null
   const A* dcn;    // [B, H] or null
   const A* gates;  // as forward saved them, or null: y is the only one, and not rounded

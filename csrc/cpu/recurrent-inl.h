@@ -26,6 +26,36 @@ size_t freeze(int gates, const ForwardParams<E>& p, void* to) {
   return w.bytes;
 }
 
+// The states that rows begin anew from where they are reset, as those of a step lie: one for each row of the
+// batch, or zeros for all.
+template <class E>
+struct Anew {
+  typedef typename ComputeType<E>::type A;
+  int64_t rows, numbers, blended, cells;  // of a row: of h, of h that is not rounded, of c; or 0
+  E* h;
+  A *exact, *c;
+
+  static Anew take(Arena& arena, const Resets<A>& resets, int64_t batch, int64_t numbers, int64_t blended,
+                   int64_t cells) {
+    const int64_t rows = !resets.at ? 0 : resets.h ? batch : 1;
+    return {rows, numbers, padded(blended), padded(cells), arena.take<E>(rows * numbers),
+            arena.take<A>(rows * padded(blended)), arena.take<A>(rows * padded(cells))};
+  }
+
+  int64_t of(int64_t b) const { return rows == 1 ? 0 : b; }
+  RNNFAST_INLINE const E* h_row(int64_t b) const { return h + of(b) * numbers; }
+  RNNFAST_INLINE const A* exact_row(int64_t b) const { return exact + of(b) * blended; }
+  RNNFAST_INLINE const A* c_row(int64_t b) const { return c + of(b) * cells; }
+
+  // those of some rows of the batch
+  void read(const ForwardParams<E>& p, Range some) const {
+    if (!p.resets.h) some = {0, some.begin == 0 ? rows : 0};
+    copy_padded(h, numbers, p.resets.h, p.P, p.walk, some);
+    if (blended) copy_padded(exact, blended, p.resets.h, p.P, p.walk, some);
+    if (cells) copy_padded(c, cells, p.resets.c, p.H, p.walk, some);
+  }
+};
+
 template <class Cell, class E>
 struct Forward {
   typedef typename ComputeType<E>::type A;
@@ -46,6 +76,7 @@ struct Forward {
   Packed<E> w_ih, w_hh, w_hr;
   A* zeros;        // [Pp]
   E* h[2];         // [B, ldh]: read one, write the other
+  Anew<E> anew;    // what a row begins from where it is reset
   Owned<A> exact;  // h before rounding
   Owned<A> c;
   E* m;           // [B, ldm]: what the projection multiplies, and
@@ -84,6 +115,7 @@ struct Forward {
     if (projected) w_hr = pack(p.w_hr, p.H, p.P, 1, rows, steps);
     zeros = arena.take<A>(Pp);
     for (E*& state : h) state = take_apart<E>(arena, B * ldh);
+    anew = Anew<E>::take(arena, p.resets, B, ldh, kRounds ? p.P : 0, Cell::kHasCell ? p.H : 0);
     exact = Owned<A>::take(arena, plan, B, kRounds ? p.P : 0);
     c = Owned<A>::take(arena, plan, B, Cell::kHasCell ? p.H : 0);
     m = arena.take<E>(projected ? B * ldm : 0);
@@ -117,11 +149,12 @@ struct Forward {
     share.pack(w_hh, part);
     if (projected) share.pack(w_hr, part);
     const Range rows = share.rows_of(part);
-    for (E* state : {h[0], h[1]}) copy_padded(state, ldh, p.h0, p.P, rows);
-    if (projected) copy_padded<E, A>(m, ldm, nullptr, 0, rows);
+    for (E* state : {h[0], h[1]}) copy_padded(state, ldh, p.h0, p.P, p.walk, rows);
+    if (p.resets.at) anew.read(p, rows);
+    if (projected) copy_padded<E, A>(m, ldm, nullptr, 0, p.walk, rows);
     const Range vectors = w_hh.vectors_of(part.cut);
-    if (kRounds) exact.read(part, p.h0, p.P, vectors);
-    if (Cell::kHasCell) c.read(part, p.c0, p.H, vectors);
+    if (kRounds) exact.read(part, p.h0, p.P, p.walk, vectors);
+    if (Cell::kHasCell) c.read(part, p.c0, p.H, p.walk, vectors);
     if (part.index == 0)
       for (int64_t i = 0; i < Pp; ++i) zeros[i] = 0;
     if (part.index != 0 && plan.split != Split::kUnits) return;
@@ -144,7 +177,7 @@ struct Forward {
 
   // the gates of (t, b); `local` counts the steps of this chunk
   A* gates_of(int64_t t, int64_t b, int64_t local) const {
-    return gates + (p.gates ? p.walk.row(t, b) : local * B + b) * layout.row;
+    return gates + (p.gates ? p.walk.kept_row(t, b) : local * B + b) * layout.row;
   }
 
   // gates = b + W_ih x for the steps of a chunk
@@ -182,22 +215,29 @@ struct Forward {
     int64_t b;
     bool ends;
     A *gates, *c, *cells, *exact;  // cells: or null
-    E *h, *y;                      // y: or null
+    E *h, *y, *cs;                 // y, cs: or null
+    // the state before, of which h is read as `products` do, or as it was before it was rounded
     const E* before;
+    const A *exact_before, *c_before;
   };
 
   RNNFAST_INLINE Place place(const Part& part, int64_t s, int64_t t, int64_t b, int64_t local,
                              bool ends) const {
     const int64_t row = p.walk.row(t, b);
-    return {b,
+    A *const of_c = c.row(part, b), *const of_h = exact.row(part, b);
+    const bool reset = p.resets.has(p.walk, t, b);
+    return {p.walk.sequence(b),
             ends,
             gates_of(t, b, local),
-            c.row(part, b),
-            p.cells ? p.cells + row * of_cells.row : nullptr,
-            exact.row(part, b),
+            of_c,
+            p.cells ? p.cells + p.walk.kept_row(t, b) * of_cells.row : nullptr,
+            of_h,
             h[(s + 1) & 1] + b * ldh,
             copies_y(s) ? nullptr : p.y + row * p.ldy,
-            h[s & 1] + b * ldh};
+            p.cs ? p.cs + row * p.ldc : nullptr,
+            reset ? anew.h_row(b) : h[s & 1] + b * ldh,
+            reset ? anew.exact_row(b) : of_h,
+            reset ? anew.c_row(b) : of_c};
   }
 
   // whether a row of y is copied from h a step later, see copies()
@@ -245,8 +285,9 @@ struct Forward {
     product(
         w_hh, part, rows.size(), Columns{slot_h, layout.block}, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
-          a = words(before + (rows.begin + i) * ldh);
-          in = out = gates_of(t, rows.begin + i, local);
+          const int64_t b = rows.begin + i;
+          a = words(p.resets.has(p.walk, t, b) ? anew.h_row(b) : before + b * ldh);
+          in = out = gates_of(t, b, local);
         },
         [&](Range tile, Range vectors) {
           int64_t i = tile.begin;
@@ -272,9 +313,9 @@ struct Forward {
       V state[n][S], cell[n]{}, blended[n]{}, value[n];
       for (int i = 0; i < n; ++i) {
         for (int j = 0; j < S; ++j) state[i][j] = load(row[i].gates + gate_at + j * slot);
-        if constexpr (Cell::kHasCell) cell[i] = load(row[i].c + at);
+        if constexpr (Cell::kHasCell) cell[i] = load(row[i].c_before + at);
         if constexpr (Cell::kBlends)
-          blended[i] = kRounds ? load(row[i].exact + at) : load(row[i].before + at);
+          blended[i] = kRounds ? load(row[i].exact_before + at) : load(row[i].before + at);
       }
       for (int i = 0; i < n; ++i) value[i] = Cell::forward(state[i], cell[i], blended[i]);
       for (int i = 0; i < n; ++i) {
@@ -283,10 +324,11 @@ struct Forward {
         if constexpr (Cell::kHasCell) {
           store(row[i].c + at, cell[i]);
           if (row[i].cells) store(row[i].cells + (n > 1 ? at : vector_at<L>(v, cell_block)), cell[i]);
+          if (row[i].cs) store_part(row[i].cs + at, cell[i], H - at);
           if (row[i].ends) store_part(p.cn + row[i].b * H + at, cell[i], H - at);
         }
         if (projects)
-          store_operand(m + row[i].b * ldm, at, value[i], H - at);
+          store_operand(m + (b + i) * ldm, at, value[i], H - at);
         else
           emit(row[i], at, value[i], P - at);
       }
@@ -374,24 +416,23 @@ struct Backward {
   }
 
   void finish(const Part& part) const {
-    dh.write(part, p.dh0, p.P, vectors_of_h(part));
-    if (Cell::kHasCell) dc.write(part, p.dc0, p.H, vectors_of_c(part));
+    dh.write(part, p.dh0, p.P, p.walk, vectors_of_h(part));
+    if (Cell::kHasCell) dc.write(part, p.dc0, p.H, p.walk, vectors_of_c(part));
   }
 
   void prepare(const Share& share, const Part& part) const {
     share.pack(w_hh, part);
     if (projected) share.pack(w_hr, part);
-    dh.read(part, p.dhn, p.P, vectors_of_h(part));
-    if (Cell::kHasCell) dc.read(part, p.dcn, p.H, vectors_of_c(part));
+    dh.read(part, p.dhn, p.P, p.walk, vectors_of_h(part));
+    if (Cell::kHasCell) dc.read(part, p.dcn, p.H, p.walk, vectors_of_c(part));
     if (part.index == 0)
       for (int64_t i = 0; i < Hp; ++i) zeros[i] = 0;
   }
 
-  // The state that row (t, b) started from, lanes v
-  V previous_state(int64_t t, int64_t b, int64_t v, bool begins) const {
-    const int64_t left = p.P - v * L;
-    return begins ? load_part(p.h0 + b * p.P + v * L, left)
-                  : load_part(p.y + p.walk.previous(t, b) * p.ldy + v * L, left);
+  // The gradient of a state goes to the step before or, past a reset, to what the row began from.
+  static RNNFAST_INLINE void pass_back(A* before, A* anew, int64_t at, V gradient, int64_t left) {
+    if (anew) store_part(anew + at, load_part(anew + at, left) + gradient, left);
+    store(before + at, anew ? V{} : gradient);
   }
 
   // dL/dh of this step: what it gave to y, and what the step after has carried to the row of dh
@@ -404,10 +445,10 @@ struct Backward {
   void collect(const Part& part, int64_t t) const {
     const Range rows = part.active(p.walk, t), vectors = vectors_of_h(part);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      const int64_t row = p.walk.row(t, b);
+      const int64_t row = p.walk.row(t, b), kept = p.walk.kept_row(t, b);
       A* const carried = dh.row(part, b);
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        store_part(p.dprojected + row * ldp + v * L, output_gradient(carried, row, v), p.P - v * L);
+        store_part(p.dprojected + kept * ldp + v * L, output_gradient(carried, row, v), p.P - v * L);
         store(carried + v * L, V{});
       }
     }
@@ -419,7 +460,7 @@ struct Backward {
     product(
         w_hr, part, rows.size(), kDense, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
-          a = words(p.dprojected + p.walk.row(t, rows.begin + i) * ldp);
+          a = words(p.dprojected + p.walk.kept_row(t, rows.begin + i) * ldp);
           in = zeros;
           out = dm.row(part, rows.begin + i);
         },
@@ -431,8 +472,14 @@ struct Backward {
     const Range rows = part.active(p.walk, t), vectors = vectors_of_c(part);
     const Layout of_gates = layout_of(B, gate_rows(N), S, H), of_cells = layout_of(B, N, 1, H);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      const int64_t row = p.walk.row(t, b);
-      const A* const gates = p.gates + row * of_gates.row;
+      const int64_t row = p.walk.row(t, b), kept = p.walk.kept_row(t, b), sequence = p.walk.sequence(b);
+      const bool reset = p.resets.has(p.walk, t, b);
+      const A* const gates = p.gates + kept * of_gates.row;
+      // what it began from, where that is no row of y or of what is saved
+      const A* const first_h = reset ? p.resets.h : b >= begins ? p.h0 : nullptr;
+      const A* const first_c = reset ? p.resets.c : b >= begins ? p.c0 : nullptr;
+      const bool first = reset || b >= begins;
+      A* const anew_dc = reset && Cell::kHasCell ? p.resets.dc + sequence * H : nullptr;
       A *const dh_row = dh.row(part, b), *const dc_row = dc.row(part, b);
       for (int64_t v = vectors.begin; v < vectors.end; ++v) {
         const int64_t left = H - v * L, at = v * L;
@@ -444,24 +491,33 @@ struct Backward {
             state[j] = load(gates + vector_at<L>(v, of_gates.block) + j * of_gates.value);
         if constexpr (Cell::kHasCell) {
           const A* const cells = p.cells + vector_at<L>(v, of_cells.block);
-          c = load(cells + row * of_cells.row);
-          c_before = b >= begins ? load_part(p.c0 + b * H + v * L, left)
-                                 : load(cells + p.walk.previous(t, b) * of_cells.row);
+          c = load(cells + kept * of_cells.row);
+          if (!first)
+            c_before = load(cells + p.walk.kept_row(p.walk.before(t), b) * of_cells.row);
+          else if (first_c)
+            c_before = load_part(first_c + sequence * H + at, left);
           dcell = load(dc_row + at);
+          if (p.dcs) dcell = dcell + load_part(p.dcs + row * p.ldc + at, left);
         }
         if (projected) {
           dvalue = load(dm.row(part, b) + at);
-          if (p.hidden) store_part(p.hidden + row * H + v * L, Cell::output(state, c), left);
+          if (p.hidden) store_part(p.hidden + kept * H + at, Cell::output(state, c), left);
         } else {
           dvalue = output_gradient(dh_row, row, v);
-          if constexpr (Cell::kBlends) before = previous_state(t, b, v, b >= begins);
+          if constexpr (Cell::kBlends) {
+            if (!first)
+              before = load_part(p.y + p.walk.row(p.walk.before(t), b) * p.ldy + at, left);
+            else if (first_h)
+              before = load_part(first_h + sequence * H + at, left);
+          }
         }
         const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
-        if constexpr (Cell::kHasCell) store(dc_row + at, dcell);
+        if constexpr (Cell::kHasCell)
+          pass_back(dc_row, anew_dc, at, dcell, left);
         if (!projected) store(dh_row + at, direct);
-        for (int g = 0; g < G; ++g) store_part(p.da + row * lda + g * H + v * L, da[g], left);
+        for (int g = 0; g < G; ++g) store_part(p.da + kept * lda + g * H + at, da[g], left);
         if constexpr (S > G)
-          for (int g = 0; g < G; ++g) store_part(p.dx + row * lda + g * H + v * L, dx[g], left);
+          for (int g = 0; g < G; ++g) store_part(p.dx + kept * lda + g * H + at, dx[g], left);
       }
     }
     part.watch.lap(Work::kCell);
@@ -471,13 +527,26 @@ struct Backward {
   void carry(const Part& part, int64_t t) const {
     const Range rows = part.active(p.walk, t);
     if (plan.split == Split::kUnits)
-      for (int64_t b = rows.begin; b < rows.end; ++b) fetch(p.da + p.walk.row(t, b) * lda, {0, G * p.H});
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        fetch(p.da + p.walk.kept_row(t, b) * lda, {0, G * p.H});
     product(
         w_hh, part, rows.size(), kDense, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
-          a = words(p.da + p.walk.row(t, rows.begin + i) * lda);
+          a = words(p.da + p.walk.kept_row(t, rows.begin + i) * lda);
           in = out = dh.row(part, rows.begin + i);
         },
         [](Range, Range) {});
+    if (p.resets.at) give_back(part, t, rows);
+  }
+
+  // dL/dh of the rows that were reset before step t
+  void give_back(const Part& part, int64_t t, Range rows) const {
+    const Range vectors = vectors_of_h(part);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (!p.resets.has(p.walk, t, b)) continue;
+      A *const carried = dh.row(part, b), *const anew = p.resets.dh + p.walk.sequence(b) * p.P;
+      for (int64_t i = vectors.begin * L; i < vectors.end * L; i += L)
+        pass_back(carried, anew, i, load(carried + i), p.P - i);
+    }
   }
 };

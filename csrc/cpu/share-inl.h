@@ -71,13 +71,14 @@ struct Share {
   Range rows_of(const Part& part) const { return share(batch, part.parts, part.index); }
 };
 
-// from [rows, n] to [rows, np], the rest zero; a null source counts as zero
+// Row b of [rows, np] from the walk's sequence of [rows, n], the rest zero; a null source counts as zero
 template <class E, class A>
-void copy_padded(E* to, int64_t np, const A* from, int64_t n, Range rows) {
+void copy_padded(E* to, int64_t np, const A* from, int64_t n, const Walk& walk, Range rows) {
   constexpr int L = Vec<A>::kLanes;
   for (int64_t b = rows.begin; b < rows.end; ++b)
     for (int64_t i = 0; i < np; i += L)
-      store(to + b * np + i, from ? load_part(from + b * n + i, n - i) : typename Vec<A>::type{});
+      store(to + b * np + i,
+            from ? load_part(from + walk.sequence(b) * n + i, n - i) : typename Vec<A>::type{});
 }
 
 // Prefetchers fetch lines beside those that are read or written, within a page: where another member writes
@@ -107,16 +108,16 @@ struct Owned {
   RNNFAST_INLINE A* row(const Part& part, int64_t b) const { return data + part.cut.piece * gap + b * ld; }
 
   // some vectors of a part's rows from [B, n], the rest zero; a null source counts as zero
-  void read(const Part& part, const A* from, int64_t n, Range vectors) const {
+  void read(const Part& part, const A* from, int64_t n, const Walk& walk, Range vectors) const {
     for (int64_t b = part.rows.begin; b < part.rows.end; ++b)
       for (int64_t v = vectors.begin; v < vectors.end; ++v)
         store(row(part, b) + v * L,
-              from ? load_part(from + b * n + v * L, n - v * L) : typename Vec<A>::type{});
+              from ? load_part(from + walk.sequence(b) * n + v * L, n - v * L) : typename Vec<A>::type{});
   }
-  void write(const Part& part, A* to, int64_t n, Range vectors) const {
+  void write(const Part& part, A* to, int64_t n, const Walk& walk, Range vectors) const {
     for (int64_t b = part.rows.begin; b < part.rows.end; ++b)
       for (int64_t v = vectors.begin; v < vectors.end; ++v)
-        store_part(to + b * n + v * L, load(row(part, b) + v * L), n - v * L);
+        store_part(to + walk.sequence(b) * n + v * L, load(row(part, b) + v * L), n - v * L);
   }
 };
 

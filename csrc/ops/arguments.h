@@ -82,19 +82,30 @@ struct LayerArguments {
   bool batch_first = next.flag();
 };
 
+// Which steps a row of the batch takes part in, and before which its state begins anew
+struct EpisodeArguments {
+  Reader& next;
+  const Tensor& lengths = next.tensor();  // int64 [B]: row b has the first lengths[b] steps; or None: all of them
+  const Tensor& resets = next.tensor();   // bool [T, B], batch first [B, T]; or None
+  const Tensor& reset_h = next.tensor();  // [D, B or 1, P]: the state before such a step; None: zeros
+  const Tensor& reset_c = next.tensor();  // [D, B or 1, H]
+};
+
 struct RecurrentArguments {
   Reader& next;
   const LayerArguments layer{next};
   bool save = next.flag();  // what backward reads
+  const EpisodeArguments episodes{next};
+  bool all_states = next.flag();  // c of every step, too
   // room in the schema for what is not there yet: None
-  const Tensor& lengths = next.tensor();
-  const Tensor& resets = next.tensor();
   const Tensor& h_mask = next.tensor();
   const Tensor& zoneout_mask = next.tensor();
 };
 
-// x h0 c0, then the five weights of each direction: what gets a gradient, in the order of the schema
-constexpr int kWeights = 5, kFirstWeight = 3, kGradients = kFirstWeight + 2 * kWeights;
+// x h0 c0, the five weights of each direction, reset_h reset_c: what gets a gradient, in the order of the
+// schema
+constexpr int kWeights = 5, kFirstWeight = 3, kDresetH = kFirstWeight + 2 * kWeights, kDresetC = kDresetH + 1,
+              kGradients = kDresetC + 1;
 
 struct RecurrentBackwardArguments {
   Reader& next;
@@ -106,6 +117,8 @@ struct RecurrentBackwardArguments {
   const Tensor& gates = next.tensor();
   const Tensor& cells = next.tensor();
   const std::array<bool, kGradients> needs = next.flags<kGradients>();
+  const EpisodeArguments episodes{next};
+  const Tensor& dcs = next.tensor();  // [T, B, D H] as y, or None: zeros
 };
 
 // The deep transition: depth layers of widths W_0, W_1 .. H, over [x, h]

@@ -114,11 +114,13 @@ Mode parse_mode(const char* op, std::string_view name) {
   TORCH_CHECK(false, op, ": mode is '", name, "', expected one of ", names_of_cells());
 }
 
-std::vector<int64_t> output_shape(const LayerSizes& s) {
-  if (s.packed) return {s.N, s.D * s.P};
-  return s.batch_first ? std::vector<int64_t>{s.B, s.T, s.D * s.P}
-                       : std::vector<int64_t>{s.T, s.B, s.D * s.P};
+static std::vector<int64_t> shape_of_steps(const LayerSizes& s, int64_t width) {
+  if (s.packed) return {s.N, s.D * width};
+  return s.batch_first ? std::vector<int64_t>{s.B, s.T, s.D * width}
+                       : std::vector<int64_t>{s.T, s.B, s.D * width};
 }
+std::vector<int64_t> output_shape(const LayerSizes& s) { return shape_of_steps(s, s.P); }
+std::vector<int64_t> cells_shape(const LayerSizes& s) { return shape_of_steps(s, s.H); }
 
 LayerSizes check_layer(const char* op, const LayerArguments& a) {
   LayerSizes s(parse_mode(op, a.mode));
@@ -175,9 +177,54 @@ LayerSizes check_layer(const char* op, const LayerArguments& a) {
   return s;
 }
 
+void check_episodes(const char* op, const LayerSizes& s, const Tensor& x, const EpisodeArguments& a) {
+  const Call call{op, x};
+  const std::pair<const char*, const Tensor&> all[] = {
+      {"lengths", a.lengths}, {"resets", a.resets}, {"reset_h", a.reset_h}, {"reset_c", a.reset_c}};
+  for (const auto& [name, t] : all)
+    TORCH_CHECK(!t.defined() || !s.packed, op, ": ", name, " has shape ", t.sizes(),
+                ", expected None for packed x");
+  if (const Tensor& t = a.lengths; t.defined()) {
+    TORCH_CHECK(t.scalar_type() == at::kLong && t.sizes() == at::IntArrayRef({s.B}), op, ": lengths is a ",
+                t.scalar_type(), " tensor of shape ", t.sizes(), ", expected int64 of shape [", s.B,
+                "], one for each row of the batch");
+    TORCH_CHECK(t.device().is_cpu() || t.device() == x.device(), op, ": lengths is on ", t.device(),
+                ", expected cpu or ", x.device(), ", the device of x");
+    if (t.device().is_cpu()) {  // elsewhere the host would have to wait for it
+      const Tensor dense = t.contiguous();
+      const int64_t* const n = dense.const_data_ptr<int64_t>();
+      for (int64_t b = 0; b < s.B; ++b)
+        TORCH_CHECK(n[b] >= 0 && n[b] <= s.T, op, ": lengths[", b, "] is ", n[b], ", expected 0 to ", s.T,
+                    ", the time steps of x");
+    }
+  }
+  if (const Tensor& t = a.resets; t.defined()) {
+    const std::vector<int64_t> size =
+        s.batch_first ? std::vector<int64_t>{s.B, s.T} : std::vector<int64_t>{s.T, s.B};
+    TORCH_CHECK(s.D == 1, op, ": resets has shape ", t.sizes(), ", expected None for a layer in both directions");
+    TORCH_CHECK(t.scalar_type() == at::kBool && t.sizes() == at::IntArrayRef(size), op, ": resets is a ",
+                t.scalar_type(), " tensor of shape ", t.sizes(), ", expected bool of shape ",
+                at::IntArrayRef(size), s.batch_first ? " (batch, time)" : " (time, batch)");
+    TORCH_CHECK(t.device() == x.device(), op, ": resets is on ", t.device(), ", expected ", x.device(),
+                ", the device of x");
+  }
+  TORCH_CHECK(!a.reset_c.defined() || s.has_cell, op, ": reset_c has shape ", a.reset_c.sizes(),
+              ", expected None for a cell without c");
+  TORCH_CHECK(!s.has_cell || a.reset_h.defined() == a.reset_c.defined(), op,
+              ": expected both of reset_h and reset_c, or none");
+  const auto state = [&](const char* name, const Tensor& t, int64_t units) {
+    if (!t.defined()) return;
+    TORCH_CHECK(a.resets.defined(), op, ": ", name, " has shape ", t.sizes(), ", expected None without resets");
+    const int64_t rows = t.dim() == 3 && t.size(1) == 1 ? 1 : s.B;
+    call.shape(name, t, {s.D, rows, units});
+  };
+  state("reset_h", a.reset_h, s.P);
+  state("reset_c", a.reset_c, s.H);
+}
+
 void refuse_reserved(const char* op, const RecurrentArguments& a) {
-  const std::pair<const char*, const Tensor&> reserved[] = {
-      {"lengths", a.lengths}, {"resets", a.resets}, {"h_mask", a.h_mask}, {"zoneout_mask", a.zoneout_mask}};
+  const std::pair<const char*, const Tensor&> reserved[] = {{"h_mask", a.h_mask},
+                                                            {"zoneout_mask", a.zoneout_mask}};
   for (const auto& [name, t] : reserved)
     TORCH_CHECK(!t.defined(), op, ": ", name, " has shape ", t.sizes(), ", expected None: not supported yet");
 }
@@ -191,6 +238,9 @@ void check_layer_backward(const char* op, const LayerSizes& s, const RecurrentBa
   TORCH_CHECK(!a.dcn.defined() || s.has_cell, op, ": dcn has shape ", a.dcn.sizes(),
               ", expected None for a cell without c");
   call.gradient("dcn", a.dcn, {s.D, s.B, s.H});
+  TORCH_CHECK(!a.dcs.defined() || s.has_cell, op, ": dcs has shape ", a.dcs.sizes(),
+              ", expected None for a cell without c");
+  call.gradient("dcs", a.dcs, cells_shape(s));
   call.saved("gates", a.gates, gates);
   if (s.has_cell) call.saved("cells", a.cells, cells);
 }

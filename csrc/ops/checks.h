@@ -31,8 +31,11 @@ struct LayerSizes {
 
 LayerSizes check_layer(const char* op, const LayerArguments& a);
 std::vector<int64_t> output_shape(const LayerSizes& s);  // of y
+std::vector<int64_t> cells_shape(const LayerSizes& s);   // of c of every step
 // what is only room in the schema
 void refuse_reserved(const char* op, const RecurrentArguments& a);
+// the lengths and resets of its rows
+void check_episodes(const char* op, const LayerSizes& s, const Tensor& x, const EpisodeArguments& a);
 // of the backward op: what came with the layer's own arguments; gates and cells are of the forward op's
 // making
 void check_layer_backward(const char* op, const LayerSizes& s, const RecurrentBackwardArguments& a,

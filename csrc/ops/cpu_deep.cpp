@@ -130,7 +130,7 @@ DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
     Tensor dw, db, *const sums = t.b.empty() ? nullptr : &db;
     if (l == 0) {
       Tensor dw_h;
-      const auto previous = previous_states(t.walk.walk, t.h0, 0, t.y, 0);
+      const auto previous = previous_states(t.walk.walk, bytes_of(t.h0), bytes_of(t.y));
       weight_gradients(
           k, {{t.da[l], t.x.view({N, s.I}), &dw, sums}, {t.da[l], t.h0, &dw_h, nullptr, previous.data()}});
       dw = at::cat({dw, dw_h}, 1);

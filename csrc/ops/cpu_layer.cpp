@@ -2,6 +2,11 @@
 // that make the gradients.
 #include "ops/cpu_layer.h"
 
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <cstring>
+
 #include "ops/cpu_tensors.h"
 #include "ops/gradients.h"
 #include "ops/launch.h"
@@ -24,10 +29,10 @@ E* out(const Tensor& t, int64_t offset = 0) {
 }
 
 // The input product's gradients are launches of their own.
-Shape shape_of(const LayerSizes& s, const Kernels& k, bool wide, bool backward) {
-  return {s.T,
+Shape shape_of(const LayerSizes& s, const Walk& walk, const Kernels& k, bool wide, bool backward) {
+  return {walk.steps,
           s.B,
-          s.N,
+          walk.total,
           backward ? 0 : s.I,
           s.H,
           s.P,
@@ -49,11 +54,33 @@ Tensor saved_empty(const LayerSizes& s, const Kernels& k, int64_t numbers, at::T
   return k.fills_padding(s.H, saved.element_size()) ? saved : saved.zero_();
 }
 
+// a state of each row of the batch, [D, B, .], of one that may serve all
+Tensor of_each_row(const Tensor& state, int64_t B) {
+  return !state.defined() || state.size(1) == B ? state : state.expand({-1, B, -1}).contiguous();
+}
+
+// zeros in the rows of t, of all steps, that come after their sequence's end
+void clear_beyond(const Tensor& t, const Walk& walk, const LayerSizes& s) {
+  if (t.numel() == 0) return;
+  const int64_t bytes = t.size(-1) * t.element_size(), step = s.batch_first ? 1 : s.B;
+  char* const data = static_cast<char*>(t.mutable_data_ptr());
+  for (int64_t n = 0; n < s.T; ++n)
+    for (int64_t b = n < walk.steps ? walk.sizes[n] : 0; b < s.B; ++b)
+      std::memset(data + (n * step + walk.sequence(b) * walk.row_stride) * bytes, 0, bytes);
+}
+
+// the last state of sequences without a step is the first one
+void hand_through(const Tensor& last, const Tensor& first, const Walk& walk) {
+  if (!first.defined()) return;
+  for (int64_t b = walk.steps > 0 ? walk.sizes[0] : 0; b < walk.batch; ++b)
+    last.select(1, walk.sequence(b)).copy_(first.select(1, walk.sequence(b)));
+}
+
 template <class E>
 void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
   typedef typename ComputeType<E>::type A;
   const LayerSizes& s = m.s;
-  Shape shape = shape_of(s, k, sizeof(A) == 8, /*backward=*/false);
+  Shape shape = shape_of(s, m.walk, k, sizeof(A) == 8, /*backward=*/false);
   if (sizeof(E) < sizeof(A)) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
     shape.matrix_unit = k.matrix_unit;
@@ -84,8 +111,11 @@ void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
       p.frozen = static_cast<const char*>(p.frozen) + kernels().layer(e).freeze(s.gates, p, nullptr);
     p.h0 = in(m.h0, a, state * s.P);
     p.c0 = in(m.c0, a, state * s.H);
+    p.resets = {m.resets, in(m.reset_h, a, state * s.P), in(m.reset_c, a, state * s.H)};
     p.y = out(m.y, e, d * s.P);
     p.ldy = s.D * s.P;
+    p.cs = out(m.cs, e, d * s.H);
+    p.ldc = s.D * s.H;
     p.hn = out(m.hn, a, state * s.P);
     p.cn = out(m.cn, a, state * s.H);
     p.gates = out(m.gates, a, d * m.gate_numbers), p.cells = out(m.cells, a, d * m.cell_numbers);
@@ -107,7 +137,8 @@ Tensor gradient_rows(int64_t rows, int64_t columns, const at::TensorOptions& opt
 class Backward : public LayerBackward {
  public:
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
-      : LayerBackward(sizes, a),
+      : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes, a.episodes.lengths)),
+        N(walk.walk.total),
         k(kernels_for(s.B, s.P)),
         type(accumulation_type(input)),
         element(element_type(k, input.scalar_type())) {
@@ -116,29 +147,41 @@ class Backward : public LayerBackward {
         l.weights, [&](const auto& w) { return dense(w, element); },
         [&](const auto& b) { return dense(b, type); });
     x = dense(input, element).view({s.N, s.I}), y = dense(a.y, element), dy = dense(a.dy, element);
+    dcs = dense(a.dcs, element);
     h0 = dense(l.h0, type), c0 = dense(l.c0, type);
     h0_rows = cast(h0, element);
+    if (episodes.resets.defined()) {
+      resets = episodes.resets.contiguous();
+      reset_h = of_each_row(dense(episodes.reset_h, type), s.B);
+      reset_c = of_each_row(dense(episodes.reset_c, type), s.B);
+      reset_rows = reset_h.defined() ? cast(reset_h, element) : at::zeros({s.P}, h0_rows.options());
+      dreset_h = at::zeros({s.D, s.B, s.P}, h0.options());
+      if (s.has_cell) dreset_c = at::zeros({s.D, s.B, s.H}, h0.options());
+    }
     dhn = dense(a.dhn, type), dcn = dense(a.dcn, type);
     gates = a.gates.contiguous(), cells = a.cells.contiguous();
     dh0 = empty({s.D, s.B, s.P}, type);
     if (s.has_cell) dc0 = empty({s.D, s.B, s.H}, type);
 
-    Shape shape = shape_of(s, k, type == at::kDouble, /*backward=*/true);
+    Shape shape = shape_of(s, walk.walk, k, type == at::kDouble, /*backward=*/true);
     shape.matrix_unit = element == at::kBFloat16 && k.matrix_unit;
     shape.float_parts = element == at::kFloat && k.float_parts;
     // side by side both have their da and dx, which is memory that one after the other does not take; with
     // more than a few rows it would buy 0 to 4 % of time
     constexpr int64_t kFewRows = 4, kLittleBytes = 4 << 20;
-    const int64_t numbers = s.N * s.gates * s.H * (s.slots > s.gates ? 2 : 1);
+    const int64_t numbers = N * s.gates * s.H * (s.slots > s.gates ? 2 : 1);
     if (s.B <= kFewRows || numbers * y.element_size() <= kLittleBytes)
       shape.directions = static_cast<int>(s.D);
     plan = choose_plan(shape);
   }
 
  private:
+  const int64_t N;  // rows that take part
   const Kernels& k;
   const at::ScalarType type, element;
-  Tensor h0_rows;  // for dW_hh, beside those of y
+  Tensor h0_rows;                   // for dW_hh, beside those of y
+  Tensor resets, reset_h, reset_c;  // as EpisodeArguments, but states of all B rows; or None
+  Tensor reset_rows;                // [D, B, P], or zeros for all: for dW_hh, too
   Plan plan;
   std::array<DirectionGradients, 2> made;  // of a direction and, side by side, of the next
 
@@ -159,10 +202,10 @@ class Backward : public LayerBackward {
       const int64_t d = first + i;
       const WeightsOf<Tensor>& w = weights[d];
       DirectionGradients& r = made[i];
-      r.da = gradient_rows<E>(s.N, GH, options);
-      r.dx = s.slots > s.gates ? gradient_rows<E>(s.N, GH, options) : r.da;
-      if (s.projected) r.dprojected = gradient_rows<E>(s.N, s.P, options);
-      if (wants(d, kWhr)) r.hidden = kept_empty({s.N, s.H}, options);
+      r.da = gradient_rows<E>(N, GH, options);
+      r.dx = s.slots > s.gates ? gradient_rows<E>(N, GH, options) : r.da;
+      if (s.projected) r.dprojected = gradient_rows<E>(N, s.P, options);
+      if (wants(d, kWhr)) r.hidden = kept_empty({N, s.H}, options);
       BackwardParams<E>& p = directions[i];
       p.walk = direction(d);
       p.H = s.H, p.P = s.P;
@@ -170,6 +213,10 @@ class Backward : public LayerBackward {
       p.h0 = in<A>(h0, d * s.B * s.P), p.c0 = in<A>(c0, d * s.B * s.H);
       p.y = in<E>(y, d * s.P), p.dy = in<E>(dy, d * s.P);
       p.ldy = s.D * s.P;
+      p.resets.at = resets.defined() ? resets.const_data_ptr<bool>() : nullptr;
+      p.resets.h = in<A>(reset_h, d * s.B * s.P), p.resets.c = in<A>(reset_c, d * s.B * s.H);
+      p.resets.dh = out<A>(dreset_h, d * s.B * s.P), p.resets.dc = out<A>(dreset_c, d * s.B * s.H);
+      p.dcs = in<E>(dcs, d * s.H), p.ldc = s.D * s.H;
       p.dhn = in<A>(dhn, d * s.B * s.P), p.dcn = in<A>(dcn, d * s.B * s.H);
       p.gates = gates.numel() ? in<A>(gates, d * gates.numel() / s.D) : nullptr;
       p.cells = s.has_cell ? in<A>(cells, d * cells.numel() / s.D) : nullptr;
@@ -186,17 +233,27 @@ class Backward : public LayerBackward {
   }
 
   void add_input_gradient(Tensor& dx, const DirectionGradients& r, int64_t d) override {
-    if (d == 0) dx = gradient_buffer(s.N, s.I, y.options().dtype(type));
+    if (d == 0) dx = gradient_buffer(N, s.I, y.options().dtype(type));
     multiply(k, dx, r.dx, weights[d].w_ih, /*accumulate=*/d > 0);
   }
 
   void weight_gradients(Tensor* to, const DirectionGradients& r, int64_t d) override {
     // db comes along with dW, or alone
     c10::SmallVector<WeightGradient, 2> pair;
-    std::vector<const void*> previous;
-    if (wants(d, kWih)) pair.push_back({r.dx, x, &to[kWih], wants(d, kBih) ? &to[kBih] : nullptr});
+    std::vector<const void*> inputs, previous;
+    if (wants(d, kWih)) {
+      if (episodes.lengths.defined())
+        for (const int64_t row : kept_rows(walk.walk)) inputs.push_back(bytes_of(x).row(row));
+      const void* const* const rows = inputs.empty() ? nullptr : inputs.data();
+      pair.push_back({r.dx, x, &to[kWih], wants(d, kBih) ? &to[kBih] : nullptr, rows});
+    }
     if (wants(d, kWhh)) {
-      previous = previous_states(direction(d), h0_rows, d * s.B * s.P, y, d * s.P);
+      const auto states = [&](const Tensor& t) { return bytes_of(t, d * s.B * s.P); };
+      const bool* const at = resets.defined() ? resets.const_data_ptr<bool>() : nullptr;
+      const RowsOfBytes anew = reset_h.defined() ? states(reset_rows)
+                               : at              ? RowsOfBytes{bytes_of(reset_rows).first, 0}
+                                                 : RowsOfBytes{};
+      previous = previous_states(direction(d), states(h0_rows), bytes_of(y, d * s.P), at, anew);
       pair.push_back({r.da, h0_rows, &to[kWhh], wants(d, kBhh) ? &to[kBhh] : nullptr, previous.data()});
     }
     rnnfast::weight_gradients(k, pair);
@@ -205,7 +262,12 @@ class Backward : public LayerBackward {
     if (wants(d, kWhr)) rnnfast::weight_gradients(k, {{r.dprojected, r.hidden, &to[kWhr], nullptr}});
   }
 
-  Tensor finished(const Tensor& dx) override { return gradient_of(dx, s.I); }
+  Tensor finished(const Tensor& dx) override {
+    const Tensor rows = gradient_of(dx, s.I);
+    if (!episodes.lengths.defined()) return rows;
+    const std::vector<int64_t> index = kept_rows(walk.walk);
+    return at::zeros({s.N, s.I}, rows.options()).index_copy_(0, at::tensor(index), rows);
+  }
   Tensor empty(at::IntArrayRef size, at::ScalarType dtype) const override {
     return kept_empty(size, at::TensorOptions(dtype));
   }
@@ -222,6 +284,8 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const LayerArguments& l = a.layer;
   refuse_reserved(op, a);
   const LayerSizes s = check_layer(op, l);
+  const EpisodeArguments& episodes = a.episodes;
+  check_episodes(op, s, l.x, episodes);
   const Kernels& k = kernels_for(s.B, s.P);
   Operands o(k, l.x.scalar_type());
   const at::TensorOptions given = l.x.options().memory_format(at::MemoryFormat::Contiguous);
@@ -232,42 +296,49 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const auto saved = [&](bool is, int64_t numbers) {
     return is ? saved_empty(s, k, s.D * numbers, sums) : kept_empty({0}, sums);
   };
+  const Tensor cs = kept_empty(a.all_states && s.has_cell ? cells_shape(s) : std::vector<int64_t>{0}, given);
   const int64_t gate = gate_numbers(s, l.x), cell = cell_numbers(s);
   const Tensor gates = saved(a.save, gate), cells = saved(a.save && s.has_cell, cell);
-  if (s.N > 0) {
+  const WalkStorage storage = walk_of(s, l.batch_sizes, episodes.lengths);
+  if (storage.walk.total > 0) {
     const auto direction = [&](const Weights& w) -> WeightsOf<const void*> {
       return {o.matrix(w.w_ih), o.matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), o.matrix(w.w_hr)};
     };
     const auto place = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
-    const WalkStorage storage = walk_of(s, l.batch_sizes);
-    const LayerMemory m{s,
-                        storage.walk,
-                        o.matrix(l.x),
-                        o.values(l.h0),
-                        o.values(l.c0),
-                        {direction(l.weights[0]), direction(l.weights[1])},
-                        {},
-                        o.room(y, o.element),
-                        o.room(hn, o.sums),
-                        s.has_cell ? o.room(cn, o.sums) : nullptr,
-                        /*first=*/0,
-                        place(gates),
-                        place(cells),
-                        gate,
-                        cell};
+    const Tensor resets = episodes.resets.defined() ? episodes.resets.contiguous() : Tensor();
+    const Tensor reset_h = of_each_row(episodes.reset_h, s.B), reset_c = of_each_row(episodes.reset_c, s.B);
+    LayerMemory m{s, storage.walk};
+    m.x = o.matrix(l.x), m.h0 = o.values(l.h0), m.c0 = o.values(l.c0);
+    m.weights = {direction(l.weights[0]), direction(l.weights[1])};
+    m.y = o.room(y, o.element), m.hn = o.room(hn, o.sums);
+    if (s.has_cell) m.cn = o.room(cn, o.sums);
+    if (cs.numel()) m.cs = o.room(cs, o.element);
+    if (resets.defined()) {
+      m.resets = resets.const_data_ptr<bool>();
+      m.reset_h = o.values(reset_h), m.reset_c = o.values(reset_c);
+    }
+    m.gates = place(gates), m.cells = place(cells), m.gate_numbers = gate, m.cell_numbers = cell;
     run_forward("recurrent", k, m, o.element);
     o.write_back(m.y, o.element, y);
     o.write_back(m.hn, o.sums, hn);
     if (s.has_cell) o.write_back(m.cn, o.sums, cn);
+    if (cs.numel()) o.write_back(m.cs, o.element, cs);
   } else {
     gates.zero_();  // the biases' row
   }
-  return {y, hn, cn, gates, cells};
+  if (episodes.lengths.defined()) {
+    clear_beyond(y, storage.walk, s);
+    clear_beyond(cs, storage.walk, s);
+    hand_through(hn, l.h0, storage.walk);
+    hand_through(cn, l.c0, storage.walk);
+  }
+  return {y, hn, cn, gates, cells, cs};
 }
 
 RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {
   constexpr const char* op = "rnnfast::recurrent_backward";
   const LayerSizes s = check_layer(op, a.layer);
+  check_episodes(op, s, a.layer.x, a.episodes);
   check_layer_backward(op, s, a, {s.D * gate_numbers(s, a.layer.x)}, {s.D * cell_numbers(s)});
   return Backward(s, a).run();
 }

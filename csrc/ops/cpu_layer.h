@@ -9,16 +9,19 @@ namespace rnnfast::cpu {
 // in `element`, all else in what they add up in. Null for what is None.
 struct LayerMemory {
   const LayerSizes& s;
-  const Walk& walk;                               // of the direction that begins with the first step
-  const void* x;                                  // [N, I] in the walk's order
-  const void *h0, *c0;                            // [D, B, P], [D, B, H]
-  std::array<WeightsOf<const void*>, 2> weights;  // of each direction
-  std::array<const void*, 2> frozen;              // of each: ForwardParams::frozen
-  void* y;                                        // output_shape(s)
-  void *hn, *cn;                                  // [D, B, P], [D, B, H]
+  const Walk& walk;                                 // of the direction that begins with the first step
+  const void* x = nullptr;                          // [., I], of which the walk tells the rows
+  const void *h0 = nullptr, *c0 = nullptr;          // [D, B, P], [D, B, H]
+  std::array<WeightsOf<const void*>, 2> weights{};  // of each direction
+  std::array<const void*, 2> frozen{};              // of each: ForwardParams::frozen
+  void* y = nullptr;                                // output_shape(s)
+  void *hn = nullptr, *cn = nullptr;                // [D, B, P], [D, B, H]
   int64_t first = 0;  // this layer's first direction among those of h0, c0, hn, cn: of a stack they have more
-  void *gates = nullptr, *cells = nullptr;     // what is saved for backward
-  int64_t gate_numbers = 0, cell_numbers = 0;  // of each direction
+  void *gates = nullptr, *cells = nullptr;            // what is saved for backward
+  int64_t gate_numbers = 0, cell_numbers = 0;         // of each direction
+  const bool* resets = nullptr;                       // of the rows of x
+  const void *reset_h = nullptr, *reset_c = nullptr;  // as h0 and c0; null: zeros
+  void* cs = nullptr;                                 // cells_shape(s): c of every step
 };
 
 // Runs the kernels of all directions, whose products read numbers of type `element`: float, double, or

@@ -183,7 +183,7 @@ Tensor previous_states(const LayerSizes& s, const Walk& walk, const Tensor& y, c
     int64_t* const index = from.mutable_data_ptr<int64_t>();
     for (int64_t t = 0; t < s.T; ++t)
       for (int64_t b = 0; b < walk.sizes[t]; ++b)
-        index[walk.offsets[t] + b] = b >= walk.begins(t) ? b : s.B + walk.previous(t, b);
+        index[walk.offsets[t] + b] = b >= walk.begins(t) ? b : s.B + walk.row(walk.before(t), b);
     const Tensor on_device = y.is_cuda() ? from.pin_memory().to(y.device(), /*non_blocking=*/true) : from;
     return at::index_select(at::cat({first, y.narrow(1, d * s.H, s.H)}), 0, on_device);
   }
@@ -196,7 +196,7 @@ Tensor previous_states(const LayerSizes& s, const Walk& walk, const Tensor& y, c
 class Backward : public LayerBackward {
  public:
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
-      : LayerBackward(sizes, a), tf32(tf32_allowed()), type(accumulation_type(input)) {
+      : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)), tf32(tf32_allowed()), type(accumulation_type(input)) {
     const LayerArguments& l = a.layer;
     const auto dense = [](const Tensor& t) { return cuda::dense(t); };
     weights = converted(l.weights, dense, dense);
@@ -270,7 +270,7 @@ class Backward : public LayerBackward {
       if (step > 0) {
         const int64_t t = walk.time(step - 1);
         b.row = walk.offsets[t], b.n = walk.sizes[t], b.begins = walk.begins(t);
-        b.previous = b.begins > 0 ? walk.previous(t, 0) : 0;
+        b.previous = b.begins > 0 ? walk.row(walk.before(t), 0) : 0;
       }
       if (step < s.T) b.later = walk.offsets[walk.time(step)], b.later_n = walk.sizes[walk.time(step)];
       check_launch(backward_step<E>(s.mode, p, b, stream));
@@ -321,6 +321,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   constexpr const char* op = "rnnfast::recurrent";
   const LayerArguments& l = a.layer;
   refuse_reserved(op, a);
+  TORCH_CHECK(!a.episodes.lengths.defined() && !a.episodes.resets.defined() && !a.all_states, op, ": not yet");
   const LayerSizes s = check_layer(op, l);
   const c10::OptionalDeviceGuard guard(l.x.device());
   const at::TensorOptions element = l.x.options().memory_format(at::MemoryFormat::Contiguous);
@@ -345,7 +346,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     for (int64_t d = 0; d < s.D; ++d)
       with_element(l.x.scalar_type(), [&](auto e) { forward_direction<decltype(e)>(f, d, plan); });
   }
-  return {y, hn.to(l.x.scalar_type()), cn.to(l.x.scalar_type()), gates, cells};
+  return {y, hn.to(l.x.scalar_type()), cn.to(l.x.scalar_type()), gates, cells, at::empty({0}, element)};
 }
 
 RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {

@@ -5,10 +5,12 @@
 
 namespace rnnfast {
 
-LayerBackward::LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
-    : s(sizes), input(a.layer.x), walk(walk_of(sizes, a.layer.batch_sizes)), wanted(a.needs) {
+LayerBackward::LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, WalkStorage rows)
+    : s(sizes), input(a.layer.x), episodes(a.episodes), walk(std::move(rows)), wanted(a.needs) {
   const Weights& w = a.layer.weights[0];
   wanted[kDc0] &= s.has_cell;
+  wanted[kDresetH] &= episodes.reset_h.defined();
+  wanted[kDresetC] &= episodes.reset_c.defined();
   for (int64_t d = 0; d < 2; ++d) {
     const bool given[kWeights] = {true, true, w.b_ih.defined(), w.b_hh.defined(), s.projected};
     for (const Weight each : {kWih, kWhh, kBih, kBhh, kWhr})
@@ -18,11 +20,10 @@ LayerBackward::LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArg
 
 RecurrentGradients LayerBackward::run() {
   RecurrentGradients grads;
-  grads[kDh0] = dh0;
-  grads[kDc0] = dc0;
+  const int64_t N = walk.walk.total;
   for (int64_t d = 0; d < s.D; ++d) {
     DirectionGradients r;
-    if (s.N > 0) {
+    if (N > 0) {
       r = through_time(d);
     } else {
       r.da = r.dx = at::zeros({0, s.gates * s.H}, y.options());
@@ -32,10 +33,21 @@ RecurrentGradients LayerBackward::run() {
     if (wanted[kDx]) add_input_gradient(grads[kDx], r, d);
     weight_gradients(&grads[place_of(d, kWih)], r, d);
   }
-  if (s.N == 0) {
-    dh0.zero_();
-    if (s.has_cell) dc0.zero_();
+  if (N == 0) {  // no row has a step
+    const auto handed_through = [](const Tensor& to, const Tensor& from) {
+      if (to.defined()) from.defined() ? to.copy_(from) : to.zero_();
+    };
+    handed_through(dh0, dhn);
+    handed_through(dc0, dcn);
   }
+  grads[kDh0] = dh0;
+  grads[kDc0] = dc0;
+  // one state that serves the whole batch gets what all rows give
+  const auto of_reset = [&](const Tensor& of_rows, const Tensor& given) {
+    return given.size(1) == s.B ? of_rows : of_rows.sum(1, /*keepdim=*/true);
+  };
+  if (wanted[kDresetH]) grads[kDresetH] = of_reset(dreset_h, episodes.reset_h);
+  if (wanted[kDresetC]) grads[kDresetC] = of_reset(dreset_c, episodes.reset_c);
   if (wanted[kDx]) grads[kDx] = finished(grads[kDx]).view(input.sizes());
   const at::ScalarType type = input.scalar_type();
   for (int i = 0; i < kGradients; ++i) {

@@ -10,6 +10,10 @@ namespace rnnfast {
 inline WalkStorage walk_of(const LayerSizes& s, const Tensor& batch_sizes) {
   return s.packed ? WalkStorage::packed(batch_sizes) : WalkStorage::dense(s.T, s.B, s.batch_first);
 }
+// for kernels that compute nothing beyond a row's end
+inline WalkStorage walk_of(const LayerSizes& s, const Tensor& batch_sizes, const Tensor& lengths) {
+  return lengths.defined() ? WalkStorage::ragged(lengths, s.T, s.batch_first) : walk_of(s, batch_sizes);
+}
 
 // The weights of both directions, dense: matrices as matrix(w) makes them, biases as bias(b) does; of both,
 // None stays None.
@@ -47,7 +51,7 @@ constexpr int place_of(int64_t direction, Weight w) {
 }
 constexpr int kDx = 0, kDh0 = 1, kDc0 = 2;
 
-// What backward through time leaves of one direction
+// What backward through time leaves of one direction, of the N rows of its walk
 struct DirectionGradients {
   Tensor da;          // [N, G H]: dL/d(W_hh h + b_hh)
   Tensor dx;          // [N, G H]: dL/d(W_ih x + b_ih); da itself where both are the same
@@ -59,7 +63,7 @@ struct DirectionGradients {
 // Backward: dense tensors, in the dtypes that the kernel reads. A device gives what is virtual.
 class LayerBackward {
  public:
-  LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a);
+  LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, WalkStorage rows);
   virtual ~LayerBackward() = default;
   RecurrentGradients run();
 
@@ -68,15 +72,18 @@ class LayerBackward {
 
   const LayerSizes s;
   const Tensor& input;                  // x as it came
+  const EpisodeArguments& episodes;
   const WalkStorage walk;               // of the direction that begins with the first step
   std::array<bool, kGradients> wanted;  // needed, of tensors that were given
   std::array<WeightsOf<Tensor>, 2> weights;
-  Tensor x;             // [N, I] in the walk's order
+  Tensor x;             // [., I], of which the walk tells the rows
   Tensor h0, c0;        // [D, B, P], [D, B, H] or None
   Tensor y, dy;         // output_shape(s); dy may be None
+  Tensor dcs;           // cells_shape(s) or None
   Tensor dhn, dcn;      // [D, B, P], [D, B, H], or None
   Tensor gates, cells;  // as forward saved them
   Tensor dh0, dc0;      // [D, B, P], [D, B, H] or None: made by the kernel
+  Tensor dreset_h, dreset_c;  // the same; None without resets
 
  protected:
   // one direction; there are rows
@@ -85,7 +92,7 @@ class LayerBackward {
   virtual void add_input_gradient(Tensor& dx, const DirectionGradients& r, int64_t d) = 0;
   // those of direction d that are wanted, into to[kWih] .. to[kWhr]
   virtual void weight_gradients(Tensor* to, const DirectionGradients& r, int64_t d) = 0;
-  virtual Tensor finished(const Tensor& dx) = 0;  // [N, I], dense
+  virtual Tensor finished(const Tensor& dx) = 0;  // of x's size, dense
   virtual Tensor empty(at::IntArrayRef size, at::ScalarType type) const = 0;
 };
 

@@ -118,7 +118,7 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
   static const int mode = place_of("mode"), input = place_of("x"), h0 = place_of("h0"), c0 = place_of("c0");
   static const int of_direction[] = {place_of("w_ih"), place_of("w_ih_r")};
   static const int sizes = place_of("batch_sizes"), batch_first = place_of("batch_first");
-  static const int save = place_of("save");
+  static const int save = place_of("save"), all_states = place_of("all_states");
   static const std::vector<c10::IValue> modes = [] {
     std::vector<c10::IValue> names;
     for (const CellFacts& cell : kCells) names.emplace_back(cell.name);
@@ -152,6 +152,7 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
     }
     stack[batch_first] = s.batch_first;
     stack[save] = graph;
+    stack[all_states] = false;
     op.callBoxed(stack);
     y = std::move(stack[0]).toTensor();
     if (dropout > 0 && !last) y = at::dropout(y, dropout, /*train=*/true);

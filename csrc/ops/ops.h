@@ -7,7 +7,7 @@
 
 namespace rnnfast {
 
-using RecurrentResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // y hn cn gates cells
+using RecurrentResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;  // y hn cn gates cells cs
 using RecurrentGradients = std::array<Tensor, kGradients>;
 using DeepResult = std::tuple<Tensor, Tensor, Tensor>;  // y hn acts
 using DeepGradients = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;

@@ -11,15 +11,18 @@ TORCH_LIBRARY(rnnfast, m) {
       "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
       "Tensor? w_ih_r, Tensor? w_hh_r, Tensor? b_ih_r, Tensor? b_hh_r, Tensor? w_hr_r, "
       "Tensor? batch_sizes, bool batch_first";
-  define("recurrent(" + layer +
-         ", bool save, "
-         "Tensor? lengths=None, Tensor? resets=None, Tensor? h_mask=None, Tensor? zoneout_mask=None) "
-         "-> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells)");
+  const std::string episodes =
+      ", Tensor? lengths=None, Tensor? resets=None, Tensor? reset_h=None, Tensor? reset_c=None";
+  define("recurrent(" + layer + ", bool save" + episodes +
+         ", bool all_states=False, Tensor? h_mask=None, Tensor? zoneout_mask=None) "
+         "-> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells, Tensor cs)");
   define("recurrent_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, " + layer +
-         ", Tensor y, Tensor gates, Tensor cells, bool[13] needs) "
+         ", Tensor y, Tensor gates, Tensor cells, bool[15] needs" + episodes +
+         ", Tensor? dcs=None) "
          "-> (Tensor dx, Tensor dh0, Tensor dc0, "
          "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh, Tensor dw_hr, "
-         "Tensor dw_ih_r, Tensor dw_hh_r, Tensor db_ih_r, Tensor db_hh_r, Tensor dw_hr_r)");
+         "Tensor dw_ih_r, Tensor dw_hh_r, Tensor db_ih_r, Tensor db_hh_r, Tensor dw_hr_r, "
+         "Tensor dreset_h, Tensor dreset_c)");
 
   const std::string deep = "Tensor x, Tensor h0, Tensor[] weights, Tensor[] biases, float negative_slope";
   define("deep_transition(" + deep + ", bool save) -> (Tensor y, Tensor hn, Tensor acts)");

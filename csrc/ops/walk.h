@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "cpu/params.h"
@@ -9,7 +11,7 @@
 namespace rnnfast {
 
 struct WalkStorage {
-  std::vector<int64_t> offsets, sizes;
+  std::vector<int64_t> offsets, sizes, order, kept;
   Walk walk{};
 
   static WalkStorage dense(int64_t T, int64_t B, bool batch_first) {
@@ -18,6 +20,26 @@ struct WalkStorage {
     w.sizes.assign(T, B);
     for (int64_t t = 0; t < T; ++t) w.offsets[t] = batch_first ? t : t * B;
     w.walk = {T, B, T * B, batch_first ? T : 1, w.offsets.data(), w.sizes.data(), false};
+    return w;
+  }
+
+  // of rows of so many steps of T; the longest come first
+  static WalkStorage ragged(const at::Tensor& lengths, int64_t T, bool batch_first) {
+    WalkStorage w;
+    const at::Tensor dense = lengths.contiguous();
+    const int64_t B = dense.numel(), *const n = dense.const_data_ptr<int64_t>();
+    w.order.resize(B);
+    std::iota(w.order.begin(), w.order.end(), 0);
+    std::stable_sort(w.order.begin(), w.order.end(), [&](int64_t a, int64_t b) { return n[a] > n[b]; });
+    const int64_t steps = B ? n[w.order[0]] : 0;
+    int64_t total = 0;
+    for (int64_t t = 0, size = B; t < steps; ++t) {
+      while (n[w.order[size - 1]] <= t) --size;
+      w.offsets.push_back(batch_first ? t : t * B), w.sizes.push_back(size), w.kept.push_back(total);
+      total += size;
+    }
+    w.walk = {steps,          B,     total,          batch_first ? T : 1, w.offsets.data(),
+              w.sizes.data(), false, w.order.data(), w.kept.data()};
     return w;
   }
 
@@ -41,14 +63,25 @@ inline Walk reversed(Walk walk, bool reverse) {
   return walk;
 }
 
-// params.h's previous_states of one direction: h0 begins at that direction's rows, y at its columns
-inline std::vector<const void*> previous_states(const Walk& walk, const at::Tensor& h0, int64_t h0_offset,
-                                                const at::Tensor& y, int64_t y_offset) {
-  const int64_t number = y.dtype().itemsize(), P = h0.size(-1);
+// the rows of t [.., n], from number `first` on
+inline RowsOfBytes bytes_of(const at::Tensor& t, int64_t first = 0) {
+  if (!t.defined()) return {};
+  const int64_t number = t.dtype().itemsize();
+  return {static_cast<const char*>(t.const_data_ptr()) + first * number, t.size(-1) * number};
+}
+
+inline std::vector<const void*> previous_states(const Walk& walk, RowsOfBytes h0, RowsOfBytes y,
+                                                const bool* resets = nullptr, RowsOfBytes reset_h = {}) {
   std::vector<const void*> rows(walk.total);
-  previous_states(walk, static_cast<const char*>(h0.const_data_ptr()) + h0_offset * number, P * number,
-                  static_cast<const char*>(y.const_data_ptr()) + y_offset * number, y.size(-1) * number,
-                  rows.data());
+  previous_states(walk, h0, y, resets, reset_h, rows.data());
+  return rows;
+}
+
+// the rows of x or y that take part, as they are kept
+inline std::vector<int64_t> kept_rows(const Walk& walk) {
+  std::vector<int64_t> rows(walk.total);
+  for (int64_t t = 0; t < walk.steps; ++t)
+    for (int64_t b = 0; b < walk.sizes[t]; ++b) rows[walk.kept_row(t, b)] = walk.row(t, b);
   return rows;
 }
 

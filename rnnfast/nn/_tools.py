@@ -23,8 +23,8 @@ class ForTools(Module):
 
     __jit_unused_properties__ = ["all_weights", "qconfig"]  # RNNBase names the first
 
-    def _fx_node(self, proxy, input, hx):
-        """The call forward(input, hx) as a node of the graph that torch.fx makes; `proxy` is a part of it."""
+    def _fx_node(self, proxy, input, hx, more=None):
+        """The call forward(input, hx, **more) as a node of a graph of torch.fx; `proxy` is a part of it."""
         forward = self.__dict__.get("forward", type(self).forward)
         if not getattr(forward, "__module__", "").startswith(__package__):
             # the node would call that forward again, which has come here
@@ -38,9 +38,20 @@ class ForTools(Module):
                 "trace a model that it is a part of"
             )
         args = (input,) if hx is None else (input, hx)
-        return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, {})
+        more = {
+            name: value for name, value in (more or {}).items() if value is not None and value is not False
+        }
+        return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, more)
+
+    # torch.nn's layers have none, so none of them can take the place of one that has
+    learn_initial_state = False
 
     def __prepare_scriptable__(self):
+        if self.learn_initial_state:
+            raise RuntimeError(
+                f"rnnfast.{type(self).__name__}: torch.jit.script reads torch.nn's layers, which learn no "
+                "initial state; torch.compile and torch.export can have this one"
+            )
         return as_scriptable(self)
 
     @property

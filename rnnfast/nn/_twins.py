@@ -57,6 +57,8 @@ def counterpart(cls, find):
 
 def as_torch(module):
     """A module of torch.nn's that has the parameters and everything else of this one of ours."""
+    if module.learn_initial_state:
+        raise RuntimeError(f"rnnfast.{type(module).__name__}: torch.nn's layers learn no initial state")
     twin = object.__new__(counterpart(type(module), TO_TORCH.get))
     twin.__dict__.update(module.__dict__)
     return twin

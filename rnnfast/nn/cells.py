@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNCellBase
 
-from .. import _paths
+from .. import _episodes, _paths
 from .._paths import CELLS
 from ._common import read
 from ._tools import ForTools, proxy_among
@@ -58,6 +58,12 @@ class _Cell(ForTools, Freezable, RNNCellBase):
             h, c = h.squeeze(0), c.squeeze(0) if has_cell else c
         return (h, c) if has_cell else h
 
+    def _begin_anew(self, input, states, resets, reset_state):
+        """The states, of a row for which resets is True reset_state."""
+        if resets is None:
+            raise RuntimeError("reset_state: expected None without resets")
+        return _episodes.begin_anew(states, resets, _episodes.pair(reset_state, len(states) == 2), input)
+
     def _packed(self):
         return _paths.freeze(self._mode, *self._weights()[:2])
 
@@ -110,9 +116,11 @@ class RNNCell(_Cell):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return mode
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets=None, reset_state=None) -> Tensor:
         """-> h'; see the class."""
         mode = self._mode
+        if resets is not None or reset_state is not None:
+            (hx,) = self._begin_anew(input, (hx,), resets, reset_state)
         h = _paths.try_cell(mode, self._parameters, input, hx, None, self._frozen)
         return self._run(mode, input, hx) if h is None else h
 
@@ -141,7 +149,9 @@ class LSTMCell(_Cell):
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, resets=None, reset_state=None
+    ) -> tuple[Tensor, Tensor]:
         """-> (h', c'); see the class."""
         if hx is None:
             hx = (None, None)
@@ -152,6 +162,8 @@ class LSTMCell(_Cell):
         elif len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
         h, c = hx
+        if resets is not None or reset_state is not None:
+            h, c = self._begin_anew(input, (h, c), resets, reset_state)
         done = _paths.try_cell("lstm", self._parameters, input, h, c, self._frozen)
         return self._run("lstm", input, h, c) if done is None else done
 
@@ -178,7 +190,9 @@ class GRUCell(_Cell):
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__("gru", input_size, hidden_size, bias, device, dtype)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets=None, reset_state=None) -> Tensor:
         """-> h'; see the class."""
+        if resets is not None or reset_state is not None:
+            (hx,) = self._begin_anew(input, (hx,), resets, reset_state)
         h = _paths.try_cell("gru", self._parameters, input, hx, None, self._frozen)
         return self._run("gru", input, hx) if h is None else h

@@ -162,6 +162,8 @@ def _to_torchs(module):
     theirs = counterpart(type(module), TO_TORCH.get)
     if theirs is None:
         raise _StaysAsItIs("torch.nn has no such class")
+    if module.learn_initial_state:
+        raise _StaysAsItIs("torch.nn's layers learn no initial state")
     _check_forward(module)
     return theirs
 

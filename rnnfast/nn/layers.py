@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _paths
+from .. import _episodes, _paths
 from .._paths import CELLS
 from ._common import check_dtype, check_features
 from ._tools import ForTools, proxy_among
@@ -22,6 +22,9 @@ from .freeze import Freezable
 
 # torch's names of the modes -> those of the ops
 _MODES = {mode.upper(): mode for mode in CELLS}
+
+# what forward takes beside torch.nn's arguments
+_MORE = ("lengths", "resets", "reset_state", "return_all_states")
 
 _NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
@@ -50,6 +53,8 @@ class _Layers(ForTools, Freezable, RNNBase):
         proj_size: int = 0,
         device=None,
         dtype=None,
+        *,
+        learn_initial_state: bool = False,
     ):
         """RNNBase's, which knows only the gates of torch's cells, for any: mode is a key of CELLS."""
         super(RNNBase, self).__init__()  # Module's
@@ -83,6 +88,12 @@ class _Layers(ForTools, Freezable, RNNBase):
                 self._flat_weights_names.extend(names)
                 self._all_weights.append(names)
         self._init_flat_weights()
+        if learn_initial_state:
+            self.learn_initial_state = True
+            for name, units in {"h_0": P, "c_0": H}.items():
+                if name == "h_0" or CELLS[mode]["has_cell"]:
+                    shape = num_layers * len(directions), 1, units
+                    setattr(self, name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     # what Python's errors about missing and unknown arguments call it, as torch's
@@ -117,6 +128,28 @@ class _Layers(ForTools, Freezable, RNNBase):
         if self.proj_size >= self.hidden_size:
             raise ValueError("proj_size has to be smaller than hidden_size")
 
+    def reset_parameters(self) -> None:
+        """Draws the weights as torch.nn does; a learned initial state begins at zero."""
+        super().reset_parameters()
+        for state in self._initial() or ():
+            if state is not None:
+                torch.nn.init.zeros_(state)
+
+    def _initial(self):
+        """(h_0, c_0 or None) where they are learned, else None."""
+        return (self.h_0, getattr(self, "c_0", None)) if self.learn_initial_state else None
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        if self.learn_initial_state:  # a model without one may be loaded: then it stays as it is
+            for name in "h_0", "c_0":
+                if prefix + name in missing_keys:
+                    missing_keys.remove(prefix + name)
+
+    def extra_repr(self) -> str:
+        """RNNBase's, and what torch.nn's layers have not."""
+        return super().extra_repr() + (", learn_initial_state=True" if self.learn_initial_state else "")
+
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels read each weight where it lies."""
 
@@ -124,10 +157,15 @@ class _Layers(ForTools, Freezable, RNNBase):
         p = self._parameters  # as `read` does, of all at once
         return [[p[n] if n in p else getattr(self, n) for n in names] for names in self._all_weights]
 
-    def _run(self, input, h, c):
+    def _run(self, input, h, c, lengths=None, resets=None, reset_state=None, return_all_states=False):
         """input, h_0 and c_0 as the caller gave them -> what forward returns. None is zeros, or no c."""
         mode = _MODES[self.mode]
-        if not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
+        has_cell = CELLS[mode]["has_cell"]
+        initial = self._initial() if h is None or resets is not None else None
+        episodes = _episodes.of_call(mode, lengths, resets, reset_state, return_all_states, initial)
+        if episodes is None and not (
+            self.proj_size or (self.dropout and self.training and self.num_layers > 1)
+        ):
             how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
             done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen)
             if done is not None:
@@ -135,9 +173,12 @@ class _Layers(ForTools, Freezable, RNNBase):
                 return (y, h) if c is None else (y, (h, c))
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
-        proxy = proxy_among(input.data if packed else input, h, c)
+        proxy = proxy_among(input.data if packed else input, h, c, lengths, resets)
         if proxy is not None:
-            return self._fx_node(proxy, input, h if c is None else (h, c))
+            more = (lengths, resets, reset_state, return_all_states)
+            return self._fx_node(
+                proxy, input, h if c is None else (h, c), dict(zip(_MORE, more, strict=True))
+            )
         if packed:
             x, batch_sizes, order, back = input
             if x.dim() != 2:
@@ -153,6 +194,8 @@ class _Layers(ForTools, Freezable, RNNBase):
                 x = x.unsqueeze(batch_dim)
                 if h is not None:
                     h, c = h.unsqueeze(1), c if c is None else c.unsqueeze(1)
+                if episodes is not None:
+                    episodes = episodes.of_a_batch(batch_dim)
 
         weights = self._weights()
         check_dtype(x, weights[0][0])
@@ -164,20 +207,22 @@ class _Layers(ForTools, Freezable, RNNBase):
                 h, c = h.index_select(1, order), c if c is None else c.index_select(1, order)
 
         options = _paths.Options(self.bidirectional, self.batch_first, self.dropout, self.training)
-        y, h, c = _paths.layers(mode, x, h, c, weights, options, batch_sizes)
-        has_cell = CELLS[mode]["has_cell"]
+        y, h, c, *every = _paths.layers(mode, x, h, c, weights, options, batch_sizes, episodes)
         if packed:
             y = PackedSequence(y, batch_sizes, order, back)
             if back is not None:
                 h, c = h.index_select(1, back), c.index_select(1, back) if has_cell else c
         elif not batched:
             y, h, c = y.squeeze(batch_dim), h.squeeze(1), c.squeeze(1) if has_cell else c
-        return (y, (h, c)) if has_cell else (y, h)
+            every = [s if s is None else s.squeeze(batch_dim + 1) for s in every]
+        if every:
+            every = (tuple(every) if has_cell else every[0],)
+        return (y, (h, c), *every) if has_cell else (y, h, *every)
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, **more):
         """-> output, h_n; see the class."""
         # RNN and GRU say this again: Python's errors about the arguments then name them, as torch's do
-        return self._run(input, hx, None)
+        return self._run(input, hx, None, **more)
 
     def _packed(self):
         if self.proj_size:
@@ -212,8 +257,8 @@ class _Layers(ForTools, Freezable, RNNBase):
         if c is not None and c.shape != expected:
             raise RuntimeError(f"Expected hidden[1] size {expected}, got {list(c.shape)}")
 
-    def explain(self, input, hx=None) -> str:
-        """One sentence: which path this input takes, and why."""
+    def explain(self, input, hx=None, **more) -> str:
+        """One sentence: which path this input takes, and why; arguments as those of forward."""
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         weights = [w for direction in self._weights() for w in direction]
@@ -252,9 +297,11 @@ class RNN(_Layers):
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(f"rnn_{self.nonlinearity}", *args, **kwargs)
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, lengths=None, resets=None, reset_state=None, return_all_states=False
+    ):
         """-> output, h_n; see the class."""
-        return self._run(input, hx, None)
+        return self._run(input, hx, None, lengths, resets, reset_state, return_all_states)
 
 
 @drop_in_for(torch.nn.LSTM)
@@ -287,16 +334,19 @@ class LSTM(_Layers):
     def __init__(self, *args, **kwargs):
         super().__init__("lstm", *args, **kwargs)
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, lengths=None, resets=None, reset_state=None, return_all_states=False
+    ):
         """-> output, (h_n, c_n); see the class."""
+        more = (lengths, resets, reset_state, return_all_states)
         if not isinstance(hx, (tuple, list, NoneType)):
             if proxy_among(hx) is not None:
-                return self._fx_node(hx, input, hx)
+                return self._fx_node(hx, input, hx, dict(zip(_MORE, more, strict=True)))
             raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
         h, c = (None, None) if hx is None else (hx[0], hx[1])
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        return self._run(input, h, c)
+        return self._run(input, h, c, *more)
 
     # what a subclass with a forward of its own calls: torch's, which take the pair of states
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
@@ -335,6 +385,8 @@ class GRU(_Layers):
             raise ValueError(_NO_PROJECTION)
         super().__init__("gru", *args, **kwargs)
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input, hx=None, *, lengths=None, resets=None, reset_state=None, return_all_states=False
+    ):
         """-> output, h_n; see the class."""
-        return self._run(input, hx, None)
+        return self._run(input, hx, None, lengths, resets, reset_state, return_all_states)
