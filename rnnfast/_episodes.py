@@ -30,15 +30,23 @@ class Episodes(NamedTuple):
 
 
 NONE = Episodes()
+NAMES = ("lengths", "resets", "reset_state", "return_all_states")  # as a call gives them
 
 
-def of_call(mode, lengths, resets, reset_state, all_states, initial=None):
-    """What a caller gave, or None if that is nothing."""
-    nothing = lengths is None and resets is None and reset_state is None and not all_states
-    if nothing and initial is None:
+def of_call(caller, mode, given, initial=None):
+    """What `caller` was given by name, as a dict; None if that, and a learned initial state, is nothing."""
+    check_names(caller, given, NAMES)
+    lengths, resets, state, all_states = (given.get(name) for name in NAMES)
+    if initial is None and lengths is None and resets is None and state is None and not all_states:
         return None
-    state = pair(reset_state, CELLS[mode]["has_cell"])
+    state = pair(state, CELLS[mode]["has_cell"])
     return Episodes(lengths, resets, state, initial, bool(all_states))
+
+
+def check_names(caller, given, known):
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{caller.__name__}.forward() got an unexpected keyword argument {name!r}")
 
 
 def pair(state, has_cell):
@@ -86,12 +94,18 @@ def check(e, x, sizes, bidirectional, packed):
         _check_device("resets", e.resets, x.device)
 
 
-def begin_anew(states, resets, reset_state, input):
+def begin_anew(caller, states, given, input):
     """What a cell goes on from: states [B, H] (or [H]; None is zeros) where resets [B] (or []) is False."""
+    check_names(caller, given, ("resets", "reset_state"))
+    resets, state = given.get("resets"), given.get("reset_state")
+    if resets is None and state is not None:
+        raise RuntimeError("reset_state: expected None without resets")
+    if resets is None:
+        return states
     _check("resets", resets, torch.bool, list(input.shape[:-1]), "one for each row of the input")
     _check_device("resets", resets, input.device)
-    anew = (None,) * len(states) if reset_state is None else reset_state[: len(states)]
-    return [_where(resets.unsqueeze(-1), a, s, input) for a, s in zip(anew, states, strict=True)]
+    anew = pair(state, len(states) == 2) or (None, None)
+    return [_where(resets.unsqueeze(-1), a, s, input) for a, s in zip(anew, states, strict=False)]
 
 
 def _where(resets, anew, state, input):

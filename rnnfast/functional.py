@@ -69,7 +69,7 @@ def lstm(
     """
     h, c = (None, None) if hx is None else hx
     options = Options(bidirectional, batch_first, dropout, training)
-    episodes = _episodes.of_call("lstm", lengths, resets, reset_state, return_all_states)
+    episodes = _given("lstm", lengths, resets, reset_state, return_all_states)
     y, h, c, *every = _paths.layers("lstm", x, h, c, weights, options, batch_sizes, episodes)
     return (y, (h, c), tuple(every)) if every else (y, (h, c))
 
@@ -108,7 +108,7 @@ def gru(
     Source: Cho et al. 2014, in the form of cuDNN and torch.nn.
     """
     options = Options(bidirectional, batch_first, dropout, training)
-    episodes = _episodes.of_call("gru", lengths, resets, reset_state, return_all_states)
+    episodes = _given("gru", lengths, resets, reset_state, return_all_states)
     y, h, _, *every = _paths.layers("gru", x, hx, None, weights, options, batch_sizes, episodes)
     return (y, h, every[0]) if every else (y, h)
 
@@ -146,7 +146,7 @@ def rnn(
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     options = Options(bidirectional, batch_first, dropout, training)
     mode = "rnn_" + nonlinearity
-    episodes = _episodes.of_call(mode, lengths, resets, reset_state, return_all_states)
+    episodes = _given(mode, lengths, resets, reset_state, return_all_states)
     y, h, _, *every = _paths.layers(mode, x, hx, None, weights, options, batch_sizes, episodes)
     return (y, h, every[0]) if every else (y, h)
 
@@ -196,3 +196,8 @@ def deep_transition(
         h0 = h0 if h0 is None else h0.unsqueeze(0)
     y, h = _paths.deep_transition(x, h0, weights, biases, negative_slope)
     return (y, h) if batched else (y.squeeze(0), h.squeeze(0))
+
+
+def _given(mode, *episodes):
+    """lengths, resets, reset_state, return_all_states of a call -> what `_paths.layers` takes."""
+    return _episodes.of_call(None, mode, dict(zip(_episodes.NAMES, episodes, strict=True)))

@@ -8,7 +8,8 @@ MODES = list(helpers.MODES)
 WEIGHTS = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
 EVERY_WEIGHT = [*WEIGHTS, *(name + "_r" for name in WEIGHTS)]
 DIFFERENTIABLE = ["x", "h0", "c0", *EVERY_WEIGHT]
-ROOM = ["lengths", "resets", "h_mask", "zoneout_mask"]
+EPISODES = ["lengths", "resets", "reset_h", "reset_c"]
+ROOM = ["h_mask", "zoneout_mask"]
 # All different, so that a number in a message can only be the size that is meant.
 T, B, features, H, P = 4, 3, 5, 7, 6
 
@@ -35,15 +36,15 @@ def recurrent_arguments(mode="lstm", both=True, proj=False, packed=False, batch_
             wanted = there and (name != "w_hr" or proj)
             args[name + suffix] = torch.randn(size) * 0.3 if wanted else None
     args.update(batch_sizes=batch_sizes, batch_first=batch_first, save=True)
-    args.update(dict.fromkeys(ROOM))
+    args.update(dict.fromkeys(EPISODES), all_states=False, **dict.fromkeys(ROOM))
     return args
 
 
 def recurrent_backward_arguments(**options):
     """Valid arguments of `recurrent_backward`: gradients for what `recurrent` returned."""
     args = recurrent_arguments(**options)
-    y, hn, cn, gates, cells = OPS.recurrent(*args.values())
-    for name in ("save", *ROOM):
+    y, hn, cn, gates, cells, _ = OPS.recurrent(*args.values())
+    for name in ("save", *EPISODES, "all_states", *ROOM):
         del args[name]
     has_cell = helpers.MODES[args["mode"]]["has_cell"]
     cotangents = {
@@ -51,7 +52,15 @@ def recurrent_backward_arguments(**options):
         "dhn": torch.randn_like(hn),
         "dcn": torch.randn_like(cn) if has_cell else None,
     }
-    return {**cotangents, **args, "y": y, "gates": gates, "cells": cells, "needs": [True] * 13}
+    return {
+        **cotangents,
+        **args,
+        "y": y,
+        "gates": gates,
+        "cells": cells,
+        "needs": [True] * helpers.GRADIENTS,
+        **dict.fromkeys([*EPISODES, "dcs"]),
+    }
 
 
 def deep_transition_arguments(depth=3, bias=True):

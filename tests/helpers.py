@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
 import rnnfast
-from rnnfast import _C, _paths
+from rnnfast import _C, _paths, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
@@ -39,6 +39,7 @@ CELLS = {
 }
 
 
+GRADIENTS = len(ops.INPUTS)  # of the layer op: those that `needs` tells of
 MODES = _C.cells()  # of each mode of the ops its gates, slots (saved for each unit and step) and has_cell
 
 

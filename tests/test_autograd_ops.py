@@ -18,10 +18,10 @@ def backward_inputs(case):
     mode, options = OP_CASES[case]
     mode, x, h0, c0, *weights, batch_sizes, batch_first = op_inputs(mode, steps=2, **options)
     with torch.no_grad():
-        y, hn, cn, gates, cells = ops.recurrent(mode, x, h0, c0, *weights, batch_sizes, batch_first, True)
+        y, hn, cn, gates, cells, _ = ops.recurrent(mode, x, h0, c0, *weights, batch_sizes, batch_first, True)
     dy, dhn = (draw(*t.shape, seed=50 + i).requires_grad_() for i, t in enumerate((y, hn)))
     dcn = draw(*cn.shape, seed=60).requires_grad_() if mode == "lstm" else None
-    needs = [t is not None for t in (x, h0, c0, *weights)]
+    needs = [t is not None for t in (x, h0, c0, *weights, None, None)]
     return dy, dhn, dcn, mode, x, h0, c0, *weights, batch_sizes, batch_first, y, gates, cells, needs
 
 

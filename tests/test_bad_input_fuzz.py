@@ -74,7 +74,7 @@ def corrupt(rng, args):
     elif isinstance(value, float):
         args[name] = rng.choice([0.0, -1.0, 0.5, 1.0])
     elif name == "needs":
-        args[name] = [rng.random() < 0.5 for _ in range(rng.choice([13, 13, 13, 0, 12, 14, 40]))]
+        args[name] = [rng.random() < 0.5 for _ in range(rng.choice([15, 15, 15, 0, 13, 16, 40]))]
     elif isinstance(value, list):
         value = list(value)
         where = rng.randrange(len(value)) if value else 0

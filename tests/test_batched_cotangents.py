@@ -206,7 +206,7 @@ def backward_call(op, inputs, weights):
     if op is ops.recurrent:
         cotangents += [None] * (3 - len(cotangents))
         needs = [t is not None and (i < 3 or weights) for i, t in enumerate(inputs[1:14])]
-        return (*cotangents, *inputs, outputs[0], *outputs[3:], needs)
+        return (*cotangents, *inputs, outputs[0], *outputs[3:5], [*needs, False, False])
     return (*cotangents, *inputs, outputs[0], outputs[2], True, weights)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cuda_helpers import GATES, MARKS, emulated_run
-from helpers import MODES, draw
+from helpers import GRADIENTS, MODES, draw
 
 pytest_plugins = ["cuda_helpers"]
 pytestmark = MARKS
@@ -40,7 +40,7 @@ def test_who_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(
     expected = emulated["recurrent"](*arguments, True)
     assert emulated_run()["team"] == {90: "cluster", 80: "grid"}[capability]
     assert emulated_run()["blocks"] > 1
-    given = [expected[0], None, None, *arguments, expected[0], *expected[3:], [True] * 13]
+    given = [expected[0], None, None, *arguments, expected[0], *expected[3:5], [True] * GRADIENTS]
     gradients = emulated["recurrent_backward"](*given)
 
     losing(*LOSSES[loss])

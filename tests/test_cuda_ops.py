@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from cuda_helpers import GATES, MARKS, OPS, TOLERANCE, assert_near
-from helpers import MODES, draw, tensors
+from helpers import GRADIENTS, MODES, draw, tensors
 
 from rnnfast import _C, ops
 
@@ -65,13 +65,13 @@ def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
     arguments, dtype, rng, numbers = layer_case(seed)
     on_gpu.set_kernel("stepwise" if seed % 3 else "")
     H = arguments[5].size(0) // GATES[arguments[0]]
-    y, hn, cn, gates, cells = ops.recurrent(*arguments, True)
+    y, hn, cn, gates, cells, _ = ops.recurrent(*arguments, True)
     found = on_gpu("recurrent", *arguments, True)
     assert_near(found[:3], (y, hn, cn), dtype)
     # what pads the rows is nobody's
-    for a, b in zip(found[3:], saved_by_rows(arguments, y, gates, cells), strict=True):
+    for a, b in zip(found[3:5], saved_by_rows(arguments, y, gates, cells), strict=True):
         assert_near([a[..., :H].reshape(b.shape)], [b], dtype)
-    assert [t.shape for t in on_gpu("recurrent", *arguments, False)[3:]] == [(0,), (0,)]
+    assert [t.shape for t in on_gpu("recurrent", *arguments, False)[3:]] == [(0,)] * 3
 
     def maybe(t):
         return numbers(*t.shape) if rng.random() < 0.8 else None
@@ -79,10 +79,10 @@ def test_a_layer_on_the_gpu_equals_the_cpu(on_gpu, seed):
     dy, dhn, dcn = maybe(y), maybe(hn), maybe(cn) if arguments[3] is not None else None
     if dy is None and dhn is None and dcn is None:
         dy = numbers(*y.shape)
-    needs = [rng.random() < 0.9 for _ in range(13)]
+    needs = [rng.random() < 0.9 for _ in range(GRADIENTS)]
     given = [dy, dhn, dcn, *arguments, y]
     expected = ops.recurrent_backward(*given, gates, cells, needs)
-    assert_near(on_gpu("recurrent_backward", *given, *found[3:], needs), expected, dtype)
+    assert_near(on_gpu("recurrent_backward", *given, *found[3:5], needs), expected, dtype)
 
 
 @pytest.mark.parametrize("seed", range(32))
@@ -127,14 +127,17 @@ def test_tensor_cores_take_a_wide_layer_step_by_step(on_gpu, mode, dtype):
     near(found[:3], expected[:3])
     if dtype == torch.float32:  # that it was TF32
         assert not torch.allclose(found[0], expected[0], rtol=1e-6, atol=1e-6)
-    given, needs = [numbers(*expected[0].shape), numbers(1, B, P), c0, *arguments, expected[0]], [True] * 13
+    given, needs = (
+        [numbers(*expected[0].shape), numbers(1, B, P), c0, *arguments, expected[0]],
+        [True] * GRADIENTS,
+    )
     padding = (0, -H % 16)
     saved = [
-        torch.nn.functional.pad(t, padding) for t in saved_by_rows(arguments, expected[0], *expected[3:])
+        torch.nn.functional.pad(t, padding) for t in saved_by_rows(arguments, expected[0], *expected[3:5])
     ]
     near(
         on_gpu("recurrent_backward", *given, *saved, needs),
-        ops.recurrent_backward(*given, *expected[3:], needs),
+        ops.recurrent_backward(*given, *expected[3:5], needs),
     )
 
 
@@ -210,8 +213,8 @@ def test_an_empty_batch_needs_no_kernel(on_gpu):
     arguments = ["lstm", draw(4, 0, 2), draw(1, 0, 3), draw(1, 0, 3), *weights, None, False]
     outputs = on_gpu("recurrent", *arguments, True)
     assert [t.shape for t in outputs[:3]] == [(4, 0, 3), (1, 0, 3), (1, 0, 3)]
-    y, _, _, gates, cells = outputs
-    gradients = on_gpu("recurrent_backward", y, None, None, *arguments, y, gates, cells, [True] * 13)
+    y, _, _, gates, cells, _ = outputs
+    gradients = on_gpu("recurrent_backward", y, None, None, *arguments, y, gates, cells, [True] * GRADIENTS)
     assert gradients[3].shape == (12, 2)
     assert not gradients[3].any()
 
@@ -222,7 +225,7 @@ def test_without_cuda_kernels_the_error_says_how_to_build_them(op):
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     arguments = {
         "recurrent": layer_case(0)[0] + [True],
-        "recurrent_backward": [None, None, None, *layer_case(0)[0], *[draw(1)] * 3, [True] * 13],
+        "recurrent_backward": [None, None, None, *layer_case(0)[0], *[draw(1)] * 3, [True] * GRADIENTS],
         "deep_transition": [draw(1, 1, 1), draw(1, 1), [], [], 0.1, True],
         "deep_transition_backward": [
             None,

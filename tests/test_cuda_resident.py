@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cuda_helpers import MARKS, emulated_run, resident_case
+from helpers import GRADIENTS
 
 from rnnfast import _C, info
 
@@ -37,12 +38,12 @@ def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, bac
     near(run("resident", "recurrent", *arguments, False)[:3], expected[:3])
     dy, dhn = numbers(*expected[0].shape), numbers(*expected[1].shape) if seed % 3 else None
     dcn = numbers(*expected[2].shape) if arguments[0] == "lstm" and seed % 5 else None
-    given = [dy if seed % 7 or dhn is None else None, dhn, dcn, *arguments, expected[0], *expected[3:]]
+    given = [dy if seed % 7 or dhn is None else None, dhn, dcn, *arguments, expected[0], *expected[3:5]]
     if backward_on:
         on_gpu.set_device(80, backward_on)
     near(
-        run("resident", "recurrent_backward", *given, [True] * 13),
-        run("stepwise", "recurrent_backward", *given, [True] * 13),
+        run("resident", "recurrent_backward", *given, [True] * GRADIENTS),
+        run("stepwise", "recurrent_backward", *given, [True] * GRADIENTS),
     )
 
 

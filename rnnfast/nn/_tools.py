@@ -38,10 +38,7 @@ class ForTools(Module):
                 "trace a model that it is a part of"
             )
         args = (input,) if hx is None else (input, hx)
-        more = {
-            name: value for name, value in (more or {}).items() if value is not None and value is not False
-        }
-        return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, more)
+        return proxy.tracer.create_proxy("call_module", proxy.tracer.path_of_module(self), args, more or {})
 
     # torch.nn's layers have none, so none of them can take the place of one that has
     learn_initial_state = False

@@ -1,5 +1,7 @@
 """One step of a layer: drop-ins for torch.nn's RNNCell, LSTMCell and GRUCell."""
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNCellBase
@@ -10,6 +12,13 @@ from ._common import read
 from ._tools import ForTools, proxy_among
 from ._twins import drop_in_for
 from .freeze import Freezable
+
+
+class Begin(TypedDict, total=False):
+    """What forward takes beside torch.nn's arguments, by name; None is as if it were not given."""
+
+    resets: Tensor  # bool [B]: for which rows of the input hx is not read
+    reset_state: Tensor | tuple[Tensor, Tensor]  # [B or 1, H], what they begin from; zeros
 
 
 class _Cell(ForTools, Freezable, RNNCellBase):
@@ -58,11 +67,13 @@ class _Cell(ForTools, Freezable, RNNCellBase):
             h, c = h.squeeze(0), c.squeeze(0) if has_cell else c
         return (h, c) if has_cell else h
 
-    def _begin_anew(self, input, states, resets, reset_state):
-        """The states, of a row for which resets is True reset_state."""
-        if resets is None:
-            raise RuntimeError("reset_state: expected None without resets")
-        return _episodes.begin_anew(states, resets, _episodes.pair(reset_state, len(states) == 2), input)
+    def _begin_anew(self, input, states, begin):
+        """What a step goes on from, of states and what else forward was given; or a node of torch.fx."""
+        proxy = proxy_among(input, *states, begin)
+        if proxy is not None:
+            hx = tuple(states) if len(states) == 2 and states[0] is not None else states[0]
+            return self._fx_node(proxy, input, hx, begin), None
+        return _episodes.begin_anew(type(self), states, begin, input), begin
 
     def _packed(self):
         return _paths.freeze(self._mode, *self._weights()[:2])
@@ -116,11 +127,14 @@ class RNNCell(_Cell):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return mode
 
-    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets=None, reset_state=None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, **begin: Unpack[Begin]) -> Tensor:
         """-> h'; see the class."""
         mode = self._mode
-        if resets is not None or reset_state is not None:
-            (hx,) = self._begin_anew(input, (hx,), resets, reset_state)
+        if type(begin) is not dict or begin:
+            begun, begin = self._begin_anew(input, (hx,), begin)
+            if begin is None:
+                return begun
+            (hx,) = begun
         h = _paths.try_cell(mode, self._parameters, input, hx, None, self._frozen)
         return self._run(mode, input, hx) if h is None else h
 
@@ -150,7 +164,7 @@ class LSTMCell(_Cell):
         super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
 
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, resets=None, reset_state=None
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, **begin: Unpack[Begin]
     ) -> tuple[Tensor, Tensor]:
         """-> (h', c'); see the class."""
         if hx is None:
@@ -162,8 +176,11 @@ class LSTMCell(_Cell):
         elif len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
         h, c = hx
-        if resets is not None or reset_state is not None:
-            h, c = self._begin_anew(input, (h, c), resets, reset_state)
+        if type(begin) is not dict or begin:
+            begun, begin = self._begin_anew(input, (h, c), begin)
+            if begin is None:
+                return begun
+            h, c = begun
         done = _paths.try_cell("lstm", self._parameters, input, h, c, self._frozen)
         return self._run("lstm", input, h, c) if done is None else done
 
@@ -190,9 +207,12 @@ class GRUCell(_Cell):
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__("gru", input_size, hidden_size, bias, device, dtype)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets=None, reset_state=None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, **begin: Unpack[Begin]) -> Tensor:
         """-> h'; see the class."""
-        if resets is not None or reset_state is not None:
-            (hx,) = self._begin_anew(input, (hx,), resets, reset_state)
+        if type(begin) is not dict or begin:
+            begun, begin = self._begin_anew(input, (hx,), begin)
+            if begin is None:
+                return begun
+            (hx,) = begun
         h = _paths.try_cell("gru", self._parameters, input, hx, None, self._frozen)
         return self._run("gru", input, hx) if h is None else h

@@ -19,10 +19,11 @@ _FORWARD = {
 }  # fmt: skip
 # How a subclass is pickled: a converted one needs a way of its own.
 _PICKLED = {"__reduce__", "__reduce_ex__"}
-# What a subclass may have of its own beside ours
+# What a subclass may have of its own beside ours, which calls it where ours has it too
 _HARMLESS = {
     "__annotations__", "__dict__", "__doc__", "__firstlineno__", "__init__", "__module__", "__qualname__",
-    "__static_attributes__", "__weakref__", "train",
+    "__static_attributes__", "__weakref__", "_load_from_state_dict", "extra_repr", "reset_parameters",
+    "train",
 }  # fmt: skip
 # and a module among its attributes: torch sets the first, and ours is called or set as theirs
 _HARMLESS_ATTRIBUTES = _HARMLESS | {"_flat_weights", "flatten_parameters", "qconfig"}

@@ -6,6 +6,7 @@ They subclass RNNBase, not torch.nn.LSTM and its like, at which torch.compile br
 import numbers
 import warnings
 from types import NoneType
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -23,10 +24,16 @@ from .freeze import Freezable
 # torch's names of the modes -> those of the ops
 _MODES = {mode.upper(): mode for mode in CELLS}
 
-# what forward takes beside torch.nn's arguments
-_MORE = ("lengths", "resets", "reset_state", "return_all_states")
-
 _NO_PROJECTION = "proj_size argument is only supported for LSTM, not RNN or GRU"
+
+
+class Episodes(TypedDict, total=False):
+    """What forward takes beside torch.nn's arguments, by name; None is as if it were not given."""
+
+    lengths: Tensor  # int64 [B]
+    resets: Tensor  # bool [T, B], or [B, T] if batch_first
+    reset_state: Tensor | tuple[Tensor, Tensor]  # [L·D, B or 1, H or P]
+    return_all_states: bool
 
 
 def _check_type(name, value, expected):
@@ -157,15 +164,19 @@ class _Layers(ForTools, Freezable, RNNBase):
         p = self._parameters  # as `read` does, of all at once
         return [[p[n] if n in p else getattr(self, n) for n in names] for names in self._all_weights]
 
-    def _run(self, input, h, c, lengths=None, resets=None, reset_state=None, return_all_states=False):
-        """input, h_0 and c_0 as the caller gave them -> what forward returns. None is zeros, or no c."""
+    def _run(self, input, h, c, given):
+        """input, h_0 and c_0 as the caller gave them -> what forward returns. None is zeros, or no c.
+
+        given: what else forward was given, a dict, or what stands for one in a graph that torch.fx makes.
+        """
         mode = _MODES[self.mode]
-        has_cell = CELLS[mode]["has_cell"]
-        initial = self._initial() if h is None or resets is not None else None
-        episodes = _episodes.of_call(mode, lengths, resets, reset_state, return_all_states, initial)
-        if episodes is None and not (
-            self.proj_size or (self.dropout and self.training and self.num_layers > 1)
-        ):
+        episodes = None
+        if self.learn_initial_state or type(given) is not dict or given:
+            proxy = proxy_among(input, h, c, given)
+            if proxy is not None:
+                return self._fx_node(proxy, input, h if c is None else (h, c), given)
+            episodes = _episodes.of_call(type(self), mode, given, self._initial())
+        elif not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
             how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
             done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen)
             if done is not None:
@@ -173,12 +184,9 @@ class _Layers(ForTools, Freezable, RNNBase):
                 return (y, h) if c is None else (y, (h, c))
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
-        proxy = proxy_among(input.data if packed else input, h, c, lengths, resets)
+        proxy = proxy_among(input.data if packed else input, h, c)
         if proxy is not None:
-            more = (lengths, resets, reset_state, return_all_states)
-            return self._fx_node(
-                proxy, input, h if c is None else (h, c), dict(zip(_MORE, more, strict=True))
-            )
+            return self._fx_node(proxy, input, h if c is None else (h, c))
         if packed:
             x, batch_sizes, order, back = input
             if x.dim() != 2:
@@ -207,6 +215,7 @@ class _Layers(ForTools, Freezable, RNNBase):
                 h, c = h.index_select(1, order), c if c is None else c.index_select(1, order)
 
         options = _paths.Options(self.bidirectional, self.batch_first, self.dropout, self.training)
+        has_cell = CELLS[mode]["has_cell"]
         y, h, c, *every = _paths.layers(mode, x, h, c, weights, options, batch_sizes, episodes)
         if packed:
             y = PackedSequence(y, batch_sizes, order, back)
@@ -219,10 +228,10 @@ class _Layers(ForTools, Freezable, RNNBase):
             every = (tuple(every) if has_cell else every[0],)
         return (y, (h, c), *every) if has_cell else (y, h, *every)
 
-    def forward(self, input, hx=None, **more):
+    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
         """-> output, h_n; see the class."""
         # RNN and GRU say this again: Python's errors about the arguments then name them, as torch's do
-        return self._run(input, hx, None, **more)
+        return self._run(input, hx, None, episodes)
 
     def _packed(self):
         if self.proj_size:
@@ -297,11 +306,9 @@ class RNN(_Layers):
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(f"rnn_{self.nonlinearity}", *args, **kwargs)
 
-    def forward(
-        self, input, hx=None, *, lengths=None, resets=None, reset_state=None, return_all_states=False
-    ):
+    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
         """-> output, h_n; see the class."""
-        return self._run(input, hx, None, lengths, resets, reset_state, return_all_states)
+        return self._run(input, hx, None, episodes)
 
 
 @drop_in_for(torch.nn.LSTM)
@@ -334,19 +341,16 @@ class LSTM(_Layers):
     def __init__(self, *args, **kwargs):
         super().__init__("lstm", *args, **kwargs)
 
-    def forward(
-        self, input, hx=None, *, lengths=None, resets=None, reset_state=None, return_all_states=False
-    ):
+    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
         """-> output, (h_n, c_n); see the class."""
-        more = (lengths, resets, reset_state, return_all_states)
         if not isinstance(hx, (tuple, list, NoneType)):
             if proxy_among(hx) is not None:
-                return self._fx_node(hx, input, hx, dict(zip(_MORE, more, strict=True)))
+                return self._fx_node(hx, input, hx, episodes)
             raise TypeError(f"lstm(): hx has type {type(hx).__name__}, expected a tuple (h_0, c_0)")
         h, c = (None, None) if hx is None else (hx[0], hx[1])
         if hx is not None and len(hx) != 2:
             raise RuntimeError("lstm expects two hidden states")
-        return self._run(input, h, c, *more)
+        return self._run(input, h, c, episodes)
 
     # what a subclass with a forward of its own calls: torch's, which take the pair of states
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
@@ -385,8 +389,6 @@ class GRU(_Layers):
             raise ValueError(_NO_PROJECTION)
         super().__init__("gru", *args, **kwargs)
 
-    def forward(
-        self, input, hx=None, *, lengths=None, resets=None, reset_state=None, return_all_states=False
-    ):
+    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
         """-> output, h_n; see the class."""
-        return self._run(input, hx, None, lengths, resets, reset_state, return_all_states)
+        return self._run(input, hx, None, episodes)

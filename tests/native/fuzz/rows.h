@@ -10,8 +10,10 @@ namespace {
 template <class E>
 std::vector<const void*> states_before(const Walk& walk, const E* h0, int64_t P, const E* y, int64_t ldy) {
   std::vector<const void*> rows(walk.total);
-  previous_states(walk, reinterpret_cast<const char*>(h0), P * sizeof(E), reinterpret_cast<const char*>(y),
-                  ldy * sizeof(E), rows.data());
+  const auto bytes = [](const E* first, int64_t numbers) {
+    return RowsOfBytes{reinterpret_cast<const char*>(first), numbers * static_cast<int64_t>(sizeof(E))};
+  };
+  previous_states(walk, bytes(h0, P), bytes(y, ldy), nullptr, {}, rows.data());
   return rows;
 }
 
