@@ -15,7 +15,7 @@ import torch
 from helpers import COMPILER, EMULATION, GPU, MODES, ROOT, compile_all, draw
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from rnnfast import info
+from rnnfast import _C, info
 
 FLAGS = ["-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
 OF_OPS = [f"csrc/ops/{name}.cpp" for name in ("cuda_layer", "cuda_deep", "layer", "checks")]
@@ -88,8 +88,9 @@ def on_gpu(request):
     def moved(value, device):
         if isinstance(value, (list, tuple)):
             return [moved(item, device) for item in value]
-        # batch_sizes stay on the CPU, as torch keeps them
-        return value.to(device) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        # batch_sizes stay on the CPU, as torch keeps them, and lengths may
+        stays = not isinstance(value, torch.Tensor) or value.dtype == torch.int64
+        return value if stays else value.to(device)
 
     if request.param == "emulated":
         emulated = request.getfixturevalue("emulated")
@@ -127,6 +128,36 @@ def assert_near(found, expected, dtype):
             assert difference <= TOLERANCE[dtype] * (1e-3 + b.double().abs().max().item()), i
 
 
+def layer_case(seed):
+    """Arguments of rnnfast::recurrent up to `save`: odd sizes around a tile, every cell, form and dtype."""
+    rng = random.Random(seed)
+    mode = list(GATES)[seed % len(GATES)]
+    dtype = list(TOLERANCE)[seed // 4 % 4]
+    T, B = rng.randint(1, 5), rng.choice([1, 2, 7, 8, 9, 17])
+    inputs, H, D = rng.choice([0, 1, 3, 8]), rng.choice([1, 5, 7, 16, 17, 33]), rng.choice([1, 2])
+    P = rng.choice([3, 18]) if mode == "lstm" and rng.random() < 0.4 else H
+    form, bias = rng.choice(["time", "batch", "packed"]), rng.random() < 0.8
+
+    def numbers(*shape):
+        return draw(*shape, seed=rng.randrange(10**6)).mul(0.5).to(dtype)
+
+    sizes = None
+    if form == "packed":
+        lengths = [T] + [rng.randint(1, T) for _ in range(B - 1)]
+        sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)])
+        x = numbers(sum(lengths), inputs)
+    else:
+        x = numbers(*((B, T) if form == "batch" else (T, B)), inputs)
+    weights = []
+    for d in range(2):
+        rows = GATES[mode] * H
+        one = [numbers(rows, inputs), numbers(rows, P)]
+        one += [numbers(rows), numbers(rows)] if bias else [None, None]
+        weights += [*one, numbers(P, H) if P != H else None] if d < D else [None] * 5
+    c0 = numbers(D, B, H) if MODES[mode]["has_cell"] else None
+    return [mode, x, numbers(D, B, P), c0, *weights, sizes, form == "batch"], dtype, rng, numbers
+
+
 def resident_case(seed, H=None):
     """A layer that the resident kernel takes: of H units, or sizes around its tiles, warps and cluster."""
     rng = random.Random(seed)
@@ -155,3 +186,23 @@ def resident_case(seed, H=None):
         x = numbers(*((B, T) if form == "batch" else (T, B)), inputs)
     c0 = numbers(D, B, H) if MODES[mode]["has_cell"] else None
     return [mode, x, numbers(D, B, H), c0, *weights, sizes, form == "batch"], dtype, numbers
+
+
+def plans_of(seed, **device):
+    """Forward's and backward's, of a case on a device."""
+    (mode, _, h0, *_), dtype, _ = resident_case(seed)
+    B, H = h0.shape[1:]
+    return [
+        _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=backward, **device)
+        for backward in (False, True)
+    ]
+
+
+def device_of(seed):
+    """With and without clusters; large, or just large enough: a team then takes several times eight rows."""
+    capability = [90, 80][seed // 13 % 2]
+    for multiprocessors in range(1 if seed >= 26 else 132, 133):
+        plans = plans_of(seed, capability=capability, multiprocessors=multiprocessors)
+        if all(plan["tiles"] for plan in plans):
+            break
+    return capability, multiprocessors

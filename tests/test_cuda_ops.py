@@ -4,43 +4,13 @@ import random
 
 import pytest
 import torch
-from cuda_helpers import GATES, MARKS, OPS, TOLERANCE, assert_near
+from cuda_helpers import GATES, MARKS, OPS, TOLERANCE, assert_near, layer_case
 from helpers import GRADIENTS, MODES, draw, tensors
 
 from rnnfast import _C, ops
 
 pytest_plugins = ["cuda_helpers"]
 pytestmark = MARKS
-
-
-def layer_case(seed):
-    """Arguments of rnnfast::recurrent up to `save`: odd sizes around a tile, every cell, form and dtype."""
-    rng = random.Random(seed)
-    mode = list(GATES)[seed % len(GATES)]
-    dtype = list(TOLERANCE)[seed // 4 % 4]
-    T, B = rng.randint(1, 5), rng.choice([1, 2, 7, 8, 9, 17])
-    inputs, H, D = rng.choice([0, 1, 3, 8]), rng.choice([1, 5, 7, 16, 17, 33]), rng.choice([1, 2])
-    P = rng.choice([3, 18]) if mode == "lstm" and rng.random() < 0.4 else H
-    form, bias = rng.choice(["time", "batch", "packed"]), rng.random() < 0.8
-
-    def numbers(*shape):
-        return draw(*shape, seed=rng.randrange(10**6)).mul(0.5).to(dtype)
-
-    sizes = None
-    if form == "packed":
-        lengths = [T] + [rng.randint(1, T) for _ in range(B - 1)]
-        sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)])
-        x = numbers(sum(lengths), inputs)
-    else:
-        x = numbers(*((B, T) if form == "batch" else (T, B)), inputs)
-    weights = []
-    for d in range(2):
-        rows = GATES[mode] * H
-        one = [numbers(rows, inputs), numbers(rows, P)]
-        one += [numbers(rows), numbers(rows)] if bias else [None, None]
-        weights += [*one, numbers(P, H) if P != H else None] if d < D else [None] * 5
-    c0 = numbers(D, B, H) if MODES[mode]["has_cell"] else None
-    return [mode, x, numbers(D, B, P), c0, *weights, sizes, form == "batch"], dtype, rng, numbers
 
 
 def saved_by_rows(arguments, y, gates, cells):

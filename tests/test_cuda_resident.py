@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda_helpers import MARKS, emulated_run, resident_case
+from cuda_helpers import MARKS, device_of, emulated_run, plans_of, resident_case
 from helpers import GRADIENTS
 
 from rnnfast import _C, info
@@ -51,26 +51,6 @@ def assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers, bac
 def test_the_resident_kernel_equals_the_stepwise_one(on_gpu, seed):
     on_gpu.set_device(*device_of(seed))
     assert_resident_equals_stepwise(on_gpu, seed, *resident_case(seed))
-
-
-def plans_of(seed, **device):
-    """Forward's and backward's, of a case on a device."""
-    (mode, _, h0, *_), dtype, _ = resident_case(seed)
-    B, H = h0.shape[1:]
-    return [
-        _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=backward, **device)
-        for backward in (False, True)
-    ]
-
-
-def device_of(seed):
-    """With and without clusters; large, or just large enough: a team then takes several times eight rows."""
-    capability = [90, 80][seed // 13 % 2]
-    for multiprocessors in range(1 if seed >= 26 else 132, 133):
-        plans = plans_of(seed, capability=capability, multiprocessors=multiprocessors)
-        if all(plan["tiles"] for plan in plans):
-            break
-    return capability, multiprocessors
 
 
 def test_the_seeds_take_every_team_and_more_rows_than_one_tile_in_each():

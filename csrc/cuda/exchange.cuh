@@ -1,8 +1,7 @@
 // What the threads and blocks of a resident kernel have to tell each other: where the rows of a step stand,
 // the values that travel from one step to the next, and sums that several warps have parts of.
 #pragma once
-#include "cuda/kernels.h"
-#include "cuda/primitives.cuh"
+#include "cuda/episodes.cuh"
 
 namespace rnnfast::cuda {
 
@@ -14,10 +13,14 @@ RNNFAST_INLINE int64_t place_of(const Rows& r, int64_t s, int64_t b) {
 RNNFAST_INLINE int64_t rows_of(const Rows& r, int64_t s) {
   return r.sizes ? r.sizes[time_of(r, s)] : r.batch;
 }
+// whether step s has row b
+RNNFAST_INLINE bool takes_part(const Rows& r, int64_t s, int64_t b) {
+  return b < rows_of(r, s) && within(r.lengths, time_of(r, s), b);
+}
 // whether row b, which step s has, has no step before it, and none after it
-RNNFAST_INLINE bool begins(const Rows& r, int64_t s, int64_t b) { return s == 0 || b >= rows_of(r, s - 1); }
+RNNFAST_INLINE bool begins(const Rows& r, int64_t s, int64_t b) { return s == 0 || !takes_part(r, s - 1, b); }
 RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
-  return s + 1 == r.steps || b >= rows_of(r, s + 1);
+  return s + 1 == r.steps || !takes_part(r, s + 1, b);
 }
 
 // Waiting for another block, which may never run: asked after a look in vain, and not often, for the host's

@@ -8,25 +8,39 @@
 
 namespace rnnfast::cuda {
 
+// Before which steps a row forgets its state, and what it begins anew from
+template <class A>
+struct Resets {
+  const bool* at;  // [N]: of each row of x; or null: nowhere
+  const A* h;      // [B, P]
+  const A* c;      // [B, H] or null
+  A *dh, *dc;      // backward: the same, what they get is added
+};
+
 // One direction of one layer, forward. Rows whose length is padded end in zeros and begin at multiples of 16
 // bytes: that is how a product reads them.
 template <class E>
 struct ForwardLayer {
   typedef typename ComputeType<E>::type A;
-  int64_t H, P;    // hidden and output width; P = H without a projection
-  int64_t Hp, Pp;  // the same, padded
-  const E* w_hh;   // [G H, Pp]
-  const E* w_hr;   // [P, Hp] or null
-  const E* b_ih;   // [G H] or null
-  const E* b_hh;   // [G H] or null
-  bool tf32;       // products may read floats as TF32
-  E* h[2];         // [B, Pp]: a step reads one and writes the other
-  A* state;        // [B, Pp]: h before it was rounded, for a cell that blends it
-  A* c;            // [B, Hp] or null
-  E* m;            // [B, Hp]: o tanh(c), what the projection multiplies; or null
-  A* hn;           // [B, P]
-  E* y;            // [N, P], leading dimension ldy
+  int64_t H, P;            // hidden and output width; P = H without a projection
+  int64_t Hp, Pp;          // the same, padded
+  const E* w_hh;           // [G H, Pp]
+  const E* w_hr;           // [P, Hp] or null
+  const E* b_ih;           // [G H] or null
+  const E* b_hh;           // [G H] or null
+  bool tf32;               // products may read floats as TF32
+  const int64_t* lengths;  // [B]: sequence b has the time steps t < lengths[b]; or null: all
+  Resets<A> resets;
+  const E* anew;  // [B, Pp]: resets.h as a product reads it
+  E* h[2];        // [B, Pp]: a step reads one and writes the other
+  A* state;       // [B, Pp]: h before it was rounded, for a cell that blends it
+  A* c;           // [B, Hp] or null
+  E* m;           // [B, Hp]: o tanh(c), what the projection multiplies; or null
+  A* hn;          // [B, P]; where there are lengths it holds h0, for sequences without a step
+  E* y;           // [N, P], leading dimension ldy; where there are lengths, zeros
   int64_t ldy;
+  E* cs;  // [N, H], leading dimension ldc, likewise: c of every step; or null
+  int64_t ldc;
   A* gates;  // [N, S, Hp] or null: inference saves nothing
   A* cells;  // [N, Hp] or null
 };
@@ -34,9 +48,10 @@ struct ForwardLayer {
 // Row (t, b) of x, y and what is saved is row + b stride.
 struct ForwardStep {
   int64_t row, stride;
-  int64_t n;     // rows of this step
-  int64_t ends;  // rows from here on have their last step now
-  int parity;    // reads h[parity]
+  int64_t n;        // rows of this step, where there are no lengths
+  int64_t ends;     // rows from here on have their last step now
+  int64_t t, next;  // this time step and, where it is not the last of the walk, the next one: for lengths
+  int parity;       // reads h[parity]
 };
 
 // One step; input [n, G H] is W_ih x.
@@ -51,38 +66,45 @@ struct BackwardLayer {
   typedef E Element;
   typedef typename ComputeType<E>::type A;
   int64_t H, P, Hp, Pp;
-  int64_t Kp;       // G H, padded
-  const E* w_hh_t;  // [P, Kp]: W_hh turned
-  const E* w_hr_t;  // [H, Pp] or null
-  bool tf32;        // as in ForwardLayer
-  const A* h0;      // [B, P]
-  const A* c0;      // [B, H] or null
-  const E* y;       // [N, P], leading dimension ldy
-  const E* dy;      // the same, or null
+  int64_t Kp;              // G H, padded
+  const E* w_hh_t;         // [P, Kp]: W_hh turned
+  const E* w_hr_t;         // [H, Pp] or null
+  bool tf32;               // as in ForwardLayer
+  const int64_t* lengths;  // as in ForwardLayer
+  Resets<A> resets;
+  const A* h0;  // [B, P]
+  const A* c0;  // [B, H] or null
+  const E* y;   // [N, P], leading dimension ldy
+  const E* dy;  // the same, or null
   int64_t ldy;
+  const E* dcs;  // [N, H], leading dimension ldc; or null
+  int64_t ldc;
   const A* dhn;    // [B, P] or null
   const A* dcn;    // [B, H] or null
   const A* gates;  // [N, S, Hp]
   const A* cells;  // [N, Hp] or null
   A* direct;       // [B, Pp]: the part of dL/dh that does not pass W_hh; zeros
   A* dc;           // [B, Hp] or null
-  E* da;           // [N, Kp]: dL/d(W_hh h + b_hh)
-  E* dx;           // [N, Kp]: dL/d(W_ih x + b_ih); null where it equals da
-  E* h_previous;   // [N, P] or null: the state each row started from
-  E* dprojected;   // [N, Pp] or null: dL/dh before the projection
-  E* hidden;       // [N, H] or null: o tanh(c), what the projection multiplies
-  A* dh0;          // [B, P]
-  A* dc0;          // [B, H] or null
+  // rows of x; where there are lengths they are zeros
+  E* da;          // [N, Kp]: dL/d(W_hh h + b_hh)
+  E* dx;          // [N, Kp]: dL/d(W_ih x + b_ih); null where it equals da
+  E* h_previous;  // [N, P] or null: the state each row started from
+  E* dprojected;  // [N, Pp] or null: dL/dh before the projection
+  E* hidden;      // [N, H] or null: o tanh(c), what the projection multiplies
+  // where there are lengths they hold dhn and dcn, for sequences without a step
+  A* dh0;  // [B, P]
+  A* dc0;  // [B, H] or null
 };
 
 // Carries dL/dh from the step before in this order (which is the later one of the walk) to this one.
 struct BackwardStep {
   int64_t row, stride;
-  int64_t n;         // rows of this step; 0 after the last: what is left goes to dh0 and dc0
-  int64_t begins;    // rows from here on started from h0
-  int64_t previous;  // `row` of the step that the others started from
-  int64_t later;     // `row` of the step that dL/dh comes from, and
-  int64_t later_n;   // its rows; those beyond start from dhn
+  int64_t n;                     // rows of this step; 0 after the last: what is left goes to dh0 and dc0
+  int64_t begins;                // rows from here on started from h0
+  int64_t previous;              // `row` of the step that the others started from
+  int64_t later;                 // `row` of the step that dL/dh comes from, and
+  int64_t later_n;               // its rows; those beyond start from dhn
+  int64_t t, before_t, later_t;  // the time steps of these three: for lengths
 };
 
 template <class E>
@@ -157,6 +179,7 @@ struct Rows {
   int64_t batch, steps;    // of the whole walk
   const int64_t* offsets;  // [steps] on the device, or null: equal lengths
   const int64_t* sizes;    // [steps], non-increasing
+  const int64_t* lengths;  // as in ForwardLayer, beside equal lengths
   bool reverse;
 };
 
@@ -167,6 +190,7 @@ struct ResidentForward {
   int64_t H, Hp, Hw, steps, batch;  // Hw: H in whole words, what travels of a row
   Links links;
   Rows rows, input_rows;
+  Resets<A> resets;
   const E* w_hh;  // [G H, H], leading dimension ldw: the tiles of all that share a sum, the rest zeros
   int64_t ldw;
   const E* b_ih;      // [G H] or null
@@ -176,8 +200,10 @@ struct ResidentForward {
   A* h;               // [B, Hp]: the state after
   A* c;               // [B, Hp] or null: before, and after
   const A* input;     // [., G H]: W_ih x
-  E* y;               // [N, H], leading dimension ldy
+  E* y;               // [N, H], leading dimension ldy; where there are lengths, zeros
   int64_t ldy;
+  E* cs;  // as in ForwardLayer
+  int64_t ldc;
   A* gates;  // [N, S, Hp] or null
   A* cells;  // [N, Hp] or null
 };
@@ -192,6 +218,7 @@ struct ResidentBackward {
   int64_t H, Hp, Hw, Kp, steps, batch;  // Hw: as in ResidentForward; of each gate
   Links links;
   Rows rows;
+  Resets<A> resets;
   const E* w_hh_t;  // [H, G Hw], leading dimension ldw: W_hh turned, gate after gate; the rest zeros
   int64_t ldw;
   const A* h0;  // [B, H]
@@ -199,6 +226,8 @@ struct ResidentBackward {
   const E* y;   // [N, H], leading dimension ldy
   const E* dy;  // the same, or null
   int64_t ldy;
+  const E* dcs;  // [N, H], leading dimension ldc; or null
+  int64_t ldc;
   const A* dhn;    // [B, H] or null
   const A* dcn;    // [B, H] or null
   const A* gates;  // [N, S, Hp]

@@ -17,7 +17,7 @@ struct BackwardThread {
 
   // what was saved of a row of a step
   struct Saved {
-    A state[S], c, c_before, before, dy;
+    A state[S], c, c_before, before, dy, dc;
   };
 
   const ResidentBackward<E>& p;
@@ -69,16 +69,18 @@ struct BackwardThread {
   template <class F>
   RNNFAST_INLINE void each_saved(int s, int b, Saved& of, const F& f) const {
     const int64_t at = place_of(p.rows, s, b);
-    const bool first_of_row = begins(p.rows, s, b);
+    const bool anew = has(p.resets, at), first_of_row = anew || begins(p.rows, s, b);
     const int64_t before =
         (Cell::kHasCell || Cell::kBlends) && !first_of_row ? place_of(p.rows, s - 1, b) : 0;
 #pragma unroll
     for (int j = 0; j < S; ++j) f(p.gates + (at * S + j) * p.Hp + unit, of.state[j]);
     if (Cell::kHasCell) {
       f(p.cells + at * p.Hp + unit, of.c);
-      f(first_of_row ? p.c0 + b * p.H + unit : p.cells + before * p.Hp + unit, of.c_before);
+      const A* const first = (anew ? p.resets.c : p.c0) + b * p.H + unit;
+      f(first_of_row ? first : p.cells + before * p.Hp + unit, of.c_before);
+      if (p.dcs) f(p.dcs + at * p.ldc + unit, of.dc);
     }
-    if (Cell::kBlends && first_of_row) f(p.h0 + b * p.H + unit, of.before);
+    if (Cell::kBlends && first_of_row) f((anew ? p.resets.h : p.h0) + b * p.H + unit, of.before);
     if (Cell::kBlends && !first_of_row) f(p.y + before * p.ldy + unit, of.before);
     if (p.dy) f(p.dy + at * p.ldy + unit, of.dy);
   }
@@ -90,7 +92,7 @@ struct BackwardThread {
     for (int n = 0; n < 2; ++n) {
       Saved unused;
       const int b = my.batch_row(next_tile, n);
-      if (mine(next_tile, n) && b < rows_of(p.rows, next_step))
+      if (mine(next_tile, n) && takes_part(p.rows, next_step, b))
         each_saved(next_step, b, unused, [](const auto* from, A&) { prefetch(from); });
     }
   }
@@ -107,8 +109,17 @@ struct BackwardThread {
       dh[n] = direct_of(tile, n);
       for (int other = 0; other < my.split; ++other)
         dh[n] += parts.of(my.warp - my.part + other)[(my.part % 2 * 2 + n) * kLanes + my.lane];
+      const int b = my.batch_row(tile, n);
+      if (p.resets.at && mine(tile, n) && takes_part(p.rows, from, b)) pass_back(from, b, dh[n], p.resets.dh);
     }
     parts.next();
+  }
+
+  // What step s, which row b has, gives to the state before it: past a reset that is another one.
+  RNNFAST_INLINE void pass_back(int64_t s, int64_t b, A& gradient, A* of_resets) const {
+    if (!has(p.resets, place_of(p.rows, s, b))) return;
+    of_resets[b * p.H + unit] += gradient;
+    gradient = 0;
   }
 
   // the gradients of the state that a row began with
@@ -122,16 +133,17 @@ struct BackwardThread {
   RNNFAST_INLINE void cell(int s, int tile, int n, A dh, Sent& sent) const {
     if (!mine(tile, n)) return;
     const int b = my.batch_row(tile, n);
-    if (b >= rows_of(p.rows, s)) {
-      if (s + 1 < steps() && b < rows_of(p.rows, s + 1)) leave(tile, n, dh);
+    if (!takes_part(p.rows, s, b)) {
+      if (s + 1 < steps() && takes_part(p.rows, s + 1, b)) leave(tile, n, dh);
       return;
     }
     Saved of{};
     each_saved(s, b, of, [](const auto* from, A& to) { to = widened(*from); });
     const int64_t at = place_of(p.rows, s, b);
-    A dc = dc_of(tile, n);
+    A dc = dc_of(tile, n) + of.dc;
     A da[G], dx[G];
     direct_of(tile, n) = Cell::backward(of.state, of.before, of.c_before, of.c, dh + of.dy, dc, da, dx);
+    if (Cell::kHasCell) pass_back(s, b, dc, p.resets.dc);
     dc_of(tile, n) = dc;
 #pragma unroll
     for (int g = 0; g < G; ++g) {
@@ -182,7 +194,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
     thread.carry(0, tile, w, dh);
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      if (thread.mine(tile, n) && thread.my.batch_row(tile, n) < rows_of(p.rows, 0))
+      if (thread.mine(tile, n) && takes_part(p.rows, 0, thread.my.batch_row(tile, n)))
         thread.leave(tile, n, dh[n]);
   }
   thread.exchange.end();

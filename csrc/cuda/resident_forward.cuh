@@ -79,23 +79,31 @@ struct ForwardThread {
     }
   }
 
+  // whether row b begins anew in step s of this launch
+  RNNFAST_INLINE bool anew(int64_t s, int64_t b) const {
+    return p.resets.at && b < p.batch && p.resets.at[place_of(p.rows, p.links.first_step + s, b)];
+  }
+
   // the state before: h of all units as if it had come, and what the cells of this thread need
   RNNFAST_INLINE void load_state(State& state) const {
     const int places = exchange.buffer_count() * my.rows * my.ld;
     for (int i = thread_index(); i < places; i += block_size()) {
       // into all buffers: a row may begin later
       const int64_t b = my.first + i % (my.rows * my.ld) / my.ld, k = i % my.ld;
-      narrow_operand(b < p.batch && k < p.H ? p.h_before[b * p.Hp + k] : A(0), exchange.buffers[i]);
+      const A* const from = anew(0, b) ? p.resets.h + b * p.H : p.h_before + b * p.Hp;
+      narrow_operand(b < p.batch && k < p.H ? from[k] : A(0), exchange.buffers[i]);
     }
     for (int tile = 0; tile < my.batches; ++tile)
 #pragma unroll
       for (int k = 0; k < kBlocks; ++k)
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const bool mine = my.batch_row(tile, n) < p.batch && unit_of(k) < p.H;
-          const int64_t at = my.batch_row(tile, n) * p.Hp + unit_of(k);
-          state.h[k][n] = Cell::kBlends && mine ? p.h_before[at] : A(0);
-          state.c[k][n] = Cell::kHasCell && mine ? p.c[at] : A(0);
+          const int64_t b = my.batch_row(tile, n), unit = unit_of(k);
+          const bool mine = b < p.batch && unit < p.H, is_anew = anew(0, b);
+          const A* const h = is_anew ? p.resets.h + b * p.H : p.h_before + b * p.Hp;
+          const A* const c = is_anew ? p.resets.c + b * p.H : p.c + b * p.Hp;
+          state.h[k][n] = Cell::kBlends && mine ? h[unit] : A(0);
+          state.c[k][n] = Cell::kHasCell && mine ? c[unit] : A(0);
           if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? state.c[k][n] : state.h[k][n];
         }
   }
@@ -105,13 +113,15 @@ struct ForwardThread {
   RNNFAST_INLINE void each_input(int64_t s, int tile, Input& next, const F& f) const {
     const int64_t step = p.links.first_step + s;
     const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * G * p.H;
-    const int64_t present = rows_of(p.rows, step);
+    bool present[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) present[n] = takes_part(p.rows, step, my.batch_row(tile, n));
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int gate = input_gate<Cell>(slot), unit = unit_of(slot);
-        if (my.batch_row(tile, n) < present && unit < p.H && gate >= 0 && my.part == 0)
+        if (present[n] && unit < p.H && gate >= 0 && my.part == 0)
           f(input + (n * G + gate) * p.H + unit, next[slot][n]);
         else
           next[slot][n] = 0;
@@ -145,7 +155,7 @@ struct ForwardThread {
 
   // of a row that has not begun, or has ended, what came
   RNNFAST_INLINE void keep(int s, int tile, Sent& sent) const {
-    if (!p.rows.sizes) return;
+    if (!p.rows.sizes && !p.rows.lengths) return;
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k)
 #pragma unroll
@@ -169,7 +179,7 @@ struct ForwardThread {
 
   // the cells of this thread's units and rows, and what they send to the next step
   RNNFAST_INLINE void cells(int s, int tile, const Sums& sum, State& kept, Sent& sent) const {
-    const int64_t step = p.links.first_step + s, present = rows_of(p.rows, step);
+    const int64_t step = p.links.first_step + s;
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k) {
       const int unit = unit_of(k);
@@ -184,13 +194,18 @@ struct ForwardThread {
         }
         if (kTeam) (Cell::kHasCell ? kept.c : kept.h)[k][n] = own_of(tile, k, n);
         A cell = kept.c[k][n];
-        const A value = Cell::forward(state, cell, kept.h[k][n]);
-        if (unit >= p.H || b >= present) continue;  // no unit, not yet, or no more
+        A value = Cell::forward(state, cell, kept.h[k][n]);
+        if (unit >= p.H || !takes_part(p.rows, step, b)) continue;  // no unit, not yet, or no more
+        store(step, b, unit, state, cell, value, s + 1 == p.steps);
+        // what the next step goes on from
+        if (s + 1 < p.steps && anew(s + 1, b)) {
+          value = p.resets.h[b * p.H + unit];
+          if (Cell::kHasCell) cell = p.resets.c[b * p.H + unit];
+        }
         kept.h[k][n] = value;
         kept.c[k][n] = cell;
         if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? cell : value;
         narrow_operand(value, sent[k][n]);
-        store(step, b, unit, state, cell, value, s + 1 == p.steps);
       }
       if (s + 1 < p.steps) exchange.send(s + 1, tile * kBatch + my.column, unit, unit < p.Hw, sent[k]);
     }
@@ -205,6 +220,7 @@ struct ForwardThread {
       for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
     }
     if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
+    if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * p.ldc + unit]);
     if (!last && !ends(p.rows, step, b)) return;
     p.h[b * p.Hp + unit] = value;
     if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;

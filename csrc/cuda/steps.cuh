@@ -1,7 +1,7 @@
 // The recurrent layer one launch per time step, for any width, dtype and GPU: the plainest of its kernels and
 // the oracle of the others. The sums of a unit's gates meet in one thread, which finishes the cell.
 #pragma once
-#include "cuda/kernels.h"
+#include "cuda/episodes.cuh"
 #include "cuda/tiles.cuh"
 
 namespace rnnfast::cuda {
@@ -11,7 +11,14 @@ template <class E, class A>
 RNNFAST_INLINE void emit(const ForwardLayer<E>& p, const ForwardStep& s, int64_t b, int64_t unit, A value) {
   narrow(value, p.h[1 - s.parity][b * p.Pp + unit]);
   narrow(value, p.y[(s.row + b * s.stride) * p.ldy + unit]);
-  if (b >= s.ends) p.hn[b * p.P + unit] = value;
+  if (b >= s.ends || !within(p.lengths, s.next, b)) p.hn[b * p.P + unit] = value;
+}
+// whether row b takes no part; its state then stays
+template <class E>
+RNNFAST_INLINE bool stays(const ForwardLayer<E>& p, const ForwardStep& s, int64_t b, int64_t unit) {
+  if (within(p.lengths, s.t, b)) return false;
+  if (unit < p.P) p.h[1 - s.parity][b * p.Pp + unit] = p.h[s.parity][b * p.Pp + unit];
+  return true;
 }
 
 // a = W_hh h + input + b, then the cell
@@ -31,29 +38,35 @@ struct ForwardTask {
   RNNFAST_INLINE const W* weights(int64_t unit, int gate) const {
     return p.w_hh + (gate * p.H + unit) * p.Pp;
   }
-  RNNFAST_INLINE const W* row(int64_t b) const { return p.h[s.parity] + b * p.Pp; }
+  RNNFAST_INLINE int64_t place(int64_t b) const { return s.row + b * s.stride; }
+  RNNFAST_INLINE const W* row(int64_t b) const {
+    return (has(p.resets, place(b)) ? p.anew : p.h[s.parity]) + b * p.Pp;
+  }
 
   RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    if (stays(p, s, b, unit)) return;
+    const int64_t at = place(b);
     A state[S], cell{}, blended{};
 #pragma unroll
     for (int j = 0; j < S; ++j) state[j] = 0;
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-      const int64_t at = g * p.H + unit;
-      state[g] += input[b * G * p.H + at] + (p.b_ih ? A(widened(p.b_ih[at])) : A(0));
+      const int64_t of_gate = g * p.H + unit;
+      state[g] += input[b * G * p.H + of_gate] + (p.b_ih ? A(widened(p.b_ih[of_gate])) : A(0));
       // a cell with one slot more keeps what its last gate has from h apart
-      state[S > G && g == G - 1 ? S - 1 : g] += sums[g] + (p.b_hh ? A(widened(p.b_hh[at])) : A(0));
+      state[S > G && g == G - 1 ? S - 1 : g] += sums[g] + (p.b_hh ? A(widened(p.b_hh[of_gate])) : A(0));
     }
-    if (Cell::kHasCell) cell = p.c[b * p.Hp + unit];
-    if (Cell::kBlends) blended = p.state[b * p.Pp + unit];
+    const bool anew = has(p.resets, at);
+    if (Cell::kHasCell) cell = anew ? p.resets.c[b * p.H + unit] : p.c[b * p.Hp + unit];
+    if (Cell::kBlends) blended = anew ? p.resets.h[b * p.P + unit] : p.state[b * p.Pp + unit];
     const A value = Cell::forward(state, cell, blended);
-    const int64_t at = s.row + b * s.stride;
     if (p.gates) {
 #pragma unroll
       for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
     }
     if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
     if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
+    if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * p.ldc + unit]);
     if (Cell::kBlends) p.state[b * p.Pp + unit] = value;
     if (p.m)
       narrow(value, p.m[b * p.Hp + unit]);
@@ -77,7 +90,9 @@ struct ProjectTask {
   RNNFAST_BOTH int64_t length() const { return p.Hp; }
   RNNFAST_INLINE const W* weights(int64_t unit, int) const { return p.w_hr + unit * p.Hp; }
   RNNFAST_INLINE const W* row(int64_t b) const { return p.m + b * p.Hp; }
-  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const { emit(p, s, b, unit, sums[0]); }
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    if (!stays(p, s, b, unit)) emit(p, s, b, unit, sums[0]);
+  }
 };
 
 template <class Cell, class Element>
@@ -90,11 +105,17 @@ struct Backward {
   BackwardStep s;
 
   RNNFAST_INLINE int64_t place(int64_t b) const { return s.row + b * s.stride; }
+  RNNFAST_INLINE bool takes_part(int64_t b) const { return b < s.n && within(p.lengths, s.t, b); }
+  RNNFAST_INLINE bool in_later(int64_t b) const { return b < s.later_n && within(p.lengths, s.later_t, b); }
+  // of a row that takes part
+  RNNFAST_INLINE bool begins(int64_t b) const { return b >= s.begins || !within(p.lengths, s.before_t, b); }
 
   // The state that row b started from, unit of the output; and kept for dW_hh
   RNNFAST_INLINE A previous_state(int64_t b, int64_t unit) const {
     A h;
-    if (b >= s.begins)
+    if (has(p.resets, place(b)))
+      h = p.resets.h[b * p.P + unit];
+    else if (begins(b))
       h = p.h0[b * p.P + unit];
     else
       h = widened(p.y[(s.previous + b * s.stride) * p.ldy + unit]);
@@ -102,13 +123,19 @@ struct Backward {
     return h;
   }
 
-  // dL/dh of row b when this step begins: what came from the later one, or from dhn
+  // What a later step, which row b has, gives to the state before it: past a reset that is another one.
+  RNNFAST_INLINE A passed_back(A gradient, int64_t b, A* of_resets, int64_t i) const {
+    if (!has(p.resets, s.later + b * s.stride)) return gradient;
+    of_resets[i] += gradient;
+    return 0;
+  }
+  // dL/dh of row b when this step begins: what came from the later one, or from dhn. Asked for once.
   RNNFAST_INLINE A carried(A sum, int64_t b, int64_t unit) const {
-    if (b < s.later_n) return sum + p.direct[b * p.Pp + unit];
+    if (in_later(b)) return passed_back(sum + p.direct[b * p.Pp + unit], b, p.resets.dh, b * p.P + unit);
     return p.dhn ? p.dhn[b * p.P + unit] : A(0);
   }
   RNNFAST_INLINE A carried_cell(int64_t b, int64_t unit) const {
-    if (b < s.later_n) return p.dc[b * p.Hp + unit];
+    if (in_later(b)) return passed_back(p.dc[b * p.Hp + unit], b, p.resets.dc, b * p.H + unit);
     return p.dcn ? p.dcn[b * p.H + unit] : A(0);
   }
   RNNFAST_INLINE A output_gradient(int64_t b, int64_t unit) const {
@@ -127,8 +154,11 @@ struct Backward {
     for (int j = 0; j < S; ++j) state[j] = p.gates[(at * S + j) * p.Hp + unit];
     if (Cell::kHasCell) {
       c = p.cells[at * p.Hp + unit];
-      c_before = b >= s.begins ? p.c0[b * p.H + unit] : p.cells[(s.previous + b * s.stride) * p.Hp + unit];
+      c_before = has(p.resets, at) ? p.resets.c[b * p.H + unit]
+                 : begins(b)       ? p.c0[b * p.H + unit]
+                                   : p.cells[(s.previous + b * s.stride) * p.Hp + unit];
       dcell = carried_cell(b, unit);
+      if (p.dcs) dcell += A(widened(p.dcs[at * p.ldc + unit]));
     }
     if (!projected) before = previous_state(b, unit);
     if (projected && p.hidden) narrow(Cell::output(state, c), p.hidden[at * p.H + unit]);
@@ -159,9 +189,10 @@ struct CarryTask : Backward<Cell, Element> {
   RNNFAST_INLINE const W* row(int64_t b) const { return this->later_row(b); }
 
   RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    const bool projected = p.w_hr_t, takes_part = this->takes_part(b);
+    if (!takes_part && !this->in_later(b)) return;
     const A dh = this->carried(sums[0], b, unit);
-    const bool projected = p.w_hr_t;
-    if (b >= s.n) {
+    if (!takes_part) {
       p.dh0[b * p.P + unit] = dh;
       if (Cell::kHasCell && !projected) p.dc0[b * p.H + unit] = this->carried_cell(b, unit);
       return;
@@ -191,10 +222,10 @@ struct UnprojectTask : Backward<Cell, Element> {
   }
 
   RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
-    if (b >= s.n)
-      p.dc0[b * p.H + unit] = this->carried_cell(b, unit);
-    else
+    if (this->takes_part(b))
       this->through_cell(sums[0], b, unit, true);
+    else if (this->in_later(b))
+      p.dc0[b * p.H + unit] = this->carried_cell(b, unit);
   }
 };
 

@@ -2,16 +2,35 @@
 // steps at once are torch's. Compiles beside a CPU build of torch, because it names no device: the tests run
 // it on CPU tensors, with the kernels emulated.
 #include <ATen/Context.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/index_select.h>
 
 #include "cuda/plan.h"
-#include "ops/cuda_tensors.h"
+#include "ops/cuda_episodes.h"
 #include "ops/layer.h"
 
 namespace rnnfast::cuda {
 namespace {
+
+constexpr const char *kForward = "rnnfast::recurrent", *kBackward = "rnnfast::recurrent_backward";
+
+// Forward: dense tensors, in the dtypes that the kernel reads; x, h0 and c0 as they came
+struct LayerForward {
+  const LayerSizes& s;
+  const Walk& walk;  // of the direction that begins with the first step
+  const Tensor& x;   // [N, I] in the walk's order
+  const Tensor& h0;  // [D, B, P], or None: zeros
+  const Tensor& c0;  // [D, B, H], or None
+  const std::array<Weights, 2> weights;
+  const DeviceEpisodes& episodes;
+  const Tensor& y;      // output_shape(s)
+  const Tensor& hn;     // [D, B, P]
+  const Tensor& cn;     // [D, B, H] or None
+  const Tensor& cs;     // cells_shape(s) or empty
+  const Tensor& gates;  // what is saved for backward, or empty
+  const Tensor& cells;
+
+  Walk direction(int64_t d) const { return reversed(walk, d == 1); }
+};
 
 // the rows of x of the steps begin .. end - 1, one step after the other
 Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, int64_t begin, int64_t end) {
@@ -43,10 +62,12 @@ void for_input_chunks(const LayerForward& f, int64_t d, const F& use) {
   }
 }
 
-// The walk for a resident kernel; `lengths` has to live until it is launched.
-Rows rows_of(const LayerSizes& s, const Walk& walk, const Tensor& like, Tensor& lengths) {
+// The walk for a resident kernel; `sizes` has to live until it is launched.
+Rows rows_of(const LayerSizes& s, const Walk& walk, const DeviceEpisodes& episodes, const Tensor& like,
+             Tensor& sizes) {
   Rows rows{};
   rows.batch = s.B, rows.steps = s.T, rows.reverse = walk.reverse;
+  rows.lengths = in<int64_t>(episodes.lengths);
   if (!s.packed) {
     rows.first = walk.offsets[walk.time(0)], rows.stride = walk.row_stride;
     rows.step = (walk.reverse ? -1 : 1) * (s.batch_first ? 1 : s.B);
@@ -56,8 +77,8 @@ Rows rows_of(const LayerSizes& s, const Walk& walk, const Tensor& like, Tensor& 
   std::copy_n(walk.offsets, s.T, both.mutable_data_ptr<int64_t>());
   std::copy_n(walk.sizes, s.T, both.mutable_data_ptr<int64_t>() + s.T);
   // from pinned memory: the host does not wait
-  lengths = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
-  rows.offsets = lengths.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T;
+  sizes = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
+  rows.offsets = sizes.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T;
   return rows;
 }
 
@@ -109,14 +130,20 @@ void forward_stepwise(const LayerForward& f, int64_t d, const Tensor& h, const T
   const Tensor w_hh = padded_rows(w.w_hh), w_hr = s.projected ? padded_rows(w.w_hr) : Tensor();
   const Tensor read = h.to(f.y.scalar_type()).repeat({2, 1, 1});
   const Tensor m = s.projected ? padded_zeros(s.B, s.H, f.y.options()) : Tensor();
+  const Tensor anew =
+      f.episodes.resets.defined() ? padded_state(f.episodes.reset_h[d], f.y.options()) : Tensor();
+  if (f.episodes.lengths.defined()) f.hn.select(0, d).copy_(f.h0[d]);
   ForwardLayer<E> p{};
   p.H = s.H, p.P = s.P, p.Hp = padded(s.H), p.Pp = padded(s.P);
   p.w_hh = in<E>(w_hh), p.w_hr = in<E>(w_hr), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.tf32 = tf32_allowed();
+  p.lengths = in<int64_t>(f.episodes.lengths);
+  p.resets = f.episodes.of_direction<A>(s, d), p.anew = in<E>(anew);
   p.h[0] = out<E>(read), p.h[1] = out<E>(read, s.B * p.Pp), p.m = out<E>(m);
   p.state = out<A>(h), p.c = out<A>(c);
   p.hn = out<A>(f.hn, d * s.B * s.P);
   p.y = out<E>(f.y, d * s.P), p.ldy = s.D * s.P;
+  p.cs = out<E>(f.cs, d * s.H), p.ldc = s.D * s.H;
   p.gates = out<A>(f.gates, d * s.N * s.slots * p.Hp);
   p.cells = out<A>(f.cells, d * s.N * p.Hp);
   void* const stream = current_stream(f.x.device());
@@ -124,8 +151,8 @@ void forward_stepwise(const LayerForward& f, int64_t d, const Tensor& h, const T
     for (int64_t step = begin; step < end; ++step) {
       const int64_t t = walk.time(step);
       const int64_t row = s.packed ? walk.offsets[t] - walk.offsets[first] : (t - first) * s.B;
-      const ForwardStep now{walk.offsets[t], walk.row_stride, walk.sizes[t], walk.ends(t),
-                            static_cast<int>(step & 1)};
+      const ForwardStep now{walk.offsets[t],     walk.row_stride,           walk.sizes[t], walk.ends(t), t,
+                            walk.time(step + 1), static_cast<int>(step & 1)};
       check_launch(forward_step<E>(s.mode, p, now, in<A>(input, row * s.gates * s.H), stream));
     }
   });
@@ -145,10 +172,12 @@ void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan
   p.links = links_of(plan, s.B, p.Hw * 2 / kWord<E>, h, places);
   p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.h = out<A>(h), p.c = out<A>(c);
-  Tensor lengths;
-  p.rows = p.input_rows = rows_of(s, walk, f.y, lengths);
+  p.resets = f.episodes.of_direction<A>(s, d);
+  Tensor sizes;
+  p.rows = p.input_rows = rows_of(s, walk, f.episodes, f.y, sizes);
   if (!s.packed) p.input_rows.step = walk.reverse ? -s.B : s.B, p.input_rows.stride = 1;
   p.y = out<E>(f.y, d * s.H), p.ldy = s.D * s.H;
+  p.cs = out<E>(f.cs, d * s.H), p.ldc = s.D * s.H;
   p.gates = out<A>(f.gates, d * s.N * s.slots * p.Hp);
   p.cells = out<A>(f.cells, d * s.N * p.Hp);
   for_input_chunks(f, d, [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
@@ -174,44 +203,44 @@ void forward_direction(const LayerForward& f, int64_t d, const ResidentPlan& pla
   if (f.s.has_cell) f.cn.select(0, d).copy_(c.narrow(1, 0, f.s.H));
 }
 
-// The state that each row of y (of one direction) started from, in y's order
-Tensor previous_states(const LayerSizes& s, const Walk& walk, const Tensor& y, const Tensor& h0, int64_t d) {
-  const Tensor first = h0.to(y.scalar_type());
-  if (s.packed) {
-    // rows of [h0, y]
-    const Tensor from = at::empty({s.N}, at::kLong);
-    int64_t* const index = from.mutable_data_ptr<int64_t>();
-    for (int64_t t = 0; t < s.T; ++t)
-      for (int64_t b = 0; b < walk.sizes[t]; ++b)
-        index[walk.offsets[t] + b] = b >= walk.begins(t) ? b : s.B + walk.row(walk.before(t), b);
-    const Tensor on_device = y.is_cuda() ? from.pin_memory().to(y.device(), /*non_blocking=*/true) : from;
-    return at::index_select(at::cat({first, y.narrow(1, d * s.H, s.H)}), 0, on_device);
-  }
-  const int64_t time = s.batch_first ? 1 : 0;
-  const Tensor rest = y.narrow(2, d * s.H, s.H).narrow(time, walk.reverse ? 1 : 0, s.T - 1);
-  const Tensor begin = first.unsqueeze(time);
-  return (walk.reverse ? at::cat({rest, begin}, time) : at::cat({begin, rest}, time)).view({s.N, s.H});
-}
-
 class Backward : public LayerBackward {
  public:
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
-      : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)), tf32(tf32_allowed()), type(accumulation_type(input)) {
+      : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)),
+        tf32(tf32_allowed()),
+        type(accumulation_type(input)),
+        device_episodes(kBackward, sizes, a.episodes, input) {
     const LayerArguments& l = a.layer;
     const auto dense = [](const Tensor& t) { return cuda::dense(t); };
     weights = converted(l.weights, dense, dense);
-    x = input.contiguous().view({s.N, s.I}), y = a.y.contiguous(), dy = cuda::dense(a.dy);
+    x = input.contiguous().view({s.N, s.I}), y = a.y.contiguous();
+    dy = cuda::dense(a.dy), dcs = cuda::dense(a.dcs);
     h0 = cuda::dense(l.h0, type), c0 = cuda::dense(l.c0, type);
     dhn = cuda::dense(a.dhn, type), dcn = cuda::dense(a.dcn, type);
     gates = a.gates.contiguous(), cells = a.cells.contiguous();
     const at::TensorOptions options = y.options().dtype(type);
-    dh0 = at::zeros({s.D, s.B, s.P}, options);
-    if (s.has_cell) dc0 = at::zeros({s.D, s.B, s.H}, options);
+    const auto zeros = [&](int64_t units) { return at::zeros({s.D, s.B, units}, options); };
+    dh0 = zeros(s.P);
+    if (s.has_cell) dc0 = zeros(s.H);
+    if (episodes.lengths.defined()) {  // of sequences without a step
+      if (dhn.defined()) dh0.copy_(dhn);
+      if (dcn.defined()) dc0.copy_(dcn);
+    }
+    if (episodes.resets.defined()) {
+      dreset_h = zeros(s.P);
+      if (s.has_cell) dreset_c = zeros(s.H);
+    }
   }
 
  private:
   const bool tf32;
   const at::ScalarType type;
+  const DeviceEpisodes device_episodes;
+
+  // [N, n], padded, of which a kernel fills the rows that take part
+  Tensor rows_to_fill(int64_t n, const at::TensorOptions& options) const {
+    return episodes.lengths.defined() ? padded_zeros(s.N, n, options) : padded_empty(s.N, n, options);
+  }
 
   // What both kinds of kernels have in common
   template <class Params>
@@ -220,7 +249,10 @@ class Backward : public LayerBackward {
     typedef typename Params::Element E;
     p.H = s.H, p.Hp = padded(s.H), p.Kp = padded(s.gates * s.H);
     p.h0 = in<A>(h0, d * s.B * s.P), p.c0 = in<A>(c0, d * s.B * s.H);
+    p.resets = device_episodes.of_direction<A>(s, d);
+    p.resets.dh = out<A>(dreset_h, d * s.B * s.P), p.resets.dc = out<A>(dreset_c, d * s.B * s.H);
     p.y = in<E>(y, d * s.P), p.dy = in<E>(dy, d * s.P), p.ldy = s.D * s.P;
+    p.dcs = in<E>(dcs, d * s.H), p.ldc = s.D * s.H;
     p.dhn = in<A>(dhn, d * s.B * s.P), p.dcn = in<A>(dcn, d * s.B * s.H);
     p.gates = in<A>(gates, d * s.N * s.slots * p.Hp);
     p.cells = s.has_cell ? in<A>(cells, d * s.N * p.Hp) : nullptr;
@@ -233,16 +265,16 @@ class Backward : public LayerBackward {
     const Walk walk = direction(d);
     ResidentBackward<E> p{};
     fill(p, r, d);
-    Tensor places, lengths;
+    Tensor places, sizes;
     p.steps = s.T, p.batch = s.B, p.Hw = whole_words<E>(s.H);
     p.links = links_of(plan, s.B, s.gates * p.Hw * 2 / kWord<E>, y, places);
     const Tensor gates_apart =
         at::constant_pad_nd(weights[d].w_hh.view({s.gates, s.H, s.H}), {0, 0, 0, p.Hw - s.H});
     const Tensor w_hh = padded_rows(gates_apart.view({s.gates * p.Hw, s.H}).t());
     p.w_hh_t = in<E>(w_hh), p.ldw = w_hh.size(1);
-    p.rows = rows_of(s, walk, y, lengths);
+    p.rows = rows_of(s, walk, device_episodes, y, sizes);
     check_launch(resident_backward<E>(s.mode, p, plan, current_stream(y.device())));
-    if (wants(d, kWhh)) r.h_previous = previous_states(s, walk, y, h0[d], d);
+    if (wants(d, kWhh)) r.h_previous = previous_states(s, walk, device_episodes, y, h0[d], d);
   }
 
   template <class E>
@@ -251,15 +283,19 @@ class Backward : public LayerBackward {
     const Walk walk = direction(d);
     const WeightsOf<Tensor>& w = weights[d];
     const at::TensorOptions element = y.options(), options = dh0.options();
-    if (wants(d, kWhh)) r.h_previous = at::empty({s.N, s.P}, element);
-    if (s.projected) r.dprojected = padded_empty(s.N, s.P, element);
-    if (wants(d, kWhr)) r.hidden = at::empty({s.N, s.H}, element);
+    const auto rows = [&](int64_t n) {
+      return episodes.lengths.defined() ? at::zeros({s.N, n}, element) : at::empty({s.N, n}, element);
+    };
+    if (wants(d, kWhh)) r.h_previous = rows(s.P);
+    if (s.projected) r.dprojected = rows_to_fill(s.P, element);
+    if (wants(d, kWhr)) r.hidden = rows(s.H);
     const Tensor w_hh = padded_rows(w.w_hh.t()), w_hr = s.projected ? padded_rows(w.w_hr.t()) : Tensor();
     const Tensor direct = padded_zeros(s.B, s.P, options);
     const Tensor dc = s.has_cell ? padded_zeros(s.B, s.H, options) : Tensor();
     BackwardLayer<E> p{};
     fill(p, r, d);
     p.P = s.P, p.Pp = padded(s.P), p.tf32 = tf32;
+    p.lengths = in<int64_t>(device_episodes.lengths);
     p.w_hh_t = in<E>(w_hh), p.w_hr_t = in<E>(w_hr);
     p.direct = out<A>(direct), p.dc = out<A>(dc);
     p.h_previous = out<E>(r.h_previous), p.dprojected = out<E>(r.dprojected), p.hidden = out<E>(r.hidden);
@@ -270,9 +306,13 @@ class Backward : public LayerBackward {
       if (step > 0) {
         const int64_t t = walk.time(step - 1);
         b.row = walk.offsets[t], b.n = walk.sizes[t], b.begins = walk.begins(t);
+        b.t = t, b.before_t = walk.before(t);
         b.previous = b.begins > 0 ? walk.row(walk.before(t), 0) : 0;
       }
-      if (step < s.T) b.later = walk.offsets[walk.time(step)], b.later_n = walk.sizes[walk.time(step)];
+      if (step < s.T) {
+        b.later_t = walk.time(step);
+        b.later = walk.offsets[b.later_t], b.later_n = walk.sizes[b.later_t];
+      }
       check_launch(backward_step<E>(s.mode, p, b, stream));
     }
   }
@@ -281,8 +321,8 @@ class Backward : public LayerBackward {
     const ResidentPlan plan = plan_of(s, input, /*backward=*/true);
     const int64_t GH = s.gates * s.H;
     DirectionGradients r;
-    r.da = padded_empty(s.N, GH, y.options());
-    r.dx = s.slots > s.gates ? padded_empty(s.N, GH, y.options()) : r.da;
+    r.da = rows_to_fill(GH, y.options());
+    r.dx = s.slots > s.gates ? rows_to_fill(GH, y.options()) : r.da;
     with_element(y.scalar_type(), [&](auto e) {
       typedef decltype(e) E;
       if constexpr (sizeof(E) <= 4) {
@@ -302,7 +342,8 @@ class Backward : public LayerBackward {
   }
 
   void weight_gradients(Tensor* to, const DirectionGradients& r, int64_t d) override {
-    if (wants(d, kWih)) to[kWih] = product(r.dx.t(), x, tf32);
+    // whose zeros do not take NaN from x
+    if (wants(d, kWih)) to[kWih] = product(r.dx.t(), device_episodes.without_beyond(s, x), tf32);
     if (wants(d, kWhh)) to[kWhh] = product(r.da.t(), r.h_previous, tf32);
     if (wants(d, kBih)) to[kBih] = r.dx.sum(0, false, type);
     if (wants(d, kBhh)) to[kBhh] = r.da.sum(0, false, type);
@@ -318,18 +359,22 @@ class Backward : public LayerBackward {
 }  // namespace
 
 RecurrentResult recurrent(const RecurrentArguments& a) {
-  constexpr const char* op = "rnnfast::recurrent";
   const LayerArguments& l = a.layer;
-  refuse_reserved(op, a);
-  TORCH_CHECK(!a.episodes.lengths.defined() && !a.episodes.resets.defined() && !a.all_states, op, ": not yet");
-  const LayerSizes s = check_layer(op, l);
+  refuse_reserved(kForward, a);
+  const LayerSizes s = check_layer(kForward, l);
+  check_episodes(kForward, s, l.x, a.episodes);
   const c10::OptionalDeviceGuard guard(l.x.device());
   const at::TensorOptions element = l.x.options().memory_format(at::MemoryFormat::Contiguous);
   const at::TensorOptions options = element.dtype(accumulation_type(l.x));
   const auto empty = [&](bool needed, std::vector<int64_t> sizes) {
     return at::empty(needed ? at::IntArrayRef(sizes) : at::IntArrayRef({0}), options);
   };
-  const Tensor y = at::empty(output_shape(s), element);
+  // what the kernels leave out is zero
+  const auto of_steps = [&](std::vector<int64_t> sizes) {
+    return a.episodes.lengths.defined() ? at::zeros(sizes, element) : at::empty(sizes, element);
+  };
+  const Tensor y = of_steps(output_shape(s));
+  const Tensor cs = of_steps(a.all_states && s.has_cell ? cells_shape(s) : std::vector<int64_t>{0});
   const Tensor hn = empty(true, {s.D, s.B, s.P}), cn = empty(s.has_cell, {s.D, s.B, s.H});
   const Tensor gates = empty(a.save, {s.D, s.N, s.slots, padded(s.H)});
   const Tensor cells = empty(a.save && s.has_cell, {s.D, s.N, padded(s.H)});
@@ -340,19 +385,20 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     const auto dense = [](const Tensor& t) { return cuda::dense(t); };
     const auto w = converted(l.weights, dense, dense);
     const WalkStorage storage = walk_of(s, l.batch_sizes);
-    const LayerForward f{s, storage.walk, l.x, l.h0,  l.c0, {as_read(w[0]), as_read(w[1])},
-                         y, hn,           cn,  gates, cells};
+    const DeviceEpisodes episodes(kForward, s, a.episodes, l.x);
+    const LayerForward f{s,  storage.walk, l.x, l.h0,  l.c0, {as_read(w[0]), as_read(w[1])}, episodes, y,
+                         hn, cn,           cs,  gates, cells};
     const ResidentPlan plan = plan_of(s, l.x, /*backward=*/false);
     for (int64_t d = 0; d < s.D; ++d)
       with_element(l.x.scalar_type(), [&](auto e) { forward_direction<decltype(e)>(f, d, plan); });
   }
-  return {y, hn.to(l.x.scalar_type()), cn.to(l.x.scalar_type()), gates, cells, at::empty({0}, element)};
+  return {y, hn.to(l.x.scalar_type()), cn.to(l.x.scalar_type()), gates, cells, cs};
 }
 
 RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {
-  constexpr const char* op = "rnnfast::recurrent_backward";
-  const LayerSizes s = check_layer(op, a.layer);
-  check_layer_backward(op, s, a, {s.D, s.N, s.slots, padded(s.H)}, {s.D, s.N, padded(s.H)});
+  const LayerSizes s = check_layer(kBackward, a.layer);
+  check_episodes(kBackward, s, a.layer.x, a.episodes);
+  check_layer_backward(kBackward, s, a, {s.D, s.N, s.slots, padded(s.H)}, {s.D, s.N, padded(s.H)});
   const c10::OptionalDeviceGuard guard(a.layer.x.device());
   return Backward(s, a).run();
 }

@@ -27,23 +27,6 @@ std::array<WeightsOf<Tensor>, 2> converted(const std::array<Weights, 2>& weights
 }
 inline Weights as_read(const WeightsOf<Tensor>& w) { return {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr}; }
 
-// Forward on a GPU: dense tensors, in the dtypes that the kernel reads; x, h0 and c0 as they came
-struct LayerForward {
-  const LayerSizes& s;
-  const Walk& walk;  // of the direction that begins with the first step
-  const Tensor& x;   // [N, I] in the walk's order
-  const Tensor& h0;  // [D, B, P], or None: zeros
-  const Tensor& c0;  // [D, B, H], or None
-  const std::array<Weights, 2> weights;
-  const Tensor& y;      // output_shape(s)
-  const Tensor& hn;     // [D, B, P]
-  const Tensor& cn;     // [D, B, H] or None
-  const Tensor& gates;  // what is saved for backward, or empty
-  const Tensor& cells;
-
-  Walk direction(int64_t d) const { return reversed(walk, d == 1); }
-};
-
 // Where the gradient of a weight stands among those of a layer
 enum Weight { kWih, kWhh, kBih, kBhh, kWhr };
 constexpr int place_of(int64_t direction, Weight w) {
@@ -71,18 +54,18 @@ class LayerBackward {
   bool wants(int64_t d, Weight w) const { return wanted[place_of(d, w)]; }
 
   const LayerSizes s;
-  const Tensor& input;                  // x as it came
+  const Tensor& input;  // x as it came
   const EpisodeArguments& episodes;
   const WalkStorage walk;               // of the direction that begins with the first step
   std::array<bool, kGradients> wanted;  // needed, of tensors that were given
   std::array<WeightsOf<Tensor>, 2> weights;
-  Tensor x;             // [., I], of which the walk tells the rows
-  Tensor h0, c0;        // [D, B, P], [D, B, H] or None
-  Tensor y, dy;         // output_shape(s); dy may be None
-  Tensor dcs;           // cells_shape(s) or None
-  Tensor dhn, dcn;      // [D, B, P], [D, B, H], or None
-  Tensor gates, cells;  // as forward saved them
-  Tensor dh0, dc0;      // [D, B, P], [D, B, H] or None: made by the kernel
+  Tensor x;                   // [., I], of which the walk tells the rows
+  Tensor h0, c0;              // [D, B, P], [D, B, H] or None
+  Tensor y, dy;               // output_shape(s); dy may be None
+  Tensor dcs;                 // cells_shape(s) or None
+  Tensor dhn, dcn;            // [D, B, P], [D, B, H], or None
+  Tensor gates, cells;        // as forward saved them
+  Tensor dh0, dc0;            // [D, B, P], [D, B, H] or None: made by the kernel
   Tensor dreset_h, dreset_c;  // the same; None without resets
 
  protected:
