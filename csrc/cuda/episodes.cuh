@@ -9,7 +9,7 @@ namespace rnnfast::cuda {
 RNNFAST_INLINE bool within(const int64_t* lengths, int64_t t, int64_t b) {
   return !lengths || t < lengths[b];
 }
-// whether a row that takes part begins anew
+// whether a row of x, which takes part, begins anew
 template <class A>
 RNNFAST_INLINE bool has(const Resets<A>& resets, int64_t row) {
   return resets.at && resets.at[row];

@@ -15,7 +15,7 @@ RNNFAST_INLINE int64_t rows_of(const Rows& r, int64_t s) {
 }
 // whether step s has row b
 RNNFAST_INLINE bool takes_part(const Rows& r, int64_t s, int64_t b) {
-  return b < rows_of(r, s) && within(r.lengths, time_of(r, s), b);
+  return b < rows_of(r, s) && within(r.lengths, time_of(r, s), made_anew(static_cast<int>(b)));
 }
 // whether row b, which step s has, has no step before it, and none after it
 RNNFAST_INLINE bool begins(const Rows& r, int64_t s, int64_t b) { return s == 0 || !takes_part(r, s - 1, b); }

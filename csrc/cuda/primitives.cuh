@@ -114,6 +114,12 @@ RNNFAST_INLINE V shuffle(V value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
 
+// The same number. What is made of it, in a loop, is made each time, and no register holds it meanwhile.
+RNNFAST_INLINE int made_anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 RNNFAST_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 RNNFAST_INLINE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 

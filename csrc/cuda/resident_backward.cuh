@@ -17,7 +17,7 @@ struct BackwardThread {
 
   // what was saved of a row of a step
   struct Saved {
-    A state[S], c, c_before, before, dy, dc;
+    A state[S], c, c_before, before, dy;
   };
 
   const ResidentBackward<E>& p;
@@ -78,7 +78,6 @@ struct BackwardThread {
       f(p.cells + at * p.Hp + unit, of.c);
       const A* const first = (anew ? p.resets.c : p.c0) + b * p.H + unit;
       f(first_of_row ? first : p.cells + before * p.Hp + unit, of.c_before);
-      if (p.dcs) f(p.dcs + at * p.ldc + unit, of.dc);
     }
     if (Cell::kBlends && first_of_row) f((anew ? p.resets.h : p.h0) + b * p.H + unit, of.before);
     if (Cell::kBlends && !first_of_row) f(p.y + before * p.ldy + unit, of.before);
@@ -109,17 +108,22 @@ struct BackwardThread {
       dh[n] = direct_of(tile, n);
       for (int other = 0; other < my.split; ++other)
         dh[n] += parts.of(my.warp - my.part + other)[(my.part % 2 * 2 + n) * kLanes + my.lane];
-      const int b = my.batch_row(tile, n);
-      if (p.resets.at && mine(tile, n) && takes_part(p.rows, from, b)) pass_back(from, b, dh[n], p.resets.dh);
+      pass_back(from, tile, n, dh[n]);
     }
     parts.next();
   }
 
-  // What step s, which row b has, gives to the state before it: past a reset that is another one.
-  RNNFAST_INLINE void pass_back(int64_t s, int64_t b, A& gradient, A* of_resets) const {
-    if (!has(p.resets, place_of(p.rows, s, b))) return;
-    of_resets[b * p.H + unit] += gradient;
-    gradient = 0;
+  // What step s gives to the state before it: past a reset that is another one.
+  RNNFAST_INLINE void pass_back(int s, int tile, int n, A& dh) const {
+    if (!p.resets.at || !mine(tile, n)) return;
+    const int64_t b = made_anew(my.batch_row(tile, n));
+    if (!takes_part(p.rows, s, b) || !has(p.resets, place_of(p.rows, s, b))) return;
+    const int64_t at = b * p.H + made_anew(unit);
+    p.resets.dh[at] += dh;
+    dh = 0;
+    if (!Cell::kHasCell) return;
+    p.resets.dc[at] += dc_of(tile, n);
+    dc_of(tile, n) = 0;
   }
 
   // the gradients of the state that a row began with
@@ -140,10 +144,10 @@ struct BackwardThread {
     Saved of{};
     each_saved(s, b, of, [](const auto* from, A& to) { to = widened(*from); });
     const int64_t at = place_of(p.rows, s, b);
-    A dc = dc_of(tile, n) + of.dc;
+    A dc = dc_of(tile, n);
+    if (Cell::kHasCell && p.dcs) dc += widened(p.dcs[at * p.ldc + unit]);
     A da[G], dx[G];
     direct_of(tile, n) = Cell::backward(of.state, of.before, of.c_before, of.c, dh + of.dy, dc, da, dx);
-    if (Cell::kHasCell) pass_back(s, b, dc, p.resets.dc);
     dc_of(tile, n) = dc;
 #pragma unroll
     for (int g = 0; g < G; ++g) {

@@ -81,7 +81,7 @@ struct ForwardThread {
 
   // whether row b begins anew in step s of this launch
   RNNFAST_INLINE bool anew(int64_t s, int64_t b) const {
-    return p.resets.at && b < p.batch && p.resets.at[place_of(p.rows, p.links.first_step + s, b)];
+    return b < p.batch && has(p.resets, place_of(p.rows, p.links.first_step + s, b));
   }
 
   // the state before: h of all units as if it had come, and what the cells of this thread need
@@ -113,9 +113,8 @@ struct ForwardThread {
   RNNFAST_INLINE void each_input(int64_t s, int tile, Input& next, const F& f) const {
     const int64_t step = p.links.first_step + s;
     const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * G * p.H;
-    bool present[2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) present[n] = takes_part(p.rows, step, my.batch_row(tile, n));
+    const bool present[] = {takes_part(p.rows, step, my.batch_row(tile, 0)),
+                            takes_part(p.rows, step, my.batch_row(tile, 1))};
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
@@ -180,6 +179,8 @@ struct ForwardThread {
   // the cells of this thread's units and rows, and what they send to the next step
   RNNFAST_INLINE void cells(int s, int tile, const Sums& sum, State& kept, Sent& sent) const {
     const int64_t step = p.links.first_step + s;
+    const bool present[] = {takes_part(p.rows, step, my.batch_row(tile, 0)),
+                            takes_part(p.rows, step, my.batch_row(tile, 1))};
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k) {
       const int unit = unit_of(k);
@@ -194,20 +195,31 @@ struct ForwardThread {
         }
         if (kTeam) (Cell::kHasCell ? kept.c : kept.h)[k][n] = own_of(tile, k, n);
         A cell = kept.c[k][n];
-        A value = Cell::forward(state, cell, kept.h[k][n]);
-        if (unit >= p.H || !takes_part(p.rows, step, b)) continue;  // no unit, not yet, or no more
-        store(step, b, unit, state, cell, value, s + 1 == p.steps);
-        // what the next step goes on from
-        if (s + 1 < p.steps && anew(s + 1, b)) {
-          value = p.resets.h[b * p.H + unit];
-          if (Cell::kHasCell) cell = p.resets.c[b * p.H + unit];
-        }
+        const A value = Cell::forward(state, cell, kept.h[k][n]);
+        if (unit >= p.H || !present[n]) continue;  // no unit, not yet, or no more
         kept.h[k][n] = value;
         kept.c[k][n] = cell;
         if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? cell : value;
         narrow_operand(value, sent[k][n]);
+        store(step, b, unit, state, cell, value, s + 1 == p.steps);
       }
-      if (s + 1 < p.steps) exchange.send(s + 1, tile * kBatch + my.column, unit, unit < p.Hw, sent[k]);
+      if (s + 1 == p.steps) continue;
+      if (p.resets.at) begin_anew(s + 1, tile, k, kept, sent);
+      exchange.send(s + 1, tile * kBatch + my.column, unit, unit < p.Hw, sent[k]);
+    }
+  }
+
+  // what rows go on from that begin anew in step s
+  RNNFAST_INLINE void begin_anew(int s, int tile, int k, State& kept, Sent& sent) const {
+    const int unit = unit_of(k);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int b = made_anew(my.batch_row(tile, n));
+      if (unit >= p.H || !anew(s, b)) continue;
+      const A h = p.resets.h[b * p.H + unit];
+      narrow_operand(h, sent[k][n]);
+      A& mine = kTeam ? own_of(tile, k, n) : (Cell::kHasCell ? kept.c : kept.h)[k][n];
+      mine = Cell::kHasCell ? p.resets.c[b * p.H + unit] : h;
     }
   }
 

@@ -362,6 +362,8 @@ V shuffle_xor(V value, int mask) {
   return shuffle(value, thread_index() % kLanes ^ mask);
 }
 
+inline int made_anew(int value) { return value; }
+
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
 
