@@ -69,6 +69,14 @@ void clear_beyond(const Tensor& t, const Walk& walk, const LayerSizes& s) {
       std::memset(data + (n * step + walk.sequence(b) * walk.row_stride) * bytes, 0, bytes);
 }
 
+// zeros after what the rows that take part have of each direction's part of what is saved
+void clear_rest(const Tensor& saved, int64_t D, int64_t taken) {
+  if (saved.numel() == 0) return;
+  const int64_t each = saved.numel() / D, bytes = saved.element_size();
+  char* const data = static_cast<char*>(saved.mutable_data_ptr());
+  for (int64_t d = 0; d < D; ++d) std::memset(data + (d * each + taken) * bytes, 0, (each - taken) * bytes);
+}
+
 // the last state of sequences without a step is the first one
 void hand_through(const Tensor& last, const Tensor& first, const Walk& walk) {
   if (!first.defined()) return;
@@ -327,6 +335,9 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     gates.zero_();  // the biases' row
   }
   if (episodes.lengths.defined()) {
+    const int64_t N = storage.walk.total;
+    clear_rest(gates, s.D, gate_rows(N) * s.slots * padded(s.H));
+    clear_rest(cells, s.D, N * padded(s.H));
     clear_beyond(y, storage.walk, s);
     clear_beyond(cs, storage.walk, s);
     hand_through(hn, l.h0, storage.walk);
