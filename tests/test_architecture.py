@@ -140,6 +140,7 @@ BELOW = {
         "rnnfast._decompositions",
         "rnnfast._enable",
     },
+    "rnnfast.torchrl": {"rnnfast.nn"},
     "rnnfast.__main__": {"rnnfast._enable"},
     "rnnfast._enable": {"rnnfast.ops"},
     "rnnfast._batching": {"rnnfast.ops"},
