@@ -196,7 +196,9 @@ Tensor previous_states(const LayerSizes& s, const Walk& walk, const Tensor& y, c
 class Backward : public LayerBackward {
  public:
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
-      : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)), tf32(tf32_allowed()), type(accumulation_type(input)) {
+      : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)),
+        tf32(tf32_allowed()),
+        type(accumulation_type(input)) {
     const LayerArguments& l = a.layer;
     const auto dense = [](const Tensor& t) { return cuda::dense(t); };
     weights = converted(l.weights, dense, dense);
@@ -321,7 +323,8 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   constexpr const char* op = "rnnfast::recurrent";
   const LayerArguments& l = a.layer;
   refuse_reserved(op, a);
-  TORCH_CHECK(!a.episodes.lengths.defined() && !a.episodes.resets.defined() && !a.all_states, op, ": not yet");
+  TORCH_CHECK(!a.episodes.lengths.defined() && !a.episodes.resets.defined() && !a.all_states, op,
+              ": not yet");
   const LayerSizes s = check_layer(op, l);
   const c10::OptionalDeviceGuard guard(l.x.device());
   const at::TensorOptions element = l.x.options().memory_format(at::MemoryFormat::Contiguous);

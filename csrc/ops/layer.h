@@ -71,18 +71,18 @@ class LayerBackward {
   bool wants(int64_t d, Weight w) const { return wanted[place_of(d, w)]; }
 
   const LayerSizes s;
-  const Tensor& input;                  // x as it came
+  const Tensor& input;  // x as it came
   const EpisodeArguments& episodes;
   const WalkStorage walk;               // of the direction that begins with the first step
   std::array<bool, kGradients> wanted;  // needed, of tensors that were given
   std::array<WeightsOf<Tensor>, 2> weights;
-  Tensor x;             // [., I], of which the walk tells the rows
-  Tensor h0, c0;        // [D, B, P], [D, B, H] or None
-  Tensor y, dy;         // output_shape(s); dy may be None
-  Tensor dcs;           // cells_shape(s) or None
-  Tensor dhn, dcn;      // [D, B, P], [D, B, H], or None
-  Tensor gates, cells;  // as forward saved them
-  Tensor dh0, dc0;      // [D, B, P], [D, B, H] or None: made by the kernel
+  Tensor x;                   // [., I], of which the walk tells the rows
+  Tensor h0, c0;              // [D, B, P], [D, B, H] or None
+  Tensor y, dy;               // output_shape(s); dy may be None
+  Tensor dcs;                 // cells_shape(s) or None
+  Tensor dhn, dcn;            // [D, B, P], [D, B, H], or None
+  Tensor gates, cells;        // as forward saved them
+  Tensor dh0, dc0;            // [D, B, P], [D, B, H] or None: made by the kernel
   Tensor dreset_h, dreset_c;  // the same; None without resets
 
  protected:
