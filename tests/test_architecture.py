@@ -144,7 +144,6 @@ BELOW = {
     "rnnfast._enable": {"rnnfast.ops"},
     "rnnfast._batching": {"rnnfast.ops"},
     "rnnfast._flops": {"rnnfast.ops"},
-    "rnnfast.info": {"rnnfast.ops"},
     "rnnfast.testing": set(),
     "rnnfast.nn": {
         "rnnfast.nn.layers",
@@ -162,7 +161,14 @@ BELOW = {
     "rnnfast.nn._twins": set(),
     "rnnfast.nn._common": set(),
     "rnnfast.functional": {"rnnfast._paths"},
-    "rnnfast._paths": {"rnnfast._autocast", "rnnfast._by_torch", "rnnfast.ops", "rnnfast.reference"},
+    "rnnfast._paths": {
+        "rnnfast._autocast",
+        "rnnfast._by_torch",
+        "rnnfast.info",
+        "rnnfast.ops",
+        "rnnfast.reference",
+    },
+    "rnnfast.info": {"rnnfast.ops"},
     "rnnfast._decompositions": {"rnnfast._by_torch", "rnnfast.ops", "rnnfast.reference"},
     "rnnfast._by_torch": {"rnnfast.ops", "rnnfast.reference"},
     "rnnfast._autocast": set(),
