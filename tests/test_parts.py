@@ -269,32 +269,24 @@ def test_a_product_as_bfloat16_is_that_of_the_rounded_numbers():
     assert error(product(x, w), (x.double() @ w.double().T).relu()) > 2**-11
 
 
-@each_layer
+@pytest.mark.parametrize("kind", [*LAYERS, "deep"])
 @pytest.mark.parametrize(("steps", "rows", "inputs", "units"), [(3, 15, 33, 70), (20, 64, 40, 300)])
 def test_outputs_and_gradients_are_as_near_as_was_asked_for_and_no_nearer(kind, steps, rows, inputs, units):
-    module, x = layer(kind, inputs, units), draw(steps, rows, inputs).float()
-    found = {}
-    for precision in PRODUCTS:
-        use(precision)
-        found[precision] = results(module, x)
-    exact = results(module.double(), x.double())
-    for ieee, tf32, bf16, e in zip(*found.values(), exact, strict=True):
-        assert 8 * error(ieee, e) < error(tf32, e) < 2**-11
-        assert 8 * error(tf32, e) < error(bf16, e) < 2**-4
-
-
-def test_a_deep_transition_is_as_near_as_was_asked_for_and_no_nearer():
-    module, x = rnnfast.DeepTransitionRNN(40, 70), draw(33, 6, 40).float()
-    found = {}
+    deep = kind == "deep"
+    module = rnnfast.DeepTransitionRNN(inputs, 70) if deep else layer(kind, inputs, units)
+    x, found = draw(steps, rows, inputs).float(), {}
+    x = x.transpose(0, 1).contiguous() if deep else x
     for precision, products in PRODUCTS.items():
         use(precision)
-        module(x)
-        assert info.last_run()["products"] == products
         found[precision] = results(module, x)
+        assert info.last_run()["products"] == products  # of backward
     exact = results(module.double(), x.double())
-    for ieee, tf32, bf16, e in zip(*found.values(), exact, strict=True):
-        assert 8 * error(ieee, e) < error(tf32, e) < 2**-11
-        assert 8 * error(tf32, e) < error(bf16, e) < 2**-4
+    for i, (ieee, tf32, bf16, e) in enumerate(zip(*found.values(), exact, strict=True)):
+        if i >= len(tensors(module(x.double()))) and kind in ("rnn_relu", "deep"):
+            assert error(bf16, e) < 2**-2  # here and there a gradient is on the other side of a kink
+        else:
+            assert 2 * error(ieee, e) < error(tf32, e) < 2**-16
+            assert 64 * error(tf32, e) < error(bf16, e) < 2**-8
 
 
 GENERIC, RNN = torch.backends, torch.backends.mkldnn.rnn
@@ -388,7 +380,8 @@ def test_a_compiled_layer_follows_the_setting_without_being_compiled_anew(kind):
 @each_layer
 @each_precision
 def test_torchs_own_layers_follow_it_where_rnnfast_takes_them(kind, precision):
-    ours, theirs = pair(kind, 70, 66, dtype=torch.float32)
+    projected = {"proj_size": 64} if kind == "lstm_proj" else {}
+    ours, theirs = pair(kind, 70, 66, dtype=torch.float32, **projected)
     x = draw(3, 9, 70).float()
     expected = results(ours, x)
     rnnfast.enable()
