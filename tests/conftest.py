@@ -120,12 +120,7 @@ def settings_restored():
     from rnnfast import info
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    products = [
-        torch.backends,
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.rnn,
-        torch.backends.mkldnn.rnn,
-    ]
+    products = [torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.mkldnn.rnn]
     precisions = [of.fp32_precision for of in products]
     torch.manual_seed(20)
     torch.set_num_threads(1)
