@@ -238,6 +238,18 @@ def test_a_deep_transition_is_as_near_to_float64_as_by_multiply_adds(rows):
 
 
 @each_precision
+def test_a_layer_without_inputs_is_no_exception(precision):
+    w = [draw(*size).float() for size in ((300, 0), (300, 100), (300,), (300,))]
+    h0 = draw(1, 16, 100).float().requires_grad_()
+    y, _ = rnnfast.functional.gru(torch.zeros(4, 16, 0), h0, [w])
+    assert info.last_run()["products"] == PRODUCTS[precision]
+    exact, _ = rnnfast.functional.gru(torch.zeros(4, 16, 0).double(), h0.double(), [[t.double() for t in w]])
+    assert error(y.detach(), exact.detach()) < 8 * BOUND[precision]
+    y.sum().backward()
+    assert torch.isfinite(h0.grad).all()
+
+
+@each_precision
 def test_other_instruction_sets_are_not_concerned(precision):
     module, x = layer("lstm", 40, 100), draw(4, 16, 40).float()
     expected = by_multiply_adds(results, module, x)
