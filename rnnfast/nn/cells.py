@@ -88,7 +88,9 @@ class _Cell(ForTools, Freezable, RNNCellBase):
     def explain(self, input, hx=None) -> str:
         """One sentence: which path this input takes, and why."""
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
-        return _paths.explain(self._name, input, states, self._weights()) + self._frozen_or_not()
+        rows = input.size(0) if input.dim() == 2 else 1
+        said = _paths.explain(self._name, input, states, self._weights(), rows, self.hidden_size)
+        return said + self._frozen_or_not()
 
 
 _BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}

@@ -271,7 +271,11 @@ class _Layers(ForTools, Freezable, RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         weights = [w for direction in self._weights() for w in direction]
-        return _paths.explain(type(self).__name__, x, states, weights) + self._frozen_or_not()
+        packed = isinstance(input, PackedSequence)
+        rows = input.batch_sizes[0].item() if packed else x.size(1 - self.batch_first) if x.dim() == 3 else 1
+        units = self.proj_size or self.hidden_size
+        said = _paths.explain(type(self).__name__, x, states, weights, rows, units)
+        return said + self._frozen_or_not()
 
 
 @drop_in_for(torch.nn.RNN)

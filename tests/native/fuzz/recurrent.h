@@ -70,7 +70,8 @@ Numbers reference(const Sizes& s, const Rows& rows, const bool* resets, const Nu
 
 template <class E>
 void recurrent_backward(const Kernels& k, const Sizes& s, const Rows& rows, const Numbers& in,
-                        const BackwardParams<E>& saved, int64_t side, const E* x, const E* w_ih) {
+                        const BackwardParams<E>& saved, int64_t side, const E* x, const E* w_ih,
+                        double near) {
   typedef typename ComputeType<E>::type A;
   const Walk& walk = saved.walk;
   const int64_t N = walk.total, R = rows.places, B = walk.batch, GH = s.G * s.H, ldy = saved.ldy;
@@ -144,14 +145,10 @@ void recurrent_backward(const Kernels& k, const Sizes& s, const Rows& rows, cons
   if (!in[kBIh].empty()) g[kBIh] = column_sums(doubles(dx, N, GH, lda), GH);
   if (!in[kBHh].empty()) g[kBHh] = column_sums(doubles(p.da, N, GH, lda), GH);
   if (needs_hr) g[kWHr] = multiplied<E>(k, s.P, s.H, N, p.dprojected, ldp, true, p.hidden, s.H);
-  check_gradients(in, g,
-                  sizeof(E) == 2   ? 0.05
-                  : sizeof(E) == 4 ? 1e-3
-                                   : 1e-5,
-                  [&](const Numbers& at) {
-                    const Numbers out = reference(s, rows, p.resets.at, at);
-                    return dot(d[0], out[0]) + dot(d[1], out[1]) + dot(d[2], out[2]) + dot(d[3], out[3]);
-                  });
+  check_gradients(in, g, near, [&](const Numbers& at) {
+    const Numbers out = reference(s, rows, p.resets.at, at);
+    return dot(d[0], out[0]) + dot(d[1], out[1]) + dot(d[2], out[2]) + dot(d[3], out[3]);
+  });
 }
 
 template <class E>
@@ -240,11 +237,11 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
 
   if (fault == "wrong") in[kWHh][0] += 1;
   const Numbers expected = reference(s, rows, at.get(), in);
-  const double tolerance = sizeof(E) == 8 ? 1e-9 : sizeof(E) == 4 ? 1e-4 : 0.1;
-  check_near("y", doubles(p.y, R, s.P, ldy), expected[0], tolerance);
-  if (all_states) check_near("cs", doubles(p.cs, R, s.H, s.H), expected[3], tolerance);
-  check_near("hn", doubles(p.hn, B, s.P, s.P), expected[1], tolerance);
-  if (has_cell) check_near("cn", doubles(p.cn, B, s.H, s.H), expected[2], tolerance);
+  const double near = tolerance<E>(k, 1e-9, 1e-4, 0.1);
+  check_near("y", doubles(p.y, R, s.P, ldy), expected[0], near);
+  if (all_states) check_near("cs", doubles(p.cs, R, s.H, s.H), expected[3], near);
+  check_near("hn", doubles(p.hn, B, s.P, s.P), expected[1], near);
+  if (has_cell) check_near("cn", doubles(p.cn, B, s.H, s.H), expected[2], near);
   if (!save) return;
   const Input<E> dense_hh(in[kWHh]), dense_hr(in[kWHr]);
   BackwardParams<E> q{};
@@ -252,8 +249,9 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   q.H = s.H, q.P = s.P, q.ldy = ldy;
   q.w_hh = dense_hh.get(), q.w_hr = dense_hr.get(), q.h0 = p.h0, q.c0 = p.c0;
   q.y = p.y, q.gates = p.gates, q.cells = p.cells, q.resets = p.resets;
-  recurrent_backward<E>(sizeof(E) == 2 && !k_backward.bf16 ? k : k_backward, s, rows, in, q, side, p.x,
-                        p.w_ih);
+  const Kernels& other_k = sizeof(E) == 2 && !k_backward.bf16 ? k : k_backward;
+  recurrent_backward<E>(other_k, s, rows, in, q, side, p.x, p.w_ih,
+                        std::max(gradient_tolerance<E>(k), gradient_tolerance<E>(other_k)));
 }
 
 }  // namespace
