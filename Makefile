@@ -21,7 +21,7 @@ FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 GPU_PYTHON ?= python3
 GPU_ARGS   ?=
 
-.PHONY: gpu-check device-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-pytest lint format build clean force
+.PHONY: gpu-check device-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 build: $(EXT)
@@ -42,9 +42,10 @@ bench: $(EXT)
 	$(PY) -m benchmarks.smooth $(BENCH_ARGS)
 	$(PY) -m benchmarks.conditions $(BENCH_ARGS)
 	$(PY) -m benchmarks.enabled $(BENCH_ARGS)
+	$(PY) -m benchmarks.episodes $(BENCH_ARGS)
 
 # One of them alone. BENCH_ARGS: --quick, --out FOLDER, --threads N; bench-run also --rows NAME ...
-bench-run bench-memory bench-smooth bench-conditions bench-enabled: bench-%: $(EXT)
+bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes: bench-%: $(EXT)
 	$(PY) -m benchmarks.$* $(BENCH_ARGS)
 
 bench-pytest: $(EXT)

@@ -69,6 +69,7 @@ def meta(threads: int, command: str) -> dict:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "cpu": cpu(),
         "isa": rnnfast.info.isa(),
+        "float32": rnnfast.info.PRODUCTS[rnnfast.info.products()],
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast) if module},
         "commit": commit + changed,
@@ -81,8 +82,9 @@ def meta(threads: int, command: str) -> dict:
 def machine(result: dict) -> str:
     """One line of `meta`: the machine, the versions, the command."""
     m = result["meta"]
+    products = f", float32 by {m['float32']}" if m.get("float32", "multiply-adds") != "multiply-adds" else ""
     return (
-        f"{m['cpu']} ({m['machine']}), {m['isa']}, threads: {m['threads']}; Python {m['python']}, "
+        f"{m['cpu']} ({m['machine']}), {m['isa']}{products}, threads: {m['threads']}; Python {m['python']}, "
         f"torch {m['torch']}, onnxruntime {m['onnxruntime']}, rnnfast {m['rnnfast']} at {m['commit']}; "
         f"{m['date']}; `{m['command']}`."
     )

@@ -248,15 +248,16 @@ PAGES = {"bench": ("benchmarks.md", page), "conditions": ("conditions.md", condi
 
 
 def write_csv(result: dict, path: Path) -> None:
-    """One line for each row, mode and peer."""
+    """One line for each row, mode and peer. products: of parts, that rnnfast made of one of float32."""
     with path.open("w", newline="") as file:
         keys = ["name", "mode", "cell", "shape", "reason", "limit_ms", "rounds", "failed"]
         values = ["median_ms", "q1_ms", "q3_ms", "first_ms", "difference", "fraction"]
         writer = csv.writer(file)
-        writer.writerow([*keys, "peer", *values])
+        writer.writerow([*keys, "products", "peer", *values])
         for row in result["rows"]:
             for name, peer in row["peers"].items():
-                writer.writerow([*(row[key] for key in keys), name, *(peer[value] for value in values)])
+                of_row = [*(row[key] for key in keys), row["plan"]["products"]]
+                writer.writerow([*of_row, name, *(peer[value] for value in values)])
 
 
 def chart(result: dict, path: Path) -> Figure:

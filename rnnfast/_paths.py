@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autocast, _by_torch, _episodes, ops, reference
+from . import _autocast, _by_torch, _episodes, info, ops, reference
 from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
@@ -277,8 +277,13 @@ def _recorded():
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
-def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None]) -> str:
-    """One sentence: which path `layer` takes for x, with these states and weights, and why."""
+def explain(
+    layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None], rows: int, units: int
+) -> str:
+    """One sentence: which path `layer` takes for x, with these states and weights, and why.
+
+    rows: of its fullest step; units: of h, the projected one of an LSTM that has it.
+    """
     plain = "plain torch (rnnfast.reference)"
     if _transformed():
         return f"{layer}: {plain}, because a torch.func transform or forward-mode AD is active."
@@ -297,10 +302,12 @@ def explain(layer: str, x: Tensor, states: list[Tensor | None], weights: list[Te
     kernel = "CUDA kernel" if cuda else "CPU kernel"
     isa = "" if cuda else f", instruction set {ops._C.isa()}"
     dtype = _autocast.dtype_for(x)
+    products = 0 if cuda or (dtype or x.dtype) != torch.float32 else info.products(rows, units)
+    how = f" by {info.PRODUCTS[products]}" if products else ""
     dtype = f"{x.dtype}" if dtype is None else f"{dtype} (autocast)"
     needed = torch.is_grad_enabled() and _any_needs_grad(x, *states, *weights)
     why = "some input needs a gradient" if needed else "no input needs a gradient or grad mode is off"
     return (
-        f"{layer}: fused {kernel}, {dtype}{isa}, "
+        f"{layer}: fused {kernel}, {dtype}{how}{isa}, "
         f"{'saving' if needed else 'not saving'} activations for backward, because {why}."
     )

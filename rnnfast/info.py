@@ -23,6 +23,7 @@ __all__ = [
     "isa",
     "isas",
     "last_run",
+    "products",
     "profile",
     "reset_counts",
     "set_cuda_device",
@@ -33,6 +34,13 @@ __all__ = [
     "split",
 ]
 
+# what one of float32 is made of, by its number
+PRODUCTS = {
+    0: "multiply-adds",
+    1: "one product of numbers rounded to bfloat16",
+    3: "three products of bfloat16 parts",
+    6: "six products of bfloat16 parts",
+}
 _forced: dict[str, str] = {}  # what set_isa and set_split asked for; "" is automatic
 
 
@@ -76,23 +84,49 @@ def set_split(name: str | None) -> None:
 
 
 def is_batch_invariant() -> bool:
-    """Whether a row's results are the same in a batch of any size, see `set_batch_invariant`."""
-    return _C.is_batch_invariant()
+    """Whether a row's results are now the same, bit for bit, in a batch of any size.
 
-
-def set_batch_invariant(on: bool) -> None:
-    """Whether a row's results are the same, bit for bit, in a batch of any size; True from the start.
-
-    With False, float32 layers of 64 units or more with 8 rows or more (of a PackedSequence: in its first
-    step) take a matrix unit for bfloat16, where the processor has one (`isa() == "amx_bf16"`): each number is
-    the sum of three of bfloat16, and six products of such parts are added up in float32. That is nearer to
-    the exact result than float32's multiply-adds are. A row's results are then the same in every batch of 8
-    rows or more, and in every one of fewer. Whether it is faster has to be measured: where other programs use
-    the unit at the same time it was slower. What `freeze` packs is then 2.5 times as much in float32.
-
-    RNNFAST_BATCH_INVARIANT=0 is False from the start.
+    They are by multiply-adds, and not by a matrix unit, see `set_batch_invariant`.
     """
-    _C.set_batch_invariant(bool(on))
+    return products() == 0
+
+
+def set_batch_invariant(on: bool | None) -> None:
+    """Whether a row's results have to be the same, bit for bit, in a batch of any size.
+
+    Else float32 layers of 64 units or more with 8 rows or more (of a PackedSequence: in its first step) take
+    a matrix unit for bfloat16, where the processor has one (`isa() == "amx_bf16"`): each number is a sum of
+    bfloat16 parts, and some products of such parts are added up in float32. A row's results are then the same
+    in every batch of 8 rows or more, and in every one of fewer. How many products, says how exact torch wants
+    them: `torch.backends.mkldnn.rnn.fp32_precision`, or, where that is "none", those above it, when a layer
+    is called (backward: when that is).
+
+    | fp32_precision | with None | with False | with True |
+    |---|---|---|---|
+    | "none", "ieee" | multiply-adds | six products of three parts | multiply-adds |
+    | "tf32" | three products of two parts | three products of two parts | multiply-adds |
+    | "bf16" | one product | one product | multiply-adds |
+
+    Six products come nearer to the exact result than float32's multiply-adds, three nearer than TF32, and one
+    is that of the numbers rounded to bfloat16.
+    Whether it is faster has to be measured: where other programs use the unit at the same time it was slower.
+    What `freeze` packs is then larger by 2 bytes for each part of a weight, and serves small calls and the
+    precision of that moment; large calls of another one read the weights themselves.
+
+    Args:
+        on: None is so from the start, unless RNNFAST_BATCH_INVARIANT is 0 (False) or 1 (True).
+    """
+    _C.set_batch_invariant(None if on is None else bool(on))
+
+
+def products(batch: int = 8, units: int = 64) -> int:
+    """How many products of bfloat16 parts one of float32 is made of now; 0: it is a multiply-add.
+
+    Args:
+        batch: the rows of the layer's fullest step.
+        units: of its state.
+    """
+    return _C.products(batch, units)
 
 
 def cuda_kernel() -> str:
@@ -143,7 +177,8 @@ def cuda_failure() -> bool:
 def last_run() -> dict:
     """The last kernel call of this process.
 
-    On the CPU: op, isa, split, members (threads that ran), wanted and parts. `cuda` is the last one on a GPU,
+    On the CPU: op, isa, split, members (threads that ran), wanted, parts, and `products` as of that function.
+    `cuda` is the last one on a GPU,
     or None: op, kernel ("resident" or "stepwise") and how a resident one lies on the device: team ("block",
     "cluster", "grid"), blocks of a team, warps of a block, split (warps that share a sum), held (parts of W
     in shared memory), batches (times 8 rows that a team takes).
@@ -217,10 +252,10 @@ def _enabled() -> str:
     return f"{'yes' if _C.aten.is_active() else 'no'} (rnnfast.enable()){said}"
 
 
-def _float32_products():
-    if is_batch_invariant() or isa() != "amx_bf16":
-        return "multiply-adds"
-    return "multiply-adds; from 8 rows and 64 units on by six products of bfloat16 parts"
+def _float32_products() -> str:
+    """How products of float32 are made now, in words."""
+    found = products()
+    return f"multiply-adds; from 8 rows and 64 units on {PRODUCTS[found]}" if found else PRODUCTS[0]
 
 
 def describe() -> str:

@@ -7,14 +7,14 @@ OPS = torch.ops.rnnfast
 MODES = list(helpers.MODES)
 WEIGHTS = ["w_ih", "w_hh", "b_ih", "b_hh", "w_hr"]
 EVERY_WEIGHT = [*WEIGHTS, *(name + "_r" for name in WEIGHTS)]
-DIFFERENTIABLE = ["x", "h0", "c0", *EVERY_WEIGHT]
+DIFFERENTIABLE = ["x", "h0", "c0", *EVERY_WEIGHT, "reset_h", "reset_c"]
 EPISODES = ["lengths", "resets", "reset_h", "reset_c"]
 ROOM = ["h_mask", "zoneout_mask"]
 # All different, so that a number in a message can only be the size that is meant.
 T, B, features, H, P = 4, 3, 5, 7, 6
 
 
-def recurrent_arguments(mode="lstm", both=True, proj=False, packed=False, batch_first=False):
+def recurrent_arguments(mode="lstm", both=True, proj=False, packed=False, batch_first=False, episodes=False):
     """Valid arguments of `recurrent` by name, in the order of its schema."""
     G, D, out = helpers.MODES[mode]["gates"], 1 + both, P if proj else H
     args = {"mode": mode}
@@ -36,16 +36,24 @@ def recurrent_arguments(mode="lstm", both=True, proj=False, packed=False, batch_
             wanted = there and (name != "w_hr" or proj)
             args[name + suffix] = torch.randn(size) * 0.3 if wanted else None
     args.update(batch_sizes=batch_sizes, batch_first=batch_first, save=True)
-    args.update(dict.fromkeys(EPISODES), all_states=False, **dict.fromkeys(ROOM))
+    args.update(dict.fromkeys(EPISODES), all_states=episodes, **dict.fromkeys(ROOM))
+    if episodes and not packed:
+        args["lengths"] = torch.tensor([2, 0, 4])
+    if episodes and not packed and not both:
+        args["resets"] = torch.rand((B, T) if batch_first else (T, B)) < 0.3
+        args["reset_h"] = torch.randn(1, 1, out)
+        args["reset_c"] = torch.randn(1, 1, H) if args["c0"] is not None else None
     return args
 
 
 def recurrent_backward_arguments(**options):
     """Valid arguments of `recurrent_backward`: gradients for what `recurrent` returned."""
     args = recurrent_arguments(**options)
-    y, hn, cn, gates, cells, _ = OPS.recurrent(*args.values())
-    for name in ("save", *EPISODES, "all_states", *ROOM):
+    y, hn, cn, gates, cells, cs = OPS.recurrent(*args.values())
+    for name in ("save", "all_states", *ROOM):
         del args[name]
+    episodes = {name: args.pop(name) for name in EPISODES}
+    episodes["dcs"] = torch.randn_like(cs) if cs.numel() else None
     has_cell = helpers.MODES[args["mode"]]["has_cell"]
     cotangents = {
         "dy": torch.randn_like(y),
@@ -59,7 +67,7 @@ def recurrent_backward_arguments(**options):
         "gates": gates,
         "cells": cells,
         "needs": [True] * helpers.GRADIENTS,
-        **dict.fromkeys([*EPISODES, "dcs"]),
+        **episodes,
     }
 
 

@@ -120,7 +120,7 @@ def settings_restored():
     from rnnfast import info
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    products = [torch.backends.cuda.matmul, torch.backends.cudnn.rnn]
+    products = [torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.mkldnn.rnn]
     precisions = [of.fp32_precision for of in products]
     torch.manual_seed(20)
     torch.set_num_threads(1)
@@ -129,6 +129,7 @@ def settings_restored():
     info.set_split(None)
     info.set_cuda_kernel(None)
     info.set_cuda_device(None)
+    info.set_batch_invariant(None)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     for of, precision in zip(products, precisions, strict=True):

@@ -109,6 +109,7 @@ def expected_shapes(op, args):
         yield tuple(args["c0"].shape) if has_cell else (0,)
         yield (D * (N + 1) * slots * padded if args["save"] else 0,)
         yield (D * N * padded if args["save"] and has_cell else 0,)
+        yield (*x.shape[:-1], D * H) if args["all_states"] and has_cell else (0,)
     elif op == "recurrent_backward":
         for name, need in zip(DIFFERENTIABLE, args["needs"], strict=True):
             yield tuple(args[name].shape) if need and args[name] is not None else (0,)
@@ -147,6 +148,7 @@ def fuzz_one(op, seed):
             "both": rng.random() < 0.5,
             "proj": mode == "lstm" and rng.random() < 0.5,
             "packed": rng.random() < 0.5,
+            "episodes": rng.random() < 0.5,
         }
         options["batch_first"] = not options["packed"] and rng.random() < 0.5
     else:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import conditions, enabled, memory, record, report, smooth
+from benchmarks import conditions, enabled, episodes, memory, record, report, smooth
 
 META = dict.fromkeys(
     "machine cpu isa python torch onnxruntime rnnfast commit threads date command".split(), "x"
@@ -123,6 +123,18 @@ def test_conditions_run_end_to_end(tmp_path, capsys):
             assert 0 < peer["median_ms"] <= peer["p99_ms"] <= peer["max_ms"]
     assert result["first"][0]["peers"]["rnnfast"]["first_ms"] > 0
     assert "max / 1 thread" in capsys.readouterr().out
+
+
+def test_episodes_run_end_to_end(tmp_path, capsys):
+    assert episodes.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "episodes.json").read_text())
+    assert len(result["times"]) == 4
+    assert all(t > 0 for times in result["times"].values() for all_of in times.values() for t in all_of)
+    assert "torch.nn, split" in capsys.readouterr().out
+
+    times = {"ours": [1.0, 2.0, 4.0], "torch.nn": [3.0, 8.0, 8.0], "ours, packed": [1.1, 2.1, 4.4]}
+    text = episodes.markdown({"meta": META, "times": {"LSTM lengths, inference": times}})
+    assert "| LSTM lengths, inference | 2.00 | 3.00× |  |  | 1.10× |  |" in text
 
 
 def test_enabled_runs_end_to_end_and_its_page_says_what_it_found(tmp_path, capsys):

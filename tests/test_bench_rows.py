@@ -19,7 +19,7 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
     arguments = ["--quick", "--rows", "lstm-stream-h32", "--threads", "1", "--out", str(tmp_path)]
     assert run.main(arguments) == 0
     written = json.loads((tmp_path / "bench.json").read_text())
-    meta = "machine cpu isa python torch onnxruntime rnnfast commit threads date command".split()
+    meta = "machine cpu isa float32 python torch onnxruntime rnnfast commit threads date command".split()
     assert [key for key in meta if not written["meta"].get(key)] == []
     assert written["meta"]["command"].endswith(" ".join(arguments))
     rates = written["roofline"]["1"]
@@ -35,7 +35,7 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
     assert sum(row["spent"].values()) == pytest.approx(1) and min(row["spent"].values()) >= 0
     assert row["bound"] == "reading"  # one row multiplies each weight once
     assert 0 < row["product_limit_ms"] < row["limit_ms"]
-    assert row["plan"] and row["reason"] and row["rounds"] >= 3
+    assert row["plan"]["products"] == 0 and row["reason"] and row["rounds"] >= 3
     with (tmp_path / "bench.csv").open() as file:
         assert [line["peer"] for line in csv.DictReader(file)] == list(row["peers"])
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

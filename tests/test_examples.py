@@ -1,5 +1,6 @@
 """Every example runs, small: it learns, and leaves its picture and its results. Nothing is downloaded."""
 
+import importlib
 import json
 import socket
 
@@ -130,6 +131,40 @@ def test_vanishing_finds_each_cause(run):
     assert kept("scale", "tanh, 0.5 × rotation") < 1e-4 < 10 < kept("scale", "relu, 2.0 × rotation")
     assert fell(found["learnt"]["LSTM, forget bias 3"]["losses"])
     assert max(found["clipping"]["not clipped"]["norms"]) > 2
+
+
+@pytest.fixture
+def recurrent_ppo():
+    pytest.importorskip("gymnasium")
+    return importlib.import_module("examples.recurrent_ppo")
+
+
+def test_recurrent_ppo_learns_to_keep_the_pole_up(run, recurrent_ppo):
+    options = "--updates 60 --steps 32 --envs 8 --hidden 32 --lr 1e-2 --rounds 1".split()
+    found = run(recurrent_ppo, "recurrent_ppo", *options)
+    assert np.isfinite(found["losses"]).all()
+    assert found["lengths"][-1] > 2 * found["lengths"][0]
+    assert found["comparison"]["episodes_that_begin_inside"] > 0
+    assert {"rnnfast, one call", "torch.nn, by steps"} <= set(found["comparison"]["milliseconds"])
+
+
+def test_recurrent_ppo_does_not_compare_what_forgets_nothing(recurrent_ppo, monkeypatch):
+    monkeypatch.setattr(recurrent_ppo, "in_one_call", lambda lstm, x, state, starts: lstm(x, state))
+    agent = recurrent_ppo.Agent(8)
+    first, batch = recurrent_ppo.Player(2, agent, seed=0).rollout(40)
+    torch.nn.init.normal_(agent.actor.weight)  # else no score hangs on the state
+    with pytest.raises(AssertionError, match="not close"):
+        recurrent_ppo.compare(agent, first, batch, rounds=1)
+
+
+def test_advantages_are_sums_of_what_came_better_than_thought(recurrent_ppo):
+    value, after = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([4.0])
+    reward, discount, trace = recurrent_ppo.REWARD, recurrent_ppo.DISCOUNT, recurrent_ppo.TRACE
+    last = reward + discount * 4 - 3
+    middle = reward - 2  # an episode ends there
+    first = reward + discount * 2 - 1 + discount * trace * middle
+    found = recurrent_ppo.advantages(value, after, torch.tensor([[False], [True], [False]]))
+    torch.testing.assert_close(found, torch.tensor([[first], [middle], [last]]))
 
 
 def test_gradient_per_step_is_the_whole_gradient_through_the_recurrence():

@@ -196,7 +196,7 @@ def test_torch_is_the_only_dependency_and_old_ones_are_refused():
 @pytest.mark.parametrize(
     "extra, packages",
     [
-        ("demo", {"sktime", "tqdm", "matplotlib"}),
+        ("demo", {"sktime", "tqdm", "matplotlib", "gymnasium"}),
         ("test", {"pytest", "pytest-benchmark", "hypothesis", "expecttest", "onnx", "onnxruntime"}),
         ("bench", {"onnx", "onnxruntime", "matplotlib", "tqdm"}),
         ("dev", {"ninja", "ruff", "clang-format", "pre-commit"}),

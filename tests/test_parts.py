@@ -1,5 +1,10 @@
-"""Products of float32 by a matrix unit for bfloat16, each number in three parts: how exact they are, what is
-small, large or not finite, and that nothing but the size of the layer and a batch of 8 rows decides."""
+"""Products of float32 by a matrix unit for bfloat16, each number in one, two or three parts, as torch's
+fp32_precision asks: how exact they are, what is small, large or not finite, and that only the switches, the
+size of the layer and a batch of 8 rows decide."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,13 +18,22 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
 ]
 each_layer = pytest.mark.parametrize("kind", LAYERS)
+PRODUCTS = {"ieee": 6, "tf32": 3, "bf16": 1}
+each_precision = pytest.mark.parametrize("precision", PRODUCTS, indirect=True)
+BOUND = {"ieee": 2**-21, "tf32": 2**-14, "bf16": 2**-7}  # of the error of one product, measured in its scale
+
+
+def use(precision):
+    torch.backends.mkldnn.rnn.fp32_precision = precision
+    info.set_batch_invariant(False if precision == "ieee" else None)  # it is nothing less that is asked for
 
 
 @pytest.fixture(autouse=True)
-def by_parts():
-    info.set_batch_invariant(False)
-    yield
-    info.set_batch_invariant(True)
+def precision(request):
+    """Products of parts, six where the test does not say otherwise; conftest puts the switches back."""
+    asked = getattr(request, "param", "ieee")
+    use(asked)
+    return asked
 
 
 def layer(kind, inputs, units, **options):
@@ -42,7 +56,7 @@ def by_multiply_adds(f, *args):
     try:
         return f(*args)
     finally:
-        info.set_batch_invariant(False)
+        use(torch.backends.mkldnn.rnn.fp32_precision)
 
 
 def error(actual, exact):
@@ -83,13 +97,14 @@ def test_numbers_of_any_size_keep_their_bits(of_x, of_w):
     assert error(product(x, w), exact) <= max(3e-7, 1.01 * error(by_multiply_adds(product, x, w), exact))
 
 
-def test_rows_and_columns_of_mixed_sizes_are_as_exact_as_those_of_one():
+@each_precision
+def test_rows_and_columns_of_mixed_sizes_are_as_exact_as_those_of_one(precision):
     scale_x, scale_w = (10 ** draw(n, seed=n).mul(10).clamp(-15, 15) for n in (19, 64))
     x, w = draw(19, 96) * scale_x[:, None], draw(64, 96, seed=2) * scale_w[:, None]
     x, w = x.float(), w.float()
     found, exact = product(x, w), (x.double() @ w.double().T).relu()
     size = scale_x[:, None] * scale_w
-    assert error(found / size, exact / size) < 3e-7
+    assert error(found / size, exact / size) < BOUND[precision]
 
 
 def test_a_sum_whose_terms_cancel_is_as_near_as_by_multiply_adds():
@@ -99,29 +114,36 @@ def test_a_sum_whose_terms_cancel_is_as_near_as_by_multiply_adds():
     assert error(product(x, w), exact) <= 1.05 * error(by_multiply_adds(product, x, w), exact)
 
 
-@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38])
+@each_precision
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38, 3.4e38])
 @pytest.mark.parametrize("where", ["x", "w"])
-def test_what_is_not_finite_or_hardly_flows_as_in_torch(value, where):
+def test_what_is_not_finite_or_hardly_flows_as_in_torch(value, where, precision):
     x, w = draw(17, 40).float(), draw(70, 40, seed=2).float()
     (x if where == "x" else w)[3, 5] = value
     w[7], x[:, 6] = 0.5, 0  # no lower parts, and nothing beside infinity
+    if precision != "ieee" and value == 3.4e38:  # of this size all but the bits that are kept is noise
+        x, w = x.bfloat16().float().nan_to_num(), w.bfloat16().float().nan_to_num()
     found, expected = product(x, w), (x @ w.T).relu()
-    same(found, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
-    assert not torch.isfinite(expected).all() or value == 3e38
+    near = {"ieee": 1e-5, "tf32": 1e-4, "bf16": 0.1}[precision]
+    same(found, expected, equal_nan=True, rtol=near, atol=near)
+    assert not torch.isfinite(expected).all() or value in (3e38, 3.4e38)
 
 
 @each_layer
-def test_not_finite_states_flow_as_in_torch(kind):
+@each_precision
+def test_not_finite_states_flow_as_in_torch(kind, precision):
     ours, theirs = pair(kind, 70, 66, seed=3, dtype=torch.float32)
     x = draw(3, 9, 70).float()
     x[1, 2, 3], x[0, 4, 5] = torch.inf, torch.nan
-    same(ours(x), theirs(x), equal_nan=True, rtol=1e-5, atol=1e-5)
+    near = {"ieee": 1e-5, "tf32": 1e-4, "bf16": 0.05}[precision]
+    same(ours(x), theirs(x), equal_nan=True, rtol=near, atol=near)
 
 
 @each_layer
+@each_precision
 @pytest.mark.parametrize("split", ["serial", "units", "rows"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_and_plans_change_no_bit(kind, split, threads):
+def test_threads_and_plans_change_no_bit(kind, split, threads, precision):
     module, x = layer(kind, 40, 100, bidirectional=True), draw(4, 37, 40).float()
     expected = results(module, x)
     before = torch.get_num_threads()
@@ -134,7 +156,8 @@ def test_threads_and_plans_change_no_bit(kind, split, threads):
 
 
 @each_layer
-def test_a_row_has_the_same_bits_in_every_batch_of_8_rows_or_more(kind):
+@each_precision
+def test_a_row_has_the_same_bits_in_every_batch_of_8_rows_or_more(kind, precision):
     module, x = layer(kind, 40, 100), draw(4, 67, 40).float()
     with torch.no_grad():
         whole = module(x)[0]
@@ -143,7 +166,8 @@ def test_a_row_has_the_same_bits_in_every_batch_of_8_rows_or_more(kind):
 
 
 @each_layer
-def test_fewer_rows_or_units_keep_the_bits_of_multiply_adds(kind):
+@each_precision
+def test_fewer_rows_or_units_keep_the_bits_of_multiply_adds(kind, precision):
     for rows, units in ((7, 100), (16, 63)):
         projected = kind == "lstm_proj"  # then its outputs count
         module = rnnfast.LSTM(40, 101, proj_size=units) if projected else layer(kind, 40, units)
@@ -152,7 +176,8 @@ def test_fewer_rows_or_units_keep_the_bits_of_multiply_adds(kind):
 
 
 @each_layer
-def test_packed_rows_have_the_bits_of_padded_ones_also_where_few_are_left(kind):
+@each_precision
+def test_packed_rows_have_the_bits_of_padded_ones_also_where_few_are_left(kind, precision):
     module, lengths = layer(kind, 40, 100), (9, 9, 7, 4, 4, 4, 3, 2, 1, 1)
     x = packed(*lengths, features=40, dtype=torch.float32)
     padded, _ = torch.nn.utils.rnn.pad_packed_sequence(x)
@@ -166,25 +191,40 @@ def test_packed_rows_have_the_bits_of_padded_ones_also_where_few_are_left(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 7, 8, 20])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_frozen_weights_give_the_same_bits(rows, steps, dtype):
+@each_precision
+def test_frozen_weights_give_the_same_bits(rows, steps, dtype, precision):
     for kind in ("lstm", "gru", "rnn_tanh"):
         module, x = layer(kind, 40, 100, dtype=dtype).eval(), draw(steps, rows, 40).to(dtype)
         with torch.inference_mode():
             expected = module(x)
             same(rnnfast.freeze(module)(x), expected, rtol=0, atol=0)
+            assert info.last_run()["op"] == "frozen"
 
 
-@pytest.mark.parametrize("at_first", [True, False])
-def test_what_was_frozen_before_the_switch_is_not_read_after_it(at_first):
-    info.set_batch_invariant(at_first)
+@each_precision
+def test_frozen_weights_serve_few_rows_always_and_many_as_it_was_when_they_were_packed(precision):
+    module = rnnfast.freeze(layer("lstm", 40, 100).eval())
+    with torch.inference_mode():
+        for now in (*PRODUCTS, precision):
+            use(now)
+            for rows, read in (4, "frozen"), (16, "frozen" if now == precision else "direct"):
+                x = draw(2, rows, 40).float()
+                same(module(x), layer("lstm", 40, 100)(x), rtol=0, atol=0)
+                module(x)
+                assert info.last_run()["op"] == read
+        info.set_batch_invariant(True)
+        same(module(x), layer("lstm", 40, 100)(x), rtol=0, atol=0)
+        assert module(x) and info.last_run()["op"] == "frozen"
+
+
+def test_what_was_frozen_without_parts_is_not_read_by_them():
+    info.set_batch_invariant(None)
     module, x = rnnfast.freeze(layer("lstm", 40, 100).eval()), draw(2, 16, 40).float()
     with torch.inference_mode():
-        for on in (at_first, not at_first, at_first):
-            info.set_batch_invariant(on)
+        for now, read in ("ieee", "frozen"), ("tf32", "direct"), ("none", "frozen"):
+            torch.backends.mkldnn.rnn.fp32_precision = now
             same(module(x), layer("lstm", 40, 100)(x), rtol=0, atol=0)
-            assert info.last_run()["op"] == "direct"
-            module(x)
-            assert info.last_run()["op"] == ("frozen" if on == at_first else "direct")
+            assert module(x) and info.last_run()["op"] == read
 
 
 @pytest.mark.parametrize("rows", [8, 33])
@@ -197,14 +237,200 @@ def test_a_deep_transition_is_as_near_to_float64_as_by_multiply_adds(rows):
         assert error(ours, e) <= max(1.05 * error(other, e), 2**-22)
 
 
-def test_other_instruction_sets_are_not_concerned():
+@each_precision
+def test_a_layer_without_inputs_is_no_exception(precision):
+    w = [draw(*size).float() for size in ((300, 0), (300, 100), (300,), (300,))]
+    h0 = draw(1, 16, 100).float().requires_grad_()
+    y, _ = rnnfast.functional.gru(torch.zeros(4, 16, 0), h0, [w])
+    assert info.last_run()["products"] == PRODUCTS[precision]
+    exact, _ = rnnfast.functional.gru(torch.zeros(4, 16, 0).double(), h0.double(), [[t.double() for t in w]])
+    assert error(y.detach(), exact.detach()) < 8 * BOUND[precision]
+    y.sum().backward()
+    assert torch.isfinite(h0.grad).all()
+
+
+@each_precision
+def test_other_instruction_sets_are_not_concerned(precision):
     module, x = layer("lstm", 40, 100), draw(4, 16, 40).float()
     expected = by_multiply_adds(results, module, x)
     info.set_isa("avx512")
     same(results(module, x), expected, rtol=0, atol=0)
+    assert info.products() == 0 and info.is_batch_invariant()
     assert "multiply-adds\n" in info.describe()
 
 
-def test_describe_says_how_products_are_made():
-    assert "six products of bfloat16 parts" in info.describe()
-    assert "six products" not in by_multiply_adds(info.describe)
+@pytest.mark.parametrize("of", [draw, lambda *shape, seed=1: draw(*shape, seed=seed).abs()])
+@pytest.mark.parametrize("inputs", [64, 3000])
+def test_a_product_as_tf32_is_nearer_than_that_of_tf32_numbers(of, inputs):
+    use("tf32")
+    x, w = of(40, inputs).float(), of(64, inputs, seed=2).float()
+    exact = x.double() @ w.double().T
+
+    def as_tf32(t):  # of 10 bits behind the first, to the nearest
+        bits = (t.view(torch.int32) + 0x0FFF + (t.view(torch.int32) >> 13 & 1)) & ~0x1FFF
+        return bits.view(torch.float32).double()
+
+    assert error(product(x, w), exact.relu()) < error((as_tf32(x) @ as_tf32(w).T).relu(), exact.relu())
+
+
+def test_a_product_as_bfloat16_is_that_of_the_rounded_numbers():
+    use("bf16")
+    x, w = draw(40, 300).float(), draw(64, 300, seed=2).float()
+    of_rounded = (x.bfloat16().double() @ w.bfloat16().double().T).relu()
+    assert error(product(x, w), of_rounded) < 3e-7
+    assert error(product(x, w), (x.double() @ w.double().T).relu()) > 2**-11
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "deep"])
+@pytest.mark.parametrize(("steps", "rows", "inputs", "units"), [(3, 15, 33, 70), (20, 64, 40, 300)])
+def test_outputs_and_gradients_are_as_near_as_was_asked_for_and_no_nearer(kind, steps, rows, inputs, units):
+    deep = kind == "deep"
+    module = rnnfast.DeepTransitionRNN(inputs, 70) if deep else layer(kind, inputs, units)
+    x, found = draw(steps, rows, inputs).float(), {}
+    x = x.transpose(0, 1).contiguous() if deep else x
+    for precision, products in PRODUCTS.items():
+        use(precision)
+        found[precision] = results(module, x)
+        assert info.last_run()["products"] == products  # of backward
+    exact = results(module.double(), x.double())
+    for i, (ieee, tf32, bf16, e) in enumerate(zip(*found.values(), exact, strict=True)):
+        if i >= len(tensors(module(x.double()))) and kind in ("rnn_relu", "deep"):
+            assert error(bf16, e) < 2**-2  # here and there a gradient is on the other side of a kink
+        else:
+            assert 2 * error(ieee, e) < error(tf32, e) < 2**-16
+            assert 64 * error(tf32, e) < error(bf16, e) < 2**-8
+
+
+# torch.backends itself is not to be set where torch's own tests have been imported
+ALL, MKLDNN = (torch.backends._FP32Precision(backend, "all") for backend in ("generic", "mkldnn"))
+RNN = torch.backends.mkldnn.rnn
+
+
+@pytest.mark.parametrize(
+    ("settings", "products"),
+    [
+        ([], 0),
+        ([(RNN, "ieee")], 0),
+        ([(RNN, "tf32")], 3),
+        ([(RNN, "bf16")], 1),
+        ([(MKLDNN, "tf32")], 3),
+        ([(ALL, "bf16")], 1),
+        ([(ALL, "bf16"), (MKLDNN, "tf32")], 3),
+        ([(ALL, "tf32"), (RNN, "ieee")], 0),
+        ([(ALL, "tf32"), (RNN, "bf16")], 1),
+        ([(torch.backends.mkldnn.matmul, "tf32"), (torch.backends.cudnn.rnn, "tf32")], 0),
+    ],
+)
+def test_torchs_settings_count_as_they_stand_under_each_other(settings, products):
+    use("none")
+    info.set_batch_invariant(None)
+    before = [of.fp32_precision for of, _ in settings]
+    try:
+        for of, value in settings:
+            of.fp32_precision = value
+        assert (info.products(), info.is_batch_invariant()) == (products, products == 0)
+        assert info.products(7, 64) == info.products(8, 63) == 0
+        layer("lstm", 40, 100)(draw(4, 16, 40).float())
+        assert info.last_run()["products"] == products
+    finally:
+        for (of, _), value in zip(settings, before, strict=True):
+            of.fp32_precision = value
+
+
+@each_precision
+def test_batch_invariance_that_was_asked_for_wins(precision):
+    module, x = layer("lstm", 40, 100), draw(4, 16, 40).float()
+    assert info.products() == PRODUCTS[precision] and not info.is_batch_invariant()
+    some = results(module, x)
+    info.set_batch_invariant(True)
+    multiplied = results(module, x)
+    assert info.last_run()["products"] == info.products() == 0 and info.is_batch_invariant()
+    assert not torch.equal(some[0], multiplied[0])
+    info.set_isa("avx512")
+    same(results(module, x), multiplied, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("variable", "found"), [("", "0 3"), ("1", "0 0"), ("0", "6 3")])
+def test_the_environment_says_from_the_start_whether_batches_count(variable, found):
+    code = """
+import torch, rnnfast.info
+print(rnnfast.info.products(), end=" ")
+torch.backends.mkldnn.rnn.fp32_precision = "tf32"
+print(rnnfast.info.products())
+"""
+    env = {**os.environ, "RNNFAST_BATCH_INVARIANT": variable}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert ran.stdout.split() == found.split()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [*LAYERS, "deep"])
+def test_layers_of_other_dtypes_are_not_concerned(kind, dtype):
+    use("ieee")
+    info.set_batch_invariant(None)
+    module = rnnfast.DeepTransitionRNN(40, 70) if kind == "deep" else layer(kind, 40, 100)
+    module, x = module.to(dtype), draw(9, 16, 40).to(dtype)
+    expected = results(module, x)
+    use("bf16")
+    same(results(module, x), expected, rtol=0, atol=0)
+
+
+@each_layer
+def test_a_compiled_layer_follows_the_setting_without_being_compiled_anew(kind):
+    module, x = layer(kind, 40, 100), draw(4, 16, 40).float()
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found = {}
+        for precision in (*PRODUCTS, "ieee"):
+            use(precision)
+            found[precision] = results(module, x)
+            leaf = x.clone().requires_grad_()
+            output = compiled(leaf)
+            gradients = torch.autograd.grad(total(output), [leaf, *module.parameters()])
+            same([*tensors(output), *gradients], found[precision], rtol=0, atol=0)
+    assert not torch.equal(found["tf32"][0], found["bf16"][0])
+
+
+@each_layer
+@each_precision
+def test_torchs_own_layers_follow_it_where_rnnfast_takes_them(kind, precision):
+    projected = {"proj_size": 64} if kind == "lstm_proj" else {}
+    ours, theirs = pair(kind, 70, 66, dtype=torch.float32, **projected)
+    x = draw(3, 9, 70).float()
+    expected = results(ours, x)
+    rnnfast.enable()
+    try:
+        same(results(theirs, x), expected, rtol=0, atol=0)
+        with torch.no_grad():
+            theirs(x)
+        assert info.last_run()["products"] == PRODUCTS[precision]
+    finally:
+        rnnfast.disable()
+
+
+@each_precision
+def test_cells_follow_it(precision):
+    for kind in rnnfast.LSTMCell, rnnfast.GRUCell, rnnfast.RNNCell:
+        cell, x = kind(40, 100), draw(16, 40).float()
+        with torch.no_grad():
+            found = tensors(cell(x))[0]
+            assert info.last_run()["products"] == PRODUCTS[precision]
+        exact = tensors(cell.double()(x.double()))[0]
+        assert error(found, exact) < BOUND[precision]
+
+
+@each_precision
+def test_it_is_said_how_products_are_made(precision):
+    said = info.PRODUCTS[PRODUCTS[precision]]
+    assert said in info.describe() and said not in by_multiply_adds(info.describe)
+    for module, x, few in (
+        (rnnfast.LSTM(40, 100), draw(4, 16, 40), draw(16, 4, 40)),
+        (rnnfast.GRU(40, 100, batch_first=True), draw(16, 4, 40), draw(4, 16, 40)),
+        (rnnfast.LSTM(40, 100), packed(*[3] * 9, features=40), packed(3, 3, features=40)),
+        (rnnfast.GRUCell(40, 100), draw(16, 40), draw(4, 40)),
+        (rnnfast.DeepTransitionRNN(40, 70), draw(16, 4, 40), draw(4, 16, 40)),
+    ):
+        assert said in module.explain(x.float())
+        assert said not in module.explain(few.float())
+        assert said not in module.double().explain(x.double())

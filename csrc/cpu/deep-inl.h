@@ -55,7 +55,8 @@ struct DeepForward {
     for (int l = 0; l <= last; ++l) share.pack(w[l], part);
     for (A* state : {h[0], h[1]}) copy_padded(state, Hp, p.h0, p.H, p.walk, share.rows_of(part));
     if (part.index == 0)
-      for (int l = 0; l <= last; ++l) copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], p.walk, {0, 1});
+      for (int l = 0; l <= last; ++l)
+        copy_padded(bias[l], padded(p.width[l]), p.b[l], p.width[l], p.walk, {0, 1});
   }
 
   // what layer l leaves for (t, b), [padded(width[l])]

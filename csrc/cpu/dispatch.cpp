@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -32,7 +33,7 @@ extern const LayerKernels<Bfloat16> kLayer;
 }
 namespace amx_bf16 {
 extern const LayerKernels<Bfloat16> kLayer;
-extern const KernelsOf<float> kFloat32;
+extern const FloatsInParts kFloats[kPrecisions];
 }  // namespace amx_bf16
 #endif
 
@@ -80,15 +81,17 @@ const std::vector<Candidate>& candidates() {
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   static const Kernels avx512_bf16 = avx512_with("avx512_bf16", avx512_bf16::kLayer, false);
-  static const Kernels with_parts = [] {
-    Kernels k = avx512_with("amx_bf16", amx_bf16::kLayer, true);
-    k.f32 = amx_bf16::kFloat32;
-    k.float_parts = true;
-    return k;
+  static const std::array<Kernels, kPrecisions> in_parts = [] {
+    std::array<Kernels, kPrecisions> all;
+    for (int i = 0; i < kPrecisions; ++i) {
+      all[i] = avx512_with("amx_bf16", amx_bf16::kLayer, true);
+      all[i].f32 = amx_bf16::kFloats[i].kernels, all[i].products = amx_bf16::kFloats[i].products;
+    }
+    return all;
   }();
   static const Kernels amx_bf16 = [] {
     Kernels k = avx512_with("amx_bf16", amx_bf16::kLayer, true);
-    k.many_rows = &with_parts;
+    k.in_parts = in_parts.data();
     return k;
   }();
 #endif
@@ -125,10 +128,11 @@ const Kernels* choose() {
 
 std::atomic<const Kernels*> current{nullptr};
 
-std::atomic<bool>& batch_invariant() {
-  static std::atomic<bool> value = [] {
+std::atomic<std::optional<bool>>& batch_invariant() {
+  static std::atomic<std::optional<bool>> value = []() -> std::optional<bool> {
     const char* const asked = std::getenv("RNNFAST_BATCH_INVARIANT");
-    return !asked || std::string(asked) != "0";
+    if (!asked || !*asked) return std::nullopt;
+    return std::string(asked) != "0";
   }();
   return value;
 }
@@ -154,14 +158,18 @@ const Kernels& kernels() {
   return *now;
 }
 
-const Kernels& kernels_for(int64_t batch, int64_t units) {
+bool fills_unit(int64_t batch, int64_t units) {
   constexpr int64_t kRows = 8, kUnits = 64;  // of the unit's 16 rows and 32 numbers of k enough are used
-  const Kernels& k = kernels();
-  return k.many_rows && batch >= kRows && units >= kUnits && !is_batch_invariant() ? *k.many_rows : k;
+  return batch >= kRows && units >= kUnits;
 }
 
-void set_batch_invariant(bool on) { batch_invariant().store(on); }
-bool is_batch_invariant() { return batch_invariant().load(std::memory_order_relaxed); }
+const Kernels& kernels_for(int64_t batch, int64_t units, Precision precision) {
+  const Kernels& k = kernels();
+  const bool invariant = batch_invariant().load().value_or(precision == Precision::kFloat32);
+  return k.in_parts && fills_unit(batch, units) && !invariant ? k.in_parts[static_cast<int>(precision)] : k;
+}
+
+void set_batch_invariant(std::optional<bool> on) { batch_invariant().store(on); }
 
 void set_isa(const std::string& name) { current.store(name.empty() ? choose() : find(name)); }
 

@@ -1,5 +1,6 @@
 // The kernels of one instruction set as a table of functions, and the choice among the sets at run time.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,16 @@ struct Conversion {
   void (*round_off)(const float* x, uint16_t* y, int64_t n);
 };
 
+// How exact float32's products have to be: as torch's fp32_precision "ieee", "tf32" and "bf16"
+enum class Precision { kFloat32, kTf32, kBfloat16 };
+constexpr int kPrecisions = 3;
+
+// float32 by a matrix unit for bfloat16, of parts of the numbers
+struct FloatsInParts {
+  int products;  // of parts, that one of floats is made of
+  KernelsOf<float> kernels;
+};
+
 struct Kernels {
   const char* name;
   int vector_bytes;
@@ -43,8 +54,8 @@ struct Kernels {
   Conversion of_bfloat16, of_half;
   const LayerKernels<Bfloat16>* bf16;  // null: this set has no products of bfloat16
   bool matrix_unit;                    // which they are made by
-  const Kernels* many_rows = nullptr;  // the same set with f32 of that unit's products, of parts of floats
-  bool float_parts = false;            // whether this is such a one
+  const Kernels* in_parts = nullptr;   // by Precision: the same set with f32 of that unit's products, or null
+  int products = 0;                    // which f32 makes of each: FloatsInParts; 0: multiply-adds
 
   const KernelsOf<float>& of(float) const { return f32; }
   const KernelsOf<double>& of(double) const { return f64; }
@@ -66,13 +77,15 @@ int64_t second_cache();
 
 // The set in use: forced by set_isa or RNNFAST_ISA, else the best that was built and that this processor has.
 const Kernels& kernels();
-// The one of it for a layer of so many units (the fewest of one product) whose fullest step has `batch` rows.
-// Nothing else decides, so that results do not change with threads, plan, or what else is in the batch.
-const Kernels& kernels_for(int64_t batch, int64_t units);
-// Whether kernels_for is always kernels(), as from the start unless RNNFAST_BATCH_INVARIANT is 0: a row's
-// results are then the same in a batch of any size.
-void set_batch_invariant(bool on);
-bool is_batch_invariant();
+// Whether a layer of so many units (the fewest of one product) whose fullest step has `batch` rows is large
+// enough for products of parts
+bool fills_unit(int64_t batch, int64_t units);
+// The one of it for such a layer. Nothing else decides, so that results do not change with threads, plan, or
+// what else is in the batch.
+const Kernels& kernels_for(int64_t batch, int64_t units, Precision precision);
+// Whether kernels_for is always kernels(): a row's results are then the same in a batch of any size. Without
+// a value, as from the start unless RNNFAST_BATCH_INVARIANT is 1 or 0: for Precision::kFloat32 alone.
+void set_batch_invariant(std::optional<bool> on);
 // "" chooses again by itself. Throws std::runtime_error for a name that was not built or that the processor
 // lacks.
 void set_isa(const std::string& name);

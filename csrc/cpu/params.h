@@ -12,8 +12,8 @@ namespace rnnfast {
 enum class Split { kSerial, kUnits, kRows, kDirections };
 
 // The rows of x and y. Row (t, b) is offsets[t] + sequence(b) * row_stride; time step t has those of b = 0 ..
-// sizes[t] - 1. Dense time-major, batch-first, packed and reversed input differ in nothing else; and sequences
-// of unlike lengths in that b counts them from the longest on.
+// sizes[t] - 1. Dense time-major, batch-first, packed and reversed input differ in nothing else; and
+// sequences of unlike lengths in that b counts them from the longest on.
 struct Walk {
   int64_t steps;           // T
   int64_t batch;           // B
@@ -63,9 +63,9 @@ struct Walk {
 // Before which steps a row forgets its state, and what it begins anew from
 template <class A>
 struct Resets {
-  const bool* at = nullptr;  // of each row of x; or null: nowhere
-  const A* h = nullptr;      // [B, P], or null: zeros
-  const A* c = nullptr;      // [B, H], or null: zeros
+  const bool* at = nullptr;        // of each row of x; or null: nowhere
+  const A* h = nullptr;            // [B, P], or null: zeros
+  const A* c = nullptr;            // [B, H], or null: zeros
   A *dh = nullptr, *dc = nullptr;  // backward: the same, what they get is added; or null
 
   RNNFAST_INLINE bool has(const Walk& walk, int64_t t, int64_t b) const { return at && at[walk.row(t, b)]; }
@@ -150,9 +150,9 @@ struct ForwardParams {
   const A* h0;         // [B, P]
   const A* c0;         // [B, H] or null
   Resets<A> resets;
-  E* y;                // [N, P], leading dimension ldy
+  E* y;  // [N, P], leading dimension ldy
   int64_t ldy;
-  E* cs;               // [N, H], leading dimension ldc: c of every step; or null
+  E* cs;  // [N, H], leading dimension ldc: c of every step; or null
   int64_t ldc;
   A* hn;     // [B, P]
   A* cn;     // [B, H] or null
@@ -172,10 +172,10 @@ struct BackwardParams {
   const A* h0;    // [B, P]
   const A* c0;    // [B, H] or null
   Resets<A> resets;
-  const E* y;     // [N, P], leading dimension ldy
-  const E* dy;    // the same, or null
+  const E* y;   // [N, P], leading dimension ldy
+  const E* dy;  // the same, or null
   int64_t ldy;
-  const E* dcs;   // [N, H], leading dimension ldc; or null
+  const E* dcs;  // [N, H], leading dimension ldc; or null
   int64_t ldc;
   const A* dhn;    // [B, P] or null
   const A* dcn;    // [B, H] or null

@@ -1,14 +1,16 @@
-// Floats as sums of three bfloat16 numbers, for a processor that multiplies those by a matrix unit and has no
-// other way past its multiply-adds: x = high + middle + low, 8 bits each. Of the nine products of two such
-// sums the six that count give what a float has (the others are 2^-24 of it), added up in float:
-// (high, low) (high, middle) (middle, middle) (middle, high) (high, high) (low, high), in this order for
-// every 32 numbers of k, whatever the tile.
+// Floats as sums of kFloatParts bfloat16 numbers, for a processor that multiplies those by a matrix unit and
+// has no other way past its multiply-adds: x = high + middle + low, 8 bits each. Of the nine products of two
+// such sums the six that count give what a float has (the others are 2^-24 of it), added up in float. Where
+// less is asked for, numbers are rounded to two parts, of whose products three count (the other is 2^-18;
+// TF32 rounds each number by 2^-11), or to bfloat16 itself. kFloatParts comes from the instruction set.
 //
 // The unit takes denormal parts for zero, so rows of A and columns of W whose largest number is not of an
 // ordinary size are scaled by a power of two, which is exact, and their sums scaled back. Compiled inside the
 // instruction set's namespace, before product-inl.h. No guard on purpose.
 
-constexpr int kParts = 3;
+#ifndef RNNFAST_MATRIX_UNIT
+constexpr int kFloatParts = 0;
+#endif
 constexpr int64_t kTileNumbers = 32;               // of k
 constexpr int64_t kTileFloats = 16 * 16;           // the room of a tile
 constexpr int64_t kPartsRow = 64 / sizeof(float);  // of a tile
@@ -17,7 +19,12 @@ constexpr int64_t kVectorTail =
 
 // Floats that a packed vector of columns takes: [K / 32, part, word, column], its low parts first, then the
 // scales
-RNNFAST_INLINE int64_t parts_size(int64_t K) { return K / kTileNumbers * kParts * kTileFloats + kVectorTail; }
+RNNFAST_INLINE int64_t parts_size(int64_t K) {
+  return K / kTileNumbers * kFloatParts * kTileFloats + kVectorTail;
+}
+
+// where part i of B stands among the tiles of a packed vector: products begin with the low one
+RNNFAST_INLINE constexpr int64_t tile_of(int64_t part) { return kFloatParts - 1 - part; }
 
 template <class E>
 constexpr bool kInParts = false;
@@ -25,15 +32,30 @@ constexpr bool kInParts = false;
 template <>
 inline constexpr bool kInParts<float> = true;
 
+// The products of two sums that count, as parts of A and of B (0: the high one), in this order for every 32
+// numbers of k, whatever the tile
+struct PartPair {
+  int a, b;
+};
+template <int kParts>
+inline constexpr PartPair kPairsOf[] = {{0, 0}};
+template <>
+inline constexpr PartPair kPairsOf<2>[] = {{0, 1}, {0, 0}, {1, 0}};
+template <>
+inline constexpr PartPair kPairsOf<3>[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0}, {2, 0}};
+inline constexpr auto& kPairs = kPairsOf<kFloatParts>;
+constexpr int kProducts = sizeof kPairs / sizeof *kPairs;
+
+// Three parts are all of a float. Fewer are rounded, so that what is left out has either sign.
 struct Parts {
-  pairs high, middle, low;  // as floats of which the lower half is zero
+  pairs part[kFloatParts];  // the high one first; as floats of which the lower half is zero
 
   RNNFAST_INLINE explicit Parts(f32v x) {
-    const pairs upper = pairs{} + int32_t(0xffff0000);
-    high = __builtin_bit_cast(pairs, x) & upper;
-    const f32v rest = x - __builtin_bit_cast(f32v, high);
-    middle = __builtin_bit_cast(pairs, rest) & upper;
-    low = __builtin_bit_cast(pairs, rest - __builtin_bit_cast(f32v, middle));
+    for (pairs& p : part) {
+      p = kFloatParts < 3 ? __builtin_convertvector(rounded(x), pairs) << 16
+                          : __builtin_bit_cast(pairs, x) & (pairs{} + int32_t(0xffff0000));
+      x = x - __builtin_bit_cast(f32v, p);
+    }
   }
 };
 
@@ -92,9 +114,8 @@ __attribute__((noinline)) inline float split_row(const float* a, int64_t n, floa
     const auto put = [&](f32v first, f32v second) {
       largest.see(first), largest.see(second);
       const Parts p(first * factor), q(second * factor);
-      store(reinterpret_cast<int32_t*>(line), upper_halves(p.high, q.high));
-      store(reinterpret_cast<int32_t*>(line + kPartsRow), upper_halves(p.middle, q.middle));
-      store(reinterpret_cast<int32_t*>(line + 2 * kPartsRow), upper_halves(p.low, q.low));
+      for (int i = 0; i < kFloatParts; ++i)
+        store(reinterpret_cast<int32_t*>(line + i * kPartsRow), upper_halves(p.part[i], q.part[i]));
       line += step;
     };
     int64_t k = 0;
@@ -128,7 +149,7 @@ RNNFAST_INLINE f32v put_scales(float* vector, int64_t K, const Largest& largest)
 RNNFAST_INLINE Parts parts_of_weights(f32v w) {
   Parts p(w);
   const pairs bits = __builtin_bit_cast(pairs, w) & (pairs{} + 0x7fffffff), infinite = bits >= kInfinite;
-  p.middle &= ~infinite, p.low &= ~infinite;
+  for (int i = 1; i < kFloatParts; ++i) p.part[i] &= ~infinite;
   return p;
 }
 
@@ -143,22 +164,19 @@ __attribute__((noinline)) inline void pack_parts_turned(float* to, const float* 
     of_columns.lanes[i] = largest.of_all();
   }
   const f32v up = put_scales(to, K, of_columns);
-  for (int64_t k = 0; k < K; k += kTileNumbers, to += kParts * kTileFloats) {
-    pairs low[L], middle[L], high[L];
+  for (int64_t k = 0; k < K; k += kTileNumbers, to += kFloatParts * kTileFloats) {
+    pairs part[kFloatParts][L];
     for (int i = 0; i < L; ++i) {
       const float* const row = from + i * ld + k;
       const int64_t left = i < columns ? n - k : 0;
       const Parts p = parts_of_weights(load_part(row, left) * up[i]),
                   q = parts_of_weights(load_part(row + L, left - L) * up[i]);
-      low[i] = upper_halves(p.low, q.low);
-      middle[i] = upper_halves(p.middle, q.middle);
-      high[i] = upper_halves(p.high, q.high);
+      for (int j = 0; j < kFloatParts; ++j) part[j][i] = upper_halves(p.part[j], q.part[j]);
     }
-    float* tile = to;
-    for (pairs* const part : {low, middle, high}) {
-      transpose<int32_t>(part);
-      for (int j = 0; j < L; ++j) store(reinterpret_cast<int32_t*>(tile + j * kPartsRow), part[j]);
-      tile += kTileFloats;
+    for (int i = 0; i < kFloatParts; ++i) {
+      transpose<int32_t>(part[i]);
+      for (int j = 0; j < L; ++j)
+        store(reinterpret_cast<int32_t*>(to + tile_of(i) * kTileFloats + j * kPartsRow), part[i][j]);
     }
   }
 }
@@ -172,13 +190,13 @@ RNNFAST_INLINE void pack_parts_straight(float* to, const Row& row, int64_t colum
   const auto parts_of = [&](int64_t k) {
     return parts_of_weights(k < n ? load_part(row(k), columns) * up : f32v{});
   };
-  for (int64_t k = 0; k < K; k += kTileNumbers, to += kParts * kTileFloats)
+  for (int64_t k = 0; k < K; k += kTileNumbers, to += kFloatParts * kTileFloats)
     for (int64_t j = 0; j < kTileNumbers / 2; ++j) {
       const Parts p = parts_of(k + 2 * j), q = parts_of(k + 2 * j + 1);
       float* const word = to + j * kPartsRow;
-      store(reinterpret_cast<int32_t*>(word), paired_halves(p.low, q.low));
-      store(reinterpret_cast<int32_t*>(word + kTileFloats), paired_halves(p.middle, q.middle));
-      store(reinterpret_cast<int32_t*>(word + 2 * kTileFloats), paired_halves(p.high, q.high));
+      for (int i = 0; i < kFloatParts; ++i)
+        store(reinterpret_cast<int32_t*>(word + tile_of(i) * kTileFloats),
+              paired_halves(p.part[i], q.part[i]));
     }
 }
 #endif

@@ -1,4 +1,4 @@
-// The product of floats in three parts (parts-inl.h) by the matrix unit: rows of A are split once for all
+// The product of floats in parts (parts-inl.h) by the matrix unit: rows of A are split once for all
 // panels, some at a time; sums of a band of at most 32 rows and some vectors stay in the unit's registers
 // while it walks K, and are then scaled and added to C. Compiled inside the instruction set's namespace,
 // after matrix-inl.h. No guard on purpose.
@@ -34,32 +34,27 @@ struct BandOperands {
   const char *a, *b;
   int64_t a_step, b_vector, K, upper;
 };
-constexpr int64_t kSplitRow = kParts * 64;  // bytes of a row of A, of 32 numbers
-constexpr int64_t kTileBytes = 1024, kTileStep = kParts * kTileBytes;
-enum PartOfB {
-  kLow,
-  kMiddle,
-  kHigh
-};  // in the order in which they are needed; those of A begin with the high one
+constexpr int64_t kSplitRow = kFloatParts * 64;  // bytes of a row of A, of 32 numbers
+constexpr int64_t kTileBytes = 1024, kTileStep = kFloatParts * kTileBytes;
+
+// whether product i reads another part of A, or of B, than the one before it
+constexpr bool is_other(int i, int PartPair::* of) { return i == 0 || kPairs[i].*of != kPairs[i - 1].*of; }
 
 template <int kCount>
 RNNFAST_INLINE void multiply_flat(const BandOperands& band, VectorSums* sums) {
   each<kCount>([&](auto v) { zero_tile<kTileC + v.value>(); });
   const char *a = band.a, *b = band.b;
   for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
-    each<kParts>([&](auto part) { load_tile<kFlatA + part.value>(a + 64 * part.value, kSplitRow); });
+    each<kFloatParts>([&](auto part) { load_tile<kFlatA + part.value>(a + 64 * part.value, kSplitRow); });
     each<kCount>([&](auto v) {
       constexpr int c = kTileC + v.value;
       const char* const tile = b + v.value * band.b_vector;
-      load_tile<kFlatB>(tile + kLow * kTileBytes, 64);
-      multiply_tiles<c, kFlatA, kFlatB>();
-      load_tile<kFlatB>(tile + kMiddle * kTileBytes, 64);
-      multiply_tiles<c, kFlatA, kFlatB>();
-      multiply_tiles<c, kFlatA + 1, kFlatB>();
-      load_tile<kFlatB>(tile + kHigh * kTileBytes, 64);
-      multiply_tiles<c, kFlatA + 1, kFlatB>();
-      multiply_tiles<c, kFlatA, kFlatB>();
-      multiply_tiles<c, kFlatA + 2, kFlatB>();
+      each<kProducts>([&](auto i) {
+        constexpr PartPair pair = kPairs[i.value];
+        if constexpr (is_other(i.value, &PartPair::b))
+          load_tile<kFlatB>(tile + tile_of(pair.b) * kTileBytes, 64);
+        multiply_tiles<c, kFlatA + pair.a, kFlatB>();
+      });
     });
   }
   each<kCount>([&](auto v) { store_tile<kTileC + v.value>(sums[v.value], 64); });
@@ -80,21 +75,20 @@ RNNFAST_INLINE void multiply_tall(const BandOperands& band, VectorSums* sums) {
       each<2>(
           [&](auto half) { load_tile<kTileA + half.value>(a + half.value * lower + 64 * part, kSplitRow); });
     };
-    const auto load_b = [&](int64_t part) {
+    const auto load_b = [&](int64_t tile) {
       each<kCount>(
-          [&](auto v) { load_tile<kTileB + v.value>(b + v.value * band.b_vector + part * kTileBytes, 64); });
+          [&](auto v) { load_tile<kTileB + v.value>(b + v.value * band.b_vector + tile * kTileBytes, 64); });
     };
     const auto multiply = [&] {
       each_sum([](auto half, auto v, auto c) {
         multiply_tiles<c.value, kTileA + half.value, kTileB + v.value>();
       });
     };
-    load_a(0), load_b(kLow), multiply();
-    load_b(kMiddle), multiply();
-    load_a(1), multiply();
-    load_b(kHigh), multiply();
-    load_a(0), multiply();
-    load_a(2), multiply();
+    each<kProducts>([&](auto i) {
+      if constexpr (is_other(i.value, &PartPair::a)) load_a(kPairs[i.value].a);
+      if constexpr (is_other(i.value, &PartPair::b)) load_b(tile_of(kPairs[i.value].b));
+      multiply();
+    });
   }
   each_sum(
       [&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * band.upper], 64); });
@@ -124,9 +118,9 @@ __attribute__((noinline)) inline void multiply_careful_row(const float* a, int64
   f32v sum{};
   for (int64_t k = 0; k < n; ++k) {
     const float* const word =
-        vector + k / kTileNumbers * kParts * kTileFloats + k % kTileNumbers / 2 * kPartsRow;
+        vector + k / kTileNumbers * kFloatParts * kTileFloats + k % kTileNumbers / 2 * kPartsRow;
     f32v w{};
-    for (int part = 0; part < kParts; ++part) {
+    for (int part = 0; part < kFloatParts; ++part) {
       const pairs both = load(reinterpret_cast<const int32_t*>(word + part * kTileFloats));
       w = w + __builtin_bit_cast(f32v, k % 2 ? both & (pairs{} + int32_t(0xffff0000)) : both << 16);
     }
@@ -145,12 +139,12 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
   const int64_t chunk = w.split_rows, size = parts_size(w.K);
   float* const split = w.split + part.index * w.split_size();
   for (int64_t begin = 0; begin < n; begin += chunk) {
-    const int64_t count = least(chunk, n - begin), step = count * kParts * kPartsRow;
+    const int64_t count = least(chunk, n - begin), step = count * kFloatParts * kPartsRow;
     bool any_careful = false;
     for (int64_t i = 0; i < count; ++i) {
       bool finite;
       rows(begin + i, a[i], in[i], out[i]);
-      scale[i] = split_row(a[i], w.numbers, split + i * kParts * kPartsRow, step, finite);
+      scale[i] = split_row(a[i], w.numbers, split + i * kFloatParts * kPartsRow, step, finite);
       careful[i] = !finite;
       any_careful |= !finite;
     }
@@ -169,7 +163,7 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
           const int some = least(kMostVectors, vectors - first);
           const float* const of = panel + first * size;
           VectorSums sums[kMostVectors];
-          multiply_band_of_parts({reinterpret_cast<const char*>(split + r.begin * kParts * kPartsRow),
+          multiply_band_of_parts({reinterpret_cast<const char*>(split + r.begin * kFloatParts * kPartsRow),
                                   reinterpret_cast<const char*>(of), step * int64_t(sizeof(float)),
                                   size * int64_t(sizeof(float)), w.K, 0},
                                  r.size(), some, sums);

@@ -26,16 +26,16 @@ constexpr double kStripNs = 10;  // backward: what forward saved of a vector of 
 constexpr double kFirstNs = 0.29, kSecondNs = 0.55, kThirdNs = 2, kReadNs = 0.05;
 constexpr double kLineBytes = 64, kFirstBytes = 32 * 1024;
 // a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows;
-// of six products, of half as many words each, that is reckoned, not measured
-constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerSixProducts = 7, kPerUnitRow = 0.35;
+// of products of parts, which are of half as many words each, that is reckoned, not measured
+constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One step of `rows` rows over `vectors` vectors of units
 double step_ns(const Shape& s, double rows, double vectors) {
-  const double cost = s.matrix_unit   ? std::ceil(rows / kUnitRows) * kPerUnit + rows * kPerUnitRow
-                      : s.float_parts ? std::ceil(rows / kUnitRows) * kPerSixProducts + rows * kPerUnitRow
-                                      : rows;
+  const double products = s.matrix_unit ? 1 : s.products / 2.0;
+  const double cost =
+      products > 0 ? std::ceil(rows / kUnitRows) * products * kPerUnit + rows * kPerUnitRow : rows;
   const double fma = cost / kVectorFmaPerNs, w = vectors * s.gates * s.reads;
   const double first = std::min(w, kFirstBytes / s.vector_bytes);
   const double nearest_two = std::clamp<double>(s.second_cache / s.vector_bytes, first, w);

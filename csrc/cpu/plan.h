@@ -16,7 +16,7 @@ struct Shape {
   int lanes;   // of one vector
   bool backward;
   bool matrix_unit = false;  // multiplies 16 rows at once, and sums go over pairs
-  bool float_parts = false;  // of float32 it makes six products, of parts of the numbers
+  int products = 0;          // that it makes of each of float32, of parts of the numbers: Kernels::products
   bool frozen = false;       // W is packed already
   int directions = 1;        // that may be made side by side; all else here is of one
   // of the machine

@@ -174,7 +174,7 @@ struct Packed {
     else
       return K * L;
   }
-  int64_t split_size() const { return split_rows * K / 2 * 3; }
+  int64_t split_size() const { return split_rows * K / 2 * kFloatParts; }
   Range vectors_of(Cut cut) const {
     if (!frozen) return share(vectors(), cut.pieces, cut.piece);
     const Range panels = share(divide_up(vectors(), width), cut.pieces, cut.piece);
@@ -218,7 +218,7 @@ struct Packed {
   void take_split(Arena& arena, int64_t rows, int64_t parts) {
     if constexpr (kInParts<E>) {
       constexpr int64_t kBand = 32;
-      const int64_t fit = second_cache() / 4 / (K * 6) / kBand * kBand;
+      const int64_t fit = second_cache() / 4 / (most<int64_t>(K, 1) * 2 * kFloatParts) / kBand * kBand;
       split_rows = least(least(most(fit, kBand), kMostSplitRows), most<int64_t>(rows, 1));
       split = arena.take<W>(parts * split_size());
     }

@@ -38,8 +38,13 @@ struct Anew {
   static Anew take(Arena& arena, const Resets<A>& resets, int64_t batch, int64_t numbers, int64_t blended,
                    int64_t cells) {
     const int64_t rows = !resets.at ? 0 : resets.h ? batch : 1;
-    return {rows, numbers, padded(blended), padded(cells), arena.take<E>(rows * numbers),
-            arena.take<A>(rows * padded(blended)), arena.take<A>(rows * padded(cells))};
+    return {rows,
+            numbers,
+            padded(blended),
+            padded(cells),
+            arena.take<E>(rows * numbers),
+            arena.take<A>(rows * padded(blended)),
+            arena.take<A>(rows * padded(cells))};
   }
 
   int64_t of(int64_t b) const { return rows == 1 ? 0 : b; }
@@ -512,8 +517,7 @@ struct Backward {
           }
         }
         const V direct = Cell::backward(state, before, c_before, c, dvalue, dcell, da, dx);
-        if constexpr (Cell::kHasCell)
-          pass_back(dc_row, anew_dc, at, dcell, left);
+        if constexpr (Cell::kHasCell) pass_back(dc_row, anew_dc, at, dcell, left);
         if (!projected) store(dh_row + at, direct);
         for (int g = 0; g < G; ++g) store_part(p.da + kept * lda + g * H + at, da[g], left);
         if constexpr (S > G)
@@ -527,8 +531,7 @@ struct Backward {
   void carry(const Part& part, int64_t t) const {
     const Range rows = part.active(p.walk, t);
     if (plan.split == Split::kUnits)
-      for (int64_t b = rows.begin; b < rows.end; ++b)
-        fetch(p.da + p.walk.kept_row(t, b) * lda, {0, G * p.H});
+      for (int64_t b = rows.begin; b < rows.end; ++b) fetch(p.da + p.walk.kept_row(t, b) * lda, {0, G * p.H});
     product(
         w_hh, part, rows.size(), kDense, t & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {

@@ -85,7 +85,8 @@ struct LayerArguments {
 // Which steps a row of the batch takes part in, and before which its state begins anew
 struct EpisodeArguments {
   Reader& next;
-  const Tensor& lengths = next.tensor();  // int64 [B]: row b has the first lengths[b] steps; or None: all of them
+  const Tensor& lengths =
+      next.tensor();  // int64 [B]: row b has the first lengths[b] steps; or None: all of them
   const Tensor& resets = next.tensor();   // bool [T, B], batch first [B, T]; or None
   const Tensor& reset_h = next.tensor();  // [D, B or 1, P]: the state before such a step; None: zeros
   const Tensor& reset_c = next.tensor();  // [D, B or 1, H]

@@ -155,8 +155,11 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
       kept.push_back(static_cast<int64_t>(result._version()));
     }
     ctx->saved_data[kKept] = std::move(kept);
+    // The last output is made where it is asked for, else it is of size [0] and has no gradient.
     variable_list results;
-    for (const size_t i : op.differentiable(places)) results.push_back(outputs[i].toTensor());
+    for (const size_t i : op.differentiable(places))
+      if (const Tensor& t = outputs[i].toTensor(); i + 1 < outputs.size() || t.dim() > 1)
+        results.push_back(t);
     ctx->set_materialize_grads(false);
     ctx->save_for_backward(std::move(saved));
     return results;

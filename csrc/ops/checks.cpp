@@ -201,7 +201,8 @@ void check_episodes(const char* op, const LayerSizes& s, const Tensor& x, const 
   if (const Tensor& t = a.resets; t.defined()) {
     const std::vector<int64_t> size =
         s.batch_first ? std::vector<int64_t>{s.B, s.T} : std::vector<int64_t>{s.T, s.B};
-    TORCH_CHECK(s.D == 1, op, ": resets has shape ", t.sizes(), ", expected None for a layer in both directions");
+    TORCH_CHECK(s.D == 1, op, ": resets has shape ", t.sizes(),
+                ", expected None for a layer in both directions");
     TORCH_CHECK(t.scalar_type() == at::kBool && t.sizes() == at::IntArrayRef(size), op, ": resets is a ",
                 t.scalar_type(), " tensor of shape ", t.sizes(), ", expected bool of shape ",
                 at::IntArrayRef(size), s.batch_first ? " (batch, time)" : " (time, batch)");
@@ -214,7 +215,8 @@ void check_episodes(const char* op, const LayerSizes& s, const Tensor& x, const 
               ": expected both of reset_h and reset_c, or none");
   const auto state = [&](const char* name, const Tensor& t, int64_t units) {
     if (!t.defined()) return;
-    TORCH_CHECK(a.resets.defined(), op, ": ", name, " has shape ", t.sizes(), ", expected None without resets");
+    TORCH_CHECK(a.resets.defined(), op, ": ", name, " has shape ", t.sizes(),
+                ", expected None without resets");
     const int64_t rows = t.dim() == 3 && t.size(1) == 1 ? 1 : s.B;
     call.shape(name, t, {s.D, rows, units});
   };

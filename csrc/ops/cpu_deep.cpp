@@ -47,7 +47,7 @@ Shape shape_of(const DeepSizes& s, const Kernels& k, bool wide, bool backward) {
               s.depth,
               k.vector_bytes / (wide ? 8 : 4),
               backward};
-  shape.float_parts = !wide && k.float_parts;
+  shape.products = wide ? 0 : k.products;
   return shape;
 }
 
@@ -90,7 +90,7 @@ DeepResult deep_transition(const DeepForwardArguments& a) {
   DeepTensors t = convert(s, type, d);
   t.y = kept_empty({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
-  const Kernels& k = kernels_for(s.B, s.H);
+  const Kernels& k = kernels_for(s.B, s.H, d.x.scalar_type());
   t.acts = kept_empty({a.save ? s.saved : 0}, options);
   const int64_t bytes = t.acts.element_size();
   if (!std::all_of(s.width, s.width + s.depth - 1, [&](int64_t n) { return k.fills_padding(n, bytes); }))
@@ -113,7 +113,7 @@ DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
   t.dy = dense(a.dy, type), t.dhn = dense(a.dhn, type);
   t.dh0 = at::empty({s.B, s.H}, options);
   for (int l = 0; l < s.depth; ++l) t.da.push_back(kept_empty({N, s.width[l]}, options));
-  const Kernels& k = kernels_for(s.B, s.H);
+  const Kernels& k = kernels_for(s.B, s.H, back);
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, a.deep.negative_slope, true);
 
   DeepGradients r;

@@ -69,6 +69,14 @@ void clear_beyond(const Tensor& t, const Walk& walk, const LayerSizes& s) {
       std::memset(data + (n * step + walk.sequence(b) * walk.row_stride) * bytes, 0, bytes);
 }
 
+// zeros after what the rows that take part have of each direction's part of what is saved
+void clear_rest(const Tensor& saved, int64_t D, int64_t taken) {
+  if (saved.numel() == 0) return;
+  const int64_t each = saved.numel() / D, bytes = saved.element_size();
+  char* const data = static_cast<char*>(saved.mutable_data_ptr());
+  for (int64_t d = 0; d < D; ++d) std::memset(data + (d * each + taken) * bytes, 0, (each - taken) * bytes);
+}
+
 // the last state of sequences without a step is the first one
 void hand_through(const Tensor& last, const Tensor& first, const Walk& walk) {
   if (!first.defined()) return;
@@ -85,7 +93,7 @@ void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
     shape.matrix_unit = k.matrix_unit;
   }
-  shape.float_parts = std::is_same_v<E, float> && k.float_parts;
+  shape.products = std::is_same_v<E, float> ? k.products : 0;
   shape.directions = static_cast<int>(s.D);
   shape.frozen = m.frozen[0] && m.frozen[s.D - 1];
   const auto in = [](const void* p, auto number, int64_t offset = 0) {
@@ -107,8 +115,6 @@ void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
     p.w_ih = in(w.w_ih, e), p.w_hh = in(w.w_hh, e), p.w_hr = in(w.w_hr, e);
     p.b_ih = in(w.b_ih, a), p.b_hh = in(w.b_hh, a);
     p.frozen = m.frozen[d];
-    if (p.frozen && shape.float_parts)  // beside what is for few rows
-      p.frozen = static_cast<const char*>(p.frozen) + kernels().layer(e).freeze(s.gates, p, nullptr);
     p.h0 = in(m.h0, a, state * s.P);
     p.c0 = in(m.c0, a, state * s.H);
     p.resets = {m.resets, in(m.reset_h, a, state * s.P), in(m.reset_c, a, state * s.H)};
@@ -139,7 +145,7 @@ class Backward : public LayerBackward {
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
       : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes, a.episodes.lengths)),
         N(walk.walk.total),
-        k(kernels_for(s.B, s.P)),
+        k(kernels_for(s.B, s.P, input.scalar_type())),
         type(accumulation_type(input)),
         element(element_type(k, input.scalar_type())) {
     const auto& l = a.layer;
@@ -165,7 +171,7 @@ class Backward : public LayerBackward {
 
     Shape shape = shape_of(s, walk.walk, k, type == at::kDouble, /*backward=*/true);
     shape.matrix_unit = element == at::kBFloat16 && k.matrix_unit;
-    shape.float_parts = element == at::kFloat && k.float_parts;
+    shape.products = products = element == at::kFloat ? k.products : 0;
     // side by side both have their da and dx, which is memory that one after the other does not take; with
     // more than a few rows it would buy 0 to 4 % of time
     constexpr int64_t kFewRows = 4, kLittleBytes = 4 << 20;
@@ -183,6 +189,7 @@ class Backward : public LayerBackward {
   Tensor resets, reset_h, reset_c;  // as EpisodeArguments, but states of all B rows; or None
   Tensor reset_rows;                // [D, B, P], or zeros for all: for dW_hh, too
   Plan plan;
+  int products;
   std::array<DirectionGradients, 2> made;  // of a direction and, side by side, of the next
 
   DirectionGradients through_time(int64_t d) override {
@@ -226,10 +233,12 @@ class Backward : public LayerBackward {
       p.hidden = out<E>(r.hidden);
       p.dh0 = out<A>(dh0, d * s.B * s.P), p.dc0 = out<A>(dc0, d * s.B * s.H);
     }
-    launch_with("recurrent_backward", plan, sizeof(A) == 4,
-                [&](Plan how, void* workspace, Team::Member* member) {
-                  return k.layer(E()).backward(s.mode, directions.data(), how, workspace, member);
-                });
+    launch_with(
+        "recurrent_backward", plan, sizeof(A) == 4,
+        [&](Plan how, void* workspace, Team::Member* member) {
+          return k.layer(E()).backward(s.mode, directions.data(), how, workspace, member);
+        },
+        products);
   }
 
   void add_input_gradient(Tensor& dx, const DirectionGradients& r, int64_t d) override {
@@ -286,7 +295,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const LayerSizes s = check_layer(op, l);
   const EpisodeArguments& episodes = a.episodes;
   check_episodes(op, s, l.x, episodes);
-  const Kernels& k = kernels_for(s.B, s.P);
+  const Kernels& k = kernels_for(s.B, s.P, l.x.scalar_type());
   Operands o(k, l.x.scalar_type());
   const at::TensorOptions given = l.x.options().memory_format(at::MemoryFormat::Contiguous);
   const at::TensorOptions sums = given.dtype(o.sums);
@@ -327,6 +336,9 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     gates.zero_();  // the biases' row
   }
   if (episodes.lengths.defined()) {
+    const int64_t N = storage.walk.total;
+    clear_rest(gates, s.D, gate_rows(N) * s.slots * padded(s.H));
+    clear_rest(cells, s.D, N * padded(s.H));
     clear_beyond(y, storage.walk, s);
     clear_beyond(cs, storage.walk, s);
     hand_through(hn, l.h0, storage.walk);

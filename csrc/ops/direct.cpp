@@ -13,8 +13,10 @@
 
 #include <array>
 #include <deque>
+#include <limits>
 
 #include "ops/cpu_tensors.h"
+#include "ops/launch.h"
 #include "ops/layers_call.h"
 
 namespace rnnfast {
@@ -44,7 +46,17 @@ constexpr size_t kMostLayers = 1 << 16;
 // W_ih and W_hh packed once: the tuple that `freeze` returns. Of each matrix it keeps the tensor, the storage
 // that it had (so that no other can stand at that address) and the version.
 enum FrozenMatrix { kTensor, kStorage, kVersion, kMatrixItems };
-enum Frozen { kPacked, kIsa, kInput, kHidden = kInput + kMatrixItems, kItems = kHidden + kMatrixItems };
+// Floats may be packed twice: for multiply-adds, which few rows take in any case, and behind that, from byte
+// kOffset on, for many rows, by so many products of parts.
+enum Frozen {
+  kPacked,
+  kIsa,
+  kProducts,
+  kOffset,
+  kInput,
+  kHidden = kInput + kMatrixItems,
+  kItems = kHidden + kMatrixItems
+};
 
 const Tensor* tensor_of(PyObject* tuple, int item) {
   PyObject* const object = PyTuple_GET_ITEM(tuple, item);
@@ -61,43 +73,57 @@ bool is_unchanged(const Tensor& w, PyObject* frozen, int first) {
          PyLong_AsLongLong(version) == static_cast<int64_t>(w._version());
 }
 
-// Which kernels what is frozen is for: those for many rows pack otherwise, and are beside the others where
-// they may be taken
-const char* frozen_for() {
-  const Kernels& k = kernels();
-  return k.many_rows && !is_batch_invariant() ? "few rows and many" : k.name;
+// the products of parts that these kernels make of a layer of this dtype
+int products_of(const Kernels& k, at::ScalarType layer) {
+  return cpu::element_type(k, layer) == at::kFloat ? k.products : 0;
 }
 
-// Its memory, if the weights and the instruction set are still those that it was made of and for; else null.
-const void* frozen_of(PyObject* frozen, const Tensor& w_ih, const Tensor& w_hh) {
+// Its memory for these kernels, if the weights are still those that it was made of, and it was made for them;
+// else null.
+const void* frozen_of(PyObject* frozen, const Tensor& w_ih, const Tensor& w_hh, const Kernels& k) {
   if (!PyTuple_Check(frozen) || PyTuple_GET_SIZE(frozen) != kItems) return nullptr;
+  const auto number = [&](int item) {
+    PyObject* const object = PyTuple_GET_ITEM(frozen, item);
+    return PyLong_Check(object) ? PyLong_AsLongLong(object) : -1;
+  };
   const Tensor* const packed = tensor_of(frozen, kPacked);
   PyObject* const isa = PyTuple_GET_ITEM(frozen, kIsa);
-  const bool current = packed && PyUnicode_Check(isa) &&
-                       PyUnicode_CompareWithASCIIString(isa, frozen_for()) == 0 &&
+  const int products = products_of(k, w_hh.scalar_type());
+  const bool current = packed && PyUnicode_Check(isa) && PyUnicode_CompareWithASCIIString(isa, k.name) == 0 &&
+                       (products == 0 || products == number(kProducts)) &&
                        is_unchanged(w_ih, frozen, kInput) && is_unchanged(w_hh, frozen, kHidden);
-  return current ? packed->const_data_ptr() : nullptr;
+  if (!current) return nullptr;
+  return static_cast<const char*>(packed->const_data_ptr()) + (products ? number(kOffset) : 0);
 }
 
-Tensor packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
+// What `frozen` of a call begins with
+struct PackedWeights {
+  Tensor packed;
+  const char* isa;
+  int products;
+  long long offset;
+};
+
+PackedWeights packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
   const Kernels& k = kernels();
   const at::ScalarType type = w_ih.scalar_type();
+  const Kernels& for_many = kernels_for(std::numeric_limits<int64_t>::max(), w_hh.size(1), type);
+  PackedWeights to{{}, k.name, products_of(for_many, type), 0};
   cpu::Operands o(k, type);
   const void *const ih = o.matrix(w_ih), *const hh = o.matrix(w_hh);
-  Tensor to;
   cpu::with_element(o.element, [&](auto e) {
     typedef decltype(e) E;
     ForwardParams<E> p{};
     p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
     p.w_ih = static_cast<const E*>(ih), p.w_hh = static_cast<const E*>(hh);
     const int gates = facts_of(mode).gates;
-    c10::SmallVector<const Kernels*, 2> all{&k};  // as frozen_for says
-    if (std::is_same_v<E, float> && k.many_rows && !is_batch_invariant()) all.push_back(k.many_rows);
-    size_t bytes = 0;
-    for (const Kernels* one : all) bytes += one->layer(e).freeze(gates, p, nullptr);
-    to = at::empty({static_cast<int64_t>(bytes)}, w_ih.options().dtype(at::kByte));
-    char* data = static_cast<char*>(to.mutable_data_ptr());
-    for (const Kernels* one : all) data += one->layer(e).freeze(gates, p, data);
+    const auto bytes = [&](const Kernels& of) { return of.layer(e).freeze(gates, p, nullptr); };
+    to.offset = bytes(k);
+    const int64_t size = to.offset + (to.products ? bytes(for_many) : 0);
+    to.packed = at::empty({size}, w_ih.options().dtype(at::kByte));
+    char* const data = static_cast<char*>(to.packed.mutable_data_ptr());
+    k.layer(e).freeze(gates, p, data);
+    if (to.products) for_many.layer(e).freeze(gates, p, data + to.offset);
   });
   return to;
 }
@@ -137,7 +163,7 @@ struct Direct : LayersCall {
       // a longer sequence packs panels as wide as suits its batch
       constexpr int64_t kFewSteps = 12;
       if (packed && packed[i] != Py_None && s.T <= kFewSteps && w_hh->scalar_type() == type)
-        frozen.back() = frozen_of(packed[i], *w_ih, *w_hh);
+        frozen.back() = frozen_of(packed[i], *w_ih, *w_hh, *kernels);
     }
     return straight && !(graph && casts);
   }
@@ -195,9 +221,9 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
                   w_ih.size(0) == facts_of(mode).gates * w_hh.size(1) && w_hh.size(0) == w_ih.size(0),
               "rnnfast.freeze: expected w_ih [", facts_of(mode).gates, " H, I] and w_hh [",
               facts_of(mode).gates, " H, H] of one dtype, got ", w_ih.sizes(), " and ", w_hh.sizes());
-  const Tensor packed = packed_weights(mode, w_ih, w_hh);
+  const auto [packed, isa, products, offset] = packed_weights(mode, w_ih, w_hh);
   const auto version = [](const Tensor& w) { return static_cast<long long>(w._version()); };
-  return Py_BuildValue("(NsNNLNNL)", wrap(packed), frozen_for(), wrap(w_ih), wrap(w_ih.detach()),
+  return Py_BuildValue("(NsiLNNLNNL)", wrap(packed), isa, products, offset, wrap(w_ih), wrap(w_ih.detach()),
                        version(w_ih), wrap(w_hh), wrap(w_hh.detach()), version(w_hh));
   END_HANDLE_TH_ERRORS
 }

@@ -1,5 +1,7 @@
-// Plan, workspace and team of a kernel call; see launch.h.
+// Kernels, plan, workspace and team of a kernel call; see launch.h.
 #include "ops/launch.h"
+
+#include <ATen/Context.h>
 
 #include <algorithm>
 #include <atomic>
@@ -31,7 +33,20 @@ std::atomic<int>& forced() {
   return value;
 }
 
+// what torch's setting comes to, once those that it stands under are asked too
+Precision asked_precision() {
+  const auto asked = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN);
+  return asked == at::Float32Precision::TF32   ? Precision::kTf32
+         : asked == at::Float32Precision::BF16 ? Precision::kBfloat16
+                                               : Precision::kFloat32;
+}
+
 }  // namespace
+
+const Kernels& kernels_for(int64_t batch, int64_t units, at::ScalarType layer) {
+  const bool asks = layer == at::kFloat && fills_unit(batch, units);  // small calls have no time to
+  return kernels_for(batch, units, asks ? asked_precision() : Precision::kFloat32);
+}
 
 LastRun last_run() {
   const std::lock_guard<std::mutex> lock(record_mutex);
@@ -63,7 +78,7 @@ Plan choose_plan(Shape shape) {
   return {parts == 1 ? Split::kSerial : split, parts};
 }
 
-void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context) {
+void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* context, int products) {
   struct Bound {
     Plan plan;
     Call call;
@@ -89,6 +104,7 @@ void launch_raw(const char* op, Plan plan, bool flush, Call call, const void* co
   record.parts = plan.parts;
   record.wanted = wanted;
   record.members = members;
+  record.products = products;
 }
 
 }  // namespace rnnfast

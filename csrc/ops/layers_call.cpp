@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "ops/cpu_tensors.h"
+#include "ops/launch.h"
 
 namespace rnnfast {
 
@@ -57,6 +58,7 @@ bool LayersCall::take(const Tensor* input, const Tensor* hidden, const Tensor* c
   straight &= !s.packed && !s.projected && dropout == 0;
   if (s.N == 0 || s.I == 0 || s.H == 0 || s.P == 0 || !input) return false;
   x = input, h = hidden, c = cell;
+  kernels = &kernels_for(s.B, s.P, type);
   for (auto [size, last] : {std::pair{&state_size, s.P}, std::pair{&cell_size, s.H}}) {
     size->assign(leading.begin(), leading.end());
     size->push_back(last);
@@ -80,7 +82,7 @@ bool LayersCall::take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih
 }
 
 void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
-  const Kernels& k = kernels_for(s.B, s.P);
+  const Kernels& k = *kernels;
   const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
   // layers write to y and to another in turn, the last one to y
   const Tensor other = L > 1 ? empty(y.sizes()) : Tensor(), *below = x;

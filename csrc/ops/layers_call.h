@@ -35,6 +35,7 @@ struct LayersCall {
   bool graph = false;         // whether one is asked for
   bool straight;              // whether the kernel reads the tensors as they are
   const Tensor *x, *h, *c;    // the caller's; h and c may be None: zeros
+  const Kernels* kernels;  // for the CPU: what was frozen is for some, and the setting may change meanwhile
   const Tensor* batch_sizes = &kNone;       // of packed rows
   double dropout = 0;                       // of what each layer but the last gives
   c10::SmallVector<Weights, 2> weights;     // of the first layer's directions, of the second's, and so on

@@ -40,6 +40,7 @@ py::dict last_run_dict() {
   d["parts"] = r.parts;
   d["wanted"] = r.wanted;
   d["members"] = r.members;
+  d["products"] = r.products;
   return d;
 }
 
@@ -95,6 +96,9 @@ py::dict plan_dict(const std::string& mode, const py::kwargs& given) {
   d["forced"] = threads <= 0 && !forced_split().empty();
   return d;
 }
+
+// how many products of parts the next call of such a layer makes of each of float32; 0: multiply-adds
+int products(int64_t batch, int64_t units) { return kernels_for(batch, units, at::kFloat).products; }
 
 // What each cell has: its gates, the values that are saved for each unit and step, whether c is carried
 py::dict cells() {
@@ -177,7 +181,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("isas", &isas);
   m.def("set_batch_invariant", &set_batch_invariant, py::arg("on"));
-  m.def("is_batch_invariant", &is_batch_invariant);
+  m.def("products", &products, py::arg("batch"), py::arg("units"));
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("split", &forced_split);

@@ -88,7 +88,9 @@ class _Cell(ForTools, Freezable, RNNCellBase):
     def explain(self, input, hx=None) -> str:
         """One sentence: which path this input takes, and why."""
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
-        return _paths.explain(self._name, input, states, self._weights()) + self._frozen_or_not()
+        rows = input.size(0) if input.dim() == 2 else 1
+        said = _paths.explain(self._name, input, states, self._weights(), rows, self.hidden_size)
+        return said + self._frozen_or_not()
 
 
 _BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
@@ -98,7 +100,8 @@ _BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 class RNNCell(_Cell):
     """One step of an Elman network, h' = tanh or relu (W_i x + b_i + W_h h + b_h). For `torch.nn.RNNCell`.
 
-    Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros.
+    Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros. resets and reset_state:
+    as `LSTMCell`, without c.
 
     >>> import torch, rnnfast
     >>> rnnfast.RNNCell(10, 20)(torch.randn(3, 10)).shape
@@ -144,7 +147,8 @@ class LSTMCell(_Cell):
     """One step of a long short-term memory (formula: `LSTM`). Drop-in for `torch.nn.LSTMCell`.
 
     Shapes: input [B, I], hx = (h [B, H], c [B, H]) -> (h' [B, H], c' [B, H]); or [I], ([H], [H]).
-    hx None is zeros.
+    hx None is zeros. A call also takes, by name, resets, bool [B] (or []): such a row goes on from
+    reset_state, (h [B or 1, H], c [B or 1, H]), default zeros.
 
     >>> import torch, rnnfast
     >>> h, c = rnnfast.LSTMCell(10, 20)(torch.randn(3, 10))
@@ -189,7 +193,8 @@ class LSTMCell(_Cell):
 class GRUCell(_Cell):
     """One step of a gated recurrent unit (formula: `GRU`). Drop-in for `torch.nn.GRUCell`.
 
-    Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros.
+    Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros. resets and reset_state:
+    as `LSTMCell`, without c.
 
     >>> import torch, rnnfast
     >>> rnnfast.GRUCell(10, 20)(torch.randn(3, 10)).shape

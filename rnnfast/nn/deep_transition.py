@@ -141,7 +141,8 @@ class DeepTransitionRNN(ForTools, Module):
     def explain(self, x: Tensor, h0: Tensor | None = None) -> str:
         """One sentence: which path this input takes, and why."""
         weights, biases = self._weights()
-        return _paths.explain(type(self).__name__, x, [h0], [*weights, *biases])
+        rows = x.size(0) if x.dim() == 3 else 1
+        return _paths.explain(type(self).__name__, x, [h0], [*weights, *biases], rows, self.hidden_size)
 
 
 class _Loop(Face):

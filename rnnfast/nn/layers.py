@@ -271,7 +271,11 @@ class _Layers(ForTools, Freezable, RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         weights = [w for direction in self._weights() for w in direction]
-        return _paths.explain(type(self).__name__, x, states, weights) + self._frozen_or_not()
+        packed = isinstance(input, PackedSequence)
+        rows = input.batch_sizes[0].item() if packed else x.size(1 - self.batch_first) if x.dim() == 3 else 1
+        units = self.proj_size or self.hidden_size
+        said = _paths.explain(type(self).__name__, x, states, weights, rows, units)
+        return said + self._frozen_or_not()
 
 
 @drop_in_for(torch.nn.RNN)
@@ -287,7 +291,8 @@ class RNN(_Layers):
     (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
 
     Args: as `torch.nn.RNN`: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
-    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None.
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None. What else this class and its
+    calls take: see `LSTM`, without c.
 
     Raises: what `torch.nn.RNN` raises, with its texts.
 
@@ -331,9 +336,30 @@ class LSTM(_Layers):
     (torch.Size([3, 5, 40]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
 
     Args: as `torch.nn.LSTM`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-    dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
+    dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None. And, by name:
 
-    Raises: what `torch.nn.LSTM` raises, with its texts.
+    - learn_initial_state=False: parameters h_0 [L·D, 1, P] and c_0 [L·D, 1, H], zeros at first, are the state
+      of a call without hx. A state_dict without them loads.
+
+    A call takes, by name, beside input and hx:
+
+    - lengths: int64 [B] on the CPU or the input's device, in any order: row b has the first lengths[b] steps.
+    - resets: bool [T, B] ([B, T] with batch_first, [T] unbatched): before such a step the row's state, in
+      every layer, becomes
+    - reset_state: (h [L·D, B or 1, P], c [L·D, B or 1, H]); default: what a call without hx begins from.
+    - return_all_states=True: the third result is (h, c) of every step and layer, [L·D, T, B, .].
+
+    >>> layer, x = rnnfast.LSTM(10, 20, learn_initial_state=True), torch.randn(5, 3, 10)
+    >>> output, state, (h, c) = layer(x, lengths=torch.tensor([2, 5, 0]), return_all_states=True)
+    >>> h.shape
+    torch.Size([1, 5, 3, 20])
+    >>> begins = torch.rand(5, 3) < 0.1  # where an episode begins
+    >>> output, state = layer(x, resets=begins)
+
+    `rnnfast.functional.lstm` says more of them.
+
+    Raises: what `torch.nn.LSTM` raises, with its texts; of the arguments that it has not, RuntimeError or
+    TypeError, naming the argument, what came and what was expected.
 
     Source: Hochreiter and Schmidhuber 1997, Gers et al. 2000 (forget gate), Sak et al. 2014 (projection).
     """
@@ -377,7 +403,8 @@ class GRU(_Layers):
     (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
 
     Args: as `torch.nn.GRU`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None.
+    bidirectional=False, device=None, dtype=None. What else this class and its calls take: see `LSTM`,
+    without c.
 
     Raises: what `torch.nn.GRU` raises, with its texts.
 

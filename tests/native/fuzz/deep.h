@@ -71,8 +71,9 @@ void deep(const Kernels& k, const Kernels& k_backward) {
                                 return k.of(A()).deep_forward(*q, plan, workspace, member);
                               });
   const Numbers expected = deep_reference(p, in);
-  check_near("y", doubles(p.y, N, H, H), expected[0], flush ? 1e-4 : 1e-9);
-  check_near("hn", doubles(p.hn, B, H, H), expected[1], flush ? 1e-4 : 1e-9);
+  const double near = tolerance<A>(k, 1e-9, 1e-4, 0.1);
+  check_near("y", doubles(p.y, N, H, H), expected[0], near);
+  check_near("hn", doubles(p.hn, B, H, H), expected[1], near);
   if (!save) return;
 
   Numbers d{rng.reals(N * H), rng.reals(B * H)};
@@ -106,7 +107,8 @@ void deep(const Kernels& k, const Kernels& k_backward) {
                              padded(p.width[l - 1]));
   for (int l = 0; l < p.depth && biased; ++l)
     g[2 + p.depth + l] = column_sums(doubles(p.da[l], N, p.width[l], p.width[l]), p.width[l]);
-  check_gradients(in, g, flush ? 1e-3 : 1e-5, [&](const Numbers& at) {
+  const double near_too = std::max(gradient_tolerance<A>(k), gradient_tolerance<A>(k_backward));
+  check_gradients(in, g, near_too, [&](const Numbers& at) {
     const Numbers out = deep_reference(p, at);
     return dot(d[0], out[0]) + dot(d[1], out[1]);
   });

@@ -21,14 +21,16 @@ namespace {
 
 Pool* pool;
 
-// one of the set's two, where it has another for many rows
+// one of the set's, where it has others for many rows
 const Kernels& kernels_of(const std::string& isa) {
   set_isa(isa);
   const Kernels& k = kernels();
-  return k.many_rows && rng.one_in(2) ? *k.many_rows : k;
+  return k.in_parts && rng.one_in(2) ? k.in_parts[rng.in(0, kPrecisions - 1)] : k;
 }
 
-const char* said(const Kernels& k) { return k.float_parts ? "amx_bf16, floats in parts" : k.name; }
+std::string said(const Kernels& k) {
+  return k.name + (k.products ? ", products of floats by " + std::to_string(k.products) : "");
+}
 
 void one_layer(uint64_t seed, const std::string& isa) {
   rng.engine.seed(seed);
@@ -37,7 +39,8 @@ void one_layer(uint64_t seed, const std::string& isa) {
   // what one set saves suits all others
   const Kernels& k_backward = rng.one_in(4) ? kernels_of(all[rng.in(0, all.size() - 1)]) : k;
   std::snprintf(layer_text, sizeof layer_text, "fuzz 1 %llu \"%s\": %s (backward %s), ",
-                static_cast<unsigned long long>(seed), isa.c_str(), said(k), said(k_backward));
+                static_cast<unsigned long long>(seed), isa.c_str(), said(k).c_str(),
+                said(k_backward).c_str());
   call_text[0] = 0;
   const bool wide = rng.one_in(2);
   const int64_t kind = rng.in(0, 19);

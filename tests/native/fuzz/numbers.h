@@ -57,6 +57,19 @@ std::vector<double> column_sums(const std::vector<double>& m, int64_t n) {
   return sums;
 }
 
+// How near results must be, by what their products are of: floats in fewer parts are less exact
+template <class E>
+double tolerance(const Kernels& k, double of_doubles, double of_floats, double of_bfloat16) {
+  if (sizeof(E) == 8) return of_doubles;
+  if (sizeof(E) == 2 || k.products == 1) return of_bfloat16;
+  return k.products == 3 ? 10 * of_floats : of_floats;
+}
+
+template <class E>
+double gradient_tolerance(const Kernels& k) {
+  return tolerance<E>(k, 1e-5, 1e-3, 0.05);
+}
+
 void check_near(const char* name, const std::vector<double>& found, const std::vector<double>& expected,
                 double tolerance) {
   for (size_t i = 0; i < expected.size(); ++i)

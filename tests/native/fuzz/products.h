@@ -77,7 +77,7 @@ void product(const Kernels& k) {
         c[m * N + n] += a_numbers[turned ? i * M + m : m * K + i] * b_numbers[i * N + n];
   const int64_t lda = turned ? M : K;
   check_near("product", multiplied(k, M, N, K, a.get(), lda, turned, b.get(), N), c,
-             sizeof(A) == 4 ? 1e-4 : 1e-9);
+             tolerance<A>(k, 1e-9, 1e-4, 0.2));
 }
 
 }  // namespace
