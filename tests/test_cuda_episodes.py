@@ -1,12 +1,11 @@
-"""Lengths, resets and all states on a GPU: the stepwise kernel beside the CPU's, the resident one beside it."""
+"""Lengths, resets and all states on a GPU: the stepwise kernel beside the CPU, the resident one beside it."""
 
 import random
 
 import pytest
 import torch
-from cuda_helpers import MARKS, TOLERANCE, assert_near, device_of, layer_case, on_a_gpu, resident_case
+from cuda_helpers import MARKS, assert_near, device_of, layer_case, resident_case
 from helpers import GRADIENTS, MODES
-
 
 from rnnfast import ops
 

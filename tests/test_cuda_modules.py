@@ -1,9 +1,10 @@
 """Modules on a GPU, emulated or real: training, captured graphs, the same bits each time."""
 
+import episode_helpers as episodes
 import pytest
 import torch
 from cuda_helpers import MARKS, ON_A_GPU, TOLERANCE, on_a_gpu
-from helpers import LAYERS, draw, packed, pair, tensors, total
+from helpers import LAYERS, draw, packed, pair, same, tensors, total
 
 import rnnfast
 from rnnfast import info, ops
@@ -63,6 +64,30 @@ def test_a_deep_transition_module_trains_on_the_emulated_gpu(modules_emulated):
     assert modules_emulated == ["deep_transition", "deep_transition_backward"] * 2
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["lengths", "resets", "both"])
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_modules_whose_rows_end_and_begin_train_on_the_emulated_gpu(modules_emulated, kind, what):
+    module = episodes.layer(kind, num_layers=2, bidirectional=what == "lengths")
+    x, state = draw(5, 3, 4).requires_grad_(), episodes.states(module, 3)
+    lengths = None if what == "resets" else torch.tensor([3, 0, 5])
+    resets = anew = None
+    if what != "lengths":
+        resets, anew = draw(5, 3, 1).squeeze(2) > 0, episodes.states(module, 1, seed=70)
+    inputs = [x, *state, *(anew or ()), *module.parameters()]
+    actual = module(
+        x,
+        episodes.as_argument(state),
+        lengths=lengths,
+        resets=resets,
+        reset_state=anew and episodes.as_argument(anew),
+        return_all_states=True,
+    )
+    expected = episodes.by_loop(module, x, state, lengths, resets, anew)
+    same(actual, expected)
+    same(episodes.gradients(actual, inputs), episodes.gradients(expected, inputs))
+    assert modules_emulated.count("recurrent") == modules_emulated.count("recurrent_backward") == 2
 
 
 @on_a_gpu
@@ -129,6 +154,38 @@ def test_a_graph_captures_forward_and_backward_and_replays_bit_for_bit(cell, H, 
     expected = step()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("H, dtype", [case[:2] for case in CAPTURED])
+def test_a_graph_replays_with_other_lengths_and_resets(H, dtype):
+    torch.manual_seed(0)
+    module = rnnfast.LSTM(8, H).to("cuda", dtype)
+    x = torch.randn(6, 3, 8, device="cuda", dtype=dtype, requires_grad=True)
+    lengths = torch.tensor([6, 0, 2], device="cuda")
+    resets = torch.rand(6, 3, device="cuda") < 0.3
+
+    def step(lengths=lengths):
+        y, _ = module(x, lengths=lengths, resets=resets)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    lengths.copy_(torch.tensor([1, 5, 6]))
+    resets.logical_not_()
+    expected = step()
+    on_the_cpu = step(lengths.cpu())
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(on_the_cpu, expected, strict=True))
+    with (
+        pytest.raises(RuntimeError, match="lengths is on cpu, expected cuda:0 while a CUDA graph"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        step(torch.tensor([6, 0, 2]))
 
 
 @on_a_gpu

@@ -113,14 +113,13 @@ struct ForwardThread {
   RNNFAST_INLINE void each_input(int64_t s, int tile, Input& next, const F& f) const {
     const int64_t step = p.links.first_step + s;
     const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * G * p.H;
-    const bool present[] = {takes_part(p.rows, step, my.batch_row(tile, 0)),
-                            takes_part(p.rows, step, my.batch_row(tile, 1))};
+    const int64_t present = rows_of(p.rows, step);
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int gate = input_gate<Cell>(slot), unit = unit_of(slot);
-        if (present[n] && unit < p.H && gate >= 0 && my.part == 0)
+        if (my.batch_row(tile, n) < present && unit < p.H && gate >= 0 && my.part == 0)
           f(input + (n * G + gate) * p.H + unit, next[slot][n]);
         else
           next[slot][n] = 0;
