@@ -32,7 +32,7 @@ struct ForwardLayer {
   const int64_t* lengths;  // [B]: sequence b has the time steps t < lengths[b]; or null: all
   Resets<A> resets;
   const E* anew;  // [B, Pp]: resets.h as a product reads it
-  E* h[2];        // [B, Pp]: a step reads one and writes the other
+  E* h[2];        // [B, Pp]: a step reads one and writes the other; both begin as h0, for who begins later
   A* state;       // [B, Pp]: h before it was rounded, for a cell that blends it
   A* c;           // [B, Hp] or null
   E* m;           // [B, Hp]: o tanh(c), what the projection multiplies; or null

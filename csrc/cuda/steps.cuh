@@ -13,13 +13,6 @@ RNNFAST_INLINE void emit(const ForwardLayer<E>& p, const ForwardStep& s, int64_t
   narrow(value, p.y[(s.row + b * s.stride) * p.ldy + unit]);
   if (b >= s.ends || !within(p.lengths, s.next, b)) p.hn[b * p.P + unit] = value;
 }
-// whether row b takes no part; its state then stays
-template <class E>
-RNNFAST_INLINE bool stays(const ForwardLayer<E>& p, const ForwardStep& s, int64_t b, int64_t unit) {
-  if (within(p.lengths, s.t, b)) return false;
-  if (unit < p.P) p.h[1 - s.parity][b * p.Pp + unit] = p.h[s.parity][b * p.Pp + unit];
-  return true;
-}
 
 // a = W_hh h + input + b, then the cell
 template <class Cell, class Element>
@@ -44,7 +37,7 @@ struct ForwardTask {
   }
 
   RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
-    if (stays(p, s, b, unit)) return;
+    if (!within(p.lengths, s.t, b)) return;
     const int64_t at = place(b);
     A state[S], cell{}, blended{};
 #pragma unroll
@@ -91,7 +84,7 @@ struct ProjectTask {
   RNNFAST_INLINE const W* weights(int64_t unit, int) const { return p.w_hr + unit * p.Hp; }
   RNNFAST_INLINE const W* row(int64_t b) const { return p.m + b * p.Hp; }
   RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
-    if (!stays(p, s, b, unit)) emit(p, s, b, unit, sums[0]);
+    if (within(p.lengths, s.t, b)) emit(p, s, b, unit, sums[0]);
   }
 };
 
