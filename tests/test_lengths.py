@@ -7,6 +7,7 @@ from helpers import LAYERS, draw, same, tensors
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
+from rnnfast import info
 
 STACKS = episodes.STACKS | episodes.TWO_WAYS
 LENGTHS = {"unsorted": [3, 7, 1, 7, 5], "with_empty": [0, 4, 7, 0, 1], "all_empty": [0, 0], "one": [4]}
@@ -96,6 +97,18 @@ def test_nan_beyond_the_end_reaches_nothing(kind, stack):
     ones = [torch.ones_like(t) for t in tensors(clean)]
     same(grads, torch.autograd.grad(tensors(clean), [x_clean, *inputs[1:]], ones))
     assert (grads[0][beyond] == 0).all()
+
+
+@pytest.mark.parametrize("split", ["serial", "units", "rows", "directions"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_plan_takes_rows_without_a_step(kind, split):
+    torch.set_num_threads(2)
+    info.set_split(split)
+    module, x, state, n = case(kind, LENGTHS["with_empty"], bidirectional=True)
+    inputs = [x, *state, *module.parameters()]
+    actual, expected = call(module, x, state, n), episodes.by_loop(module, x, state, n)[:2]
+    same(actual, expected)
+    same(episodes.gradients(actual, inputs), episodes.gradients(expected, inputs))
 
 
 def test_an_unbatched_sequence_takes_a_scalar():

@@ -35,7 +35,8 @@ RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #include "cpu/matrix-inl.h"
 #include "cpu/parts-product-inl.h"
 #endif
-#include "cpu/recurrent-inl.h"
+#include "cpu/forward-inl.h"
+#include "cpu/backward-inl.h"
 #include "cpu/deep-inl.h"
 #include "cpu/gradient-inl.h"
 // clang-format on

@@ -64,7 +64,8 @@ struct Share {
   Range part_of_rows(int i) const {
     if (!walk || walk->total == walk->steps * batch) return share(batch, plan.parts, i);
     const Range n = share(walk->total, plan.parts, i);
-    return {walk->sequences_with(n.begin), walk->sequences_with(n.end)};
+    // sequences without a step are the last part's
+    return {walk->sequences_with(n.begin), i + 1 < plan.parts ? walk->sequences_with(n.end) : batch};
   }
 
   // what a part does of work that is shared by rows in any case

@@ -96,7 +96,8 @@ void deep(const Kernels& k, const Kernels& k_backward) {
   g[0] = multiplied<A>(k, N, I, W, p.da[0], W, false, p.w[0], I + H);
   g[1] = doubles(p.dh0, B, H, H);
   const std::vector<double> of_x = multiplied<A>(k, W, I, N, p.da[0], W, true, p.x, I);
-  const auto previous = states_before<A>(p.walk, p.h0, H, p.y, H);
+  std::vector<const void*> previous(N);
+  previous_states(p.walk, bytes_of(p.h0, H), bytes_of(p.y, H), nullptr, {}, previous.data());
   const std::vector<double> of_h = multiplied<A>(k, W, H, N, p.da[0], W, true, nullptr, 0, previous.data());
   for (int64_t j = 0; j < W; ++j) {
     g[2].insert(g[2].end(), of_x.begin() + j * I, of_x.begin() + (j + 1) * I);
