@@ -62,7 +62,7 @@ class ReferenceLoop(nn.Module):
             c0 = torch.zeros_like(h0) if _C.cells()[mode]["has_cell"] else None
             if state is not None:  # one layer
                 h0, c0 = state if isinstance(state, tuple) else (state, None)
-            x, _, _ = rnnfast.reference.recurrent(mode, x, h0, c0, *both)
+            x, *_ = rnnfast.reference.recurrent(mode, x, h0, c0, *both)
         return x, None
 
 

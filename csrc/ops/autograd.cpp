@@ -233,7 +233,8 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
 
   // what f gave, of its arguments, among those of its derivative
   static void run_again(const Derivative& op, Stack& backward) {
-    Stack forward(op.arguments.size());  // of None
+    Stack forward;
+    for (const Argument& a : op.arguments) forward.push_back(a.default_value().value_or(IValue()));
     const auto each = [&](Source::Kind kind, const auto& f) {
       for (size_t k = 0; k < op.sources.size(); ++k)
         if (op.sources[k].kind == kind) f(backward[k], op.sources[k].index);
