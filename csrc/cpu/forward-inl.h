@@ -53,7 +53,6 @@ struct Anew {
 
   // those of some rows of the batch
   void read(const ForwardParams<E>& p, Range some) const {
-    if (!p.resets.h) some = {0, some.begin == 0 ? rows : 0};
     copy_padded(h, numbers, p.resets.h, p.P, p.walk, some);
     if (blended) copy_padded(exact, blended, p.resets.h, p.P, p.walk, some);
     if (cells) copy_padded(c, cells, p.resets.c, p.H, p.walk, some);
@@ -154,7 +153,7 @@ struct Forward {
     if (projected) share.pack(w_hr, part);
     const Range rows = share.rows_of(part);
     for (E* state : {h[0], h[1]}) copy_padded(state, ldh, p.h0, p.P, p.walk, rows);
-    if (p.resets.at) anew.read(p, rows);
+    if (p.resets.at) anew.read(p, p.resets.h ? rows : Range{0, part.index == 0 ? 1 : 0});
     if (projected) copy_padded<E, A>(m, ldm, nullptr, 0, p.walk, rows);
     const Range vectors = w_hh.vectors_of(part.cut);
     if (kRounds) exact.read(part, p.h0, p.P, p.walk, vectors);
