@@ -35,6 +35,7 @@ SOURCES = [
     "csrc/ops/layers_call.cpp",
     "csrc/ops/direct.cpp",
     "csrc/ops/aten.cpp",
+    "csrc/ops/aten_calls.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cuda/plan.cpp",
     "csrc/cpu/profile.cpp",

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from . import conditions, enabled, memory, record, smooth
+from . import conditions, enabled, episodes, memory, record, smooth
 from .roofline import SLACK
 
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
@@ -240,6 +240,7 @@ README = {
     "smooth": smooth.markdown,
     "conditions": conditions.markdown,
     "enabled": enabled.markdown,
+    "episodes": episodes.markdown,
 }
 
 

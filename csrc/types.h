@@ -38,4 +38,13 @@ struct ComputeType<Half> {
   typedef float type;
 };
 
+// Before which steps a row forgets its state, and what it begins anew from
+template <class A>
+struct Resets {
+  const bool* at = nullptr;        // [N]: of each row of x; or null: nowhere
+  const A* h = nullptr;            // [B, P]; on the CPU null: zeros
+  const A* c = nullptr;            // [B, H], as h; null in a cell without c
+  A *dh = nullptr, *dc = nullptr;  // backward: the same, what they get is added; or null
+};
+
 }  // namespace rnnfast

@@ -29,7 +29,6 @@ class Episodes(NamedTuple):
         return self._replace(lengths=row(self.lengths, 0), resets=row(self.resets, batch), reset_state=state)
 
 
-NONE = Episodes()
 NAMES = ("lengths", "resets", "reset_state", "return_all_states")  # as a call gives them
 
 
@@ -92,6 +91,17 @@ def check(e, x, sizes, bidirectional, packed):
         layout = "(batch, time)" if batch == 0 else "(time, batch)"
         _check("resets", e.resets, torch.bool, list(shape), layout)
         _check_device("resets", e.resets, x.device)
+
+
+def of_layers(e, anew, layers, directions, turned):
+    """[(lengths, resets, reset_h, reset_c, all_states) of each layer]; anew: (h, c) of all, or None.
+
+    turned: all layers but the last run with the first two dimensions of resets the other way round.
+    """
+    h, c = ([None] * layers if s is None else s.split(directions) for s in anew or (None, None))
+    inner = e.resets.transpose(0, 1) if turned and e.resets is not None else e.resets
+    at = [inner] * (layers - 1) + [e.resets]
+    return [(e.lengths, at[k], h[k], c[k], e.all_states) for k in range(layers)]
 
 
 def begin_anew(caller, states, given, input):

@@ -16,6 +16,7 @@ from . import _autocast, _by_torch, _episodes, info, ops, reference
 from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
+NOTHING: dict = {}  # given by name
 
 
 class Options(NamedTuple):
@@ -56,17 +57,17 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
         or _by_torch.are_expanded(weights)
         or (torch.onnx.is_in_onnx_export() and _by_torch.can_be_exported(mode, T, batch_sizes, W_hr))
     )
-    e = _episodes.NONE if episodes is None else episodes
+    initial, all_states = None, False
     if episodes is not None:
+        initial, all_states = episodes.initial, episodes.all_states
         shape = None if packed else (x.shape[:2], 0 if batch_first else 1)
-        _episodes.check(e, x, shape, bidirectional, packed)
-        if e.lengths is not None or e.resets is not None or e.all_states:
-            if by_torch:
-                raise RuntimeError(
-                    "lengths, resets and return_all_states: a trace, an export to ONNX of another kind than "
-                    "dynamo=True and call_for_per_sample_grads know torch's operators only, which have none"
-                )
-    given = h0 is not None or e.initial is not None
+        _episodes.check(episodes, x, shape, bidirectional, packed)
+        if by_torch and (episodes.lengths is not None or episodes.resets is not None or all_states):
+            raise RuntimeError(
+                "lengths, resets and return_all_states: a trace, an export to ONNX of another kind than "
+                "dynamo=True and call_for_per_sample_grads know torch's operators only, which have none"
+            )
+    given = h0 is not None or initial is not None
     if h0 is not None:
         if x.device != h0.device:
             raise RuntimeError(
@@ -80,7 +81,7 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
             B = batch_sizes[0] if by_torch else batch_sizes[0].item()
         n = L * D if by_torch else D  # one state of zeros serves every layer, but torch's operator takes all
         if given:
-            h0, c0 = (s if s is None else s.expand(-1, B, -1) for s in e.initial)
+            h0, c0 = (s if s is None else s.expand(-1, B, -1) for s in initial)
         else:
             h0 = torch.zeros(n, B, W_hh.shape[1], dtype=x.dtype, device=x.device)
             if has_cell:
@@ -90,18 +91,17 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
     hs = h0.split(D) if given and L > 1 else [h0] * L
     cs = c0.split(D) if given and L > 1 and c0 is not None else [c0] * L
     state = h0 if c0 is None else c0
-    anew = [None, None]
-    if e.resets is not None and (e.reset_state or e.initial) is not None:
+    anew = None
+    if episodes is not None and episodes.resets is not None:
         units = W_hh.shape[1], W_hh.shape[1] if W_hr is None else W_hr.shape[1]
-        _episodes.check_states(e, L * D, h0.size(1), units, x)
-        anew = e.reset_state or e.initial
+        _episodes.check_states(episodes, L * D, h0.size(1), units, x)
+        anew = episodes.reset_state or initial
     amp = _autocast.dtype_for(x)
     if amp is not None:
         x, *hs = _autocast.cast(amp, x, *hs)
         cs = _autocast.cast(amp, *cs)
         weights = [_autocast.cast(amp, *w) for w in weights]
-        anew = _autocast.cast(amp, *anew)
-    reset_h, reset_c = ([None] * L if s is None else s.split(D) for s in anew)
+        anew = anew and _autocast.cast(amp, *anew)
 
     # torch draws dropout over [T, B, D·H] in memory order: inner layers then run time first, so that a seed
     # gives torch's masks. The layout is turned by views; the last layer writes the caller's.
@@ -110,6 +110,7 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
     turned = drop and batch_first
     if turned:
         x = x.transpose(0, 1)
+    how = None if episodes is None else _episodes.of_layers(episodes, anew, L, D, turned)
     hn, cn, every_h, every_c = [], [], [], []
     for k in range(L):
         last = k == L - 1
@@ -117,15 +118,12 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
             x = x.transpose(0, 1)
         w = (*weights[k * D], *(weights[k * D + 1] if bidirectional else NO_WEIGHTS))
         first = batch_first and (last or not turned)
-        how = None
-        if episodes is not None:
-            resets = e.resets if first == batch_first or e.resets is None else e.resets.transpose(0, 1)
-            how = (e.lengths, resets, reset_h[k], reset_c[k], e.all_states)
-        x, h, c, *each_c = _layer(mode, x, hs[k], cs[k], w, batch_sizes, first, plain, how)
-        if e.all_states:
+        x, h, c, c_of_steps = _layer(mode, x, hs[k], cs[k], w, batch_sizes, first, plain, how and how[k])
+        if all_states:
             turn = first != batch_first
             every_h.append(_by_direction(x, D, turn))
-            every_c += [_by_direction(s, D, turn) for s in each_c if has_cell]
+            if has_cell:
+                every_c.append(_by_direction(c_of_steps, D, turn))
         if drop and not last:
             x = F.dropout(x, dropout, True)
         hn.append(h)
@@ -140,7 +138,7 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
         c = c.to(dtype)
         if W_hr is None:
             y, h = y.to(dtype), h.to(dtype)
-    if not e.all_states:
+    if not all_states:
         return y, h, c
     # of the dtypes that y and c_n have
     return y, h, c, torch.cat(every_h).to(y.dtype), torch.cat(every_c).to(c.dtype) if has_cell else None
@@ -184,7 +182,7 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
     w = (w_ih, w_hh, b_ih, b_hh, None, *NO_WEIGHTS)
     # torch allows a cell without inputs or without units: nothing is multiplied, so there is nothing to fuse.
     plain = _transformed() or _recorded() or x.is_complex() or 0 in w_ih.shape
-    _, h, c = _layer(mode, x.unsqueeze(0), h.unsqueeze(0), c, w, None, False, plain)
+    _, h, c, _ = _layer(mode, x.unsqueeze(0), h.unsqueeze(0), c, w, None, False, plain)
     h = h.squeeze(0)
     if CELLS[mode]["has_cell"]:
         c = c.squeeze(0)
@@ -195,45 +193,45 @@ def step(mode, x, h, c, w_ih, w_hh, b_ih, b_hh):
 
 
 def _layer(mode, x, h0, c0, w, batch_sizes, batch_first, plain, episodes=None):
-    """One layer, by the op or in plain torch -> y, h_n, c_n. w: five of each direction.
+    """One layer, by the op or in plain torch -> y, h_n, c_n, c of every step, if that is asked for.
 
-    episodes: lengths, resets, reset_h, reset_c and all_states of the op, or None; then c of every step, too.
+    w: five of each direction. episodes: lengths, resets, reset_h, reset_c and all_states of the op, or None.
     """
-    states = (x, h0, c0, *w)
-    if episodes is None:
-        episodes = ()
-    else:
-        states += episodes[2:4]
     if plain:
-        more = dict(zip((*ops.EPISODES, "all_states"), episodes, strict=False))
+        more = dict(zip((*ops.EPISODES, "all_states"), episodes or (), strict=False))
         how = {"batch_sizes": batch_sizes, "batch_first": batch_first}
-        results = reference.recurrent(mode, x, h0, c0, *w, **how, **more)
-        return results if episodes else results[:3]
-    save = torch.is_grad_enabled() and _any_needs_grad(*states)
-    y, h, c, _, _, cs = ops.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first, save, *episodes)
-    return (y, h, c, cs) if episodes else (y, h, c)
+        return reference.recurrent(mode, x, h0, c0, *w, **how, **more)
+    if episodes is None:
+        save = torch.is_grad_enabled() and _any_needs_grad(x, h0, c0, *w)
+        made = ops.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first, save)
+    else:
+        save = torch.is_grad_enabled() and _any_needs_grad(x, h0, c0, *w, *episodes[2:4])
+        made = ops.recurrent(mode, x, h0, c0, *w, batch_sizes, batch_first, save, *episodes)
+    return made[0], made[1], made[2], made[5]
 
 
-def try_cell(mode, parameters, x, h, c, frozen=None):
+def try_cell(mode, parameters, x, h, c, frozen=None, given=NOTHING):
     """One step of a cell, without a detour through Python -> h', or (h', c') for LSTM; or None.
 
-    x [B, I] and h, c [B, H], or without B; None is zeros. None comes back for whatever needs more than plain
+    x [B, I] and h, c [B, H], or without B; None is zeros. given: a dict of what the caller was given by name,
+    resets and reset_state. None comes back for whatever needs more than plain
     float tensors (and for every error): then `step` is to be called.
     """
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_cell(mode, parameters, x, h, c, frozen)
+    return ops.try_cell(mode, parameters, x, h, c, frozen, given)
 
 
-def try_layers(mode, parameters, x, h, c, how, frozen=None):
+def try_layers(mode, parameters, x, h, c, how, frozen=None, given=NOTHING, initial=None):
     """A module's layers, in one direction or both, likewise -> (y, h_n, c_n or None); or None, as `try_cell`.
 
     how: (bias, batch_first, number of layers, whether in both directions).
     frozen: a tuple with what `freeze` returned for each layer and direction in turn, or None.
+    initial: what a call without states begins from, (h_0, c_0 or None), each [L·D, 1, .]; or None, zeros.
     """
     if torch.compiler.is_dynamo_compiling():
         return None
-    return ops.try_layers(mode, parameters, x, h, c, how, frozen)
+    return ops.try_layers(mode, parameters, x, h, c, how, frozen, given, initial)
 
 
 def freeze(mode, w_ih, w_hh):

@@ -327,7 +327,8 @@ def test_transforms_tangents_and_tracing_are_not_stepped_over(kind):
 
 
 def test_a_call_with_a_wrong_number_of_arguments_says_so():
-    with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx, cx and frozen"):
+    call = torch.zeros(1, 1), None, None
+    with pytest.raises(RuntimeError, match="try_cell: expected mode, parameters, input, hx, cx, frozen and"):
         rnnfast.ops.try_cell("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(
         RuntimeError,
@@ -335,9 +336,9 @@ def test_a_call_with_a_wrong_number_of_arguments_says_so():
     ):
         rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="try_layers: expected mode, a str, and parameters, a dict"):
-        rnnfast.ops.try_layers("gru", [], torch.zeros(1, 1), None, None, (True, False, 1, False), None)
+        rnnfast.ops.try_layers("gru", [], *call, (True, False, 1, False), None, {}, None)
     with pytest.raises(RuntimeError, match="try_layers: expected 1 to 65536 layers, got 0"):
-        rnnfast.ops.try_layers("gru", {}, torch.zeros(1, 1), None, None, (True, False, 0, False), None)
+        rnnfast.ops.try_layers("gru", {}, *call, (True, False, 0, False), None, {}, None)
     with pytest.raises(RuntimeError, match="mode is 'gro', expected one of lstm, gru"):
         cell, _ = pair("gru_cell", 5, 19)
         _paths.try_cell("gro", cell._parameters, torch.zeros(1, 5), None, None)

@@ -121,7 +121,7 @@ struct Backward {
     const Layout of_gates = layout_of(B, gate_rows(N), S, H), of_cells = layout_of(B, N, 1, H);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t row = p.walk.row(t, b), kept = p.walk.kept_row(t, b), sequence = p.walk.sequence(b);
-      const bool reset = p.resets.has(p.walk, t, b);
+      const bool reset = has(p.resets, p.walk, t, b);
       const A* const gates = p.gates + kept * of_gates.row;
       // what it began from, where that is no row of y or of what is saved
       const A* const first_h = reset ? p.resets.h : b >= begins ? p.h0 : nullptr;
@@ -189,7 +189,7 @@ struct Backward {
   void give_back(const Part& part, int64_t t, Range rows) const {
     const Range vectors = vectors_of_h(part);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      if (!p.resets.has(p.walk, t, b)) continue;
+      if (!has(p.resets, p.walk, t, b)) continue;
       A *const carried = dh.row(part, b), *const anew = p.resets.dh + p.walk.sequence(b) * p.P;
       for (int64_t i = vectors.begin * L; i < vectors.end * L; i += L)
         pass_back(carried, anew, i, load(carried + i), p.P - i);

@@ -228,7 +228,7 @@ struct Forward {
                              bool ends) const {
     const int64_t row = p.walk.row(t, b);
     A *const of_c = c.row(part, b), *const of_h = exact.row(part, b);
-    const bool reset = p.resets.has(p.walk, t, b);
+    const bool reset = has(p.resets, p.walk, t, b);
     return {p.walk.sequence(b),
             ends,
             gates_of(t, b, local),
@@ -289,7 +289,7 @@ struct Forward {
         w_hh, part, rows.size(), Columns{slot_h, layout.block}, s & 1,
         [&](int64_t i, const W*& a, const A*& in, A*& out) {
           const int64_t b = rows.begin + i;
-          a = words(p.resets.has(p.walk, t, b) ? anew.h_row(b) : before + b * ldh);
+          a = words(has(p.resets, p.walk, t, b) ? anew.h_row(b) : before + b * ldh);
           in = out = gates_of(t, b, local);
         },
         [&](Range tile, Range vectors) {

@@ -60,16 +60,11 @@ struct Walk {
   RNNFAST_INLINE int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
 };
 
-// Before which steps a row forgets its state, and what it begins anew from
+// whether row b of step t, which has it, begins anew there
 template <class A>
-struct Resets {
-  const bool* at = nullptr;        // of each row of x; or null: nowhere
-  const A* h = nullptr;            // [B, P], or null: zeros
-  const A* c = nullptr;            // [B, H], or null: zeros
-  A *dh = nullptr, *dc = nullptr;  // backward: the same, what they get is added; or null
-
-  RNNFAST_INLINE bool has(const Walk& walk, int64_t t, int64_t b) const { return at && at[walk.row(t, b)]; }
-};
+RNNFAST_INLINE bool has(const Resets<A>& resets, const Walk& walk, int64_t t, int64_t b) {
+  return resets.at && resets.at[walk.row(t, b)];
+}
 
 // Where rows begin that stand so many bytes apart
 struct RowsOfBytes {

@@ -8,15 +8,6 @@
 
 namespace rnnfast::cuda {
 
-// Before which steps a row forgets its state, and what it begins anew from
-template <class A>
-struct Resets {
-  const bool* at;  // [N]: of each row of x; or null: nowhere
-  const A* h;      // [B, P]
-  const A* c;      // [B, H] or null
-  A *dh, *dc;      // backward: the same, what they get is added
-};
-
 // One direction of one layer, forward. Rows whose length is padded end in zeros and begin at multiples of 16
 // bytes: that is how a product reads them.
 template <class E>

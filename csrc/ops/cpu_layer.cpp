@@ -54,11 +54,6 @@ Tensor saved_empty(const LayerSizes& s, const Kernels& k, int64_t numbers, at::T
   return k.fills_padding(s.H, saved.element_size()) ? saved : saved.zero_();
 }
 
-// a state of each row of the batch, [D, B, .], of one that may serve all
-Tensor of_each_row(const Tensor& state, int64_t B) {
-  return !state.defined() || state.size(1) == B ? state : state.expand({-1, B, -1}).contiguous();
-}
-
 // zeros in the rows of t, of all steps, that come after their sequence's end
 void clear_beyond(const Tensor& t, const Walk& walk, const LayerSizes& s) {
   if (t.numel() == 0) return;
@@ -283,6 +278,10 @@ class Backward : public LayerBackward {
 };
 
 }  // namespace
+
+Tensor of_each_row(const Tensor& state, int64_t B) {
+  return !state.defined() || state.size(1) == B ? state : state.expand({-1, B, -1}).contiguous();
+}
 
 void run_forward(const char* op, const Kernels& k, const LayerMemory& m, at::ScalarType element) {
   with_element(element, [&](auto e) { run_forward_as<decltype(e)>(op, k, m); });

@@ -24,6 +24,9 @@ struct LayerMemory {
   void* cs = nullptr;                                 // cells_shape(s): c of every step
 };
 
+// a state of each row of the batch, [D, B, .], of one that may serve all; or None
+Tensor of_each_row(const Tensor& state, int64_t B);
+
 // Runs the kernels of all directions, whose products read numbers of type `element`: float, double, or
 // bfloat16 where k has it. op: under which name it is recorded.
 void run_forward(const char* op, const Kernels& k, const LayerMemory& m, at::ScalarType element);

@@ -128,26 +128,65 @@ PackedWeights packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) 
   return to;
 }
 
+// resets and reset_state as a call is given them by name
+struct Anew {
+  PyObject *resets = Py_None, *h = Py_None, *c = Py_None;
+
+  // false if something else was given, or a state of no known form
+  bool read(PyObject* given, bool has_cell) {
+    static PyObject* const names[] = {PyUnicode_InternFromString("resets"),
+                                      PyUnicode_InternFromString("reset_state")};
+    if (!PyDict_CheckExact(given)) return false;
+    if (PyDict_GET_SIZE(given) == 0) return true;
+    PyObject* const at = PyDict_GetItemWithError(given, names[0]);
+    PyObject* const state = PyDict_GetItemWithError(given, names[1]);
+    if (PyDict_GET_SIZE(given) != (at != nullptr) + (state != nullptr)) return false;
+    if (at) resets = at;
+    if (!state || state == Py_None) return true;
+    const bool is_pair = PyTuple_Check(state) && PyTuple_GET_SIZE(state) == 2;
+    h = state;
+    if (has_cell && is_pair) h = PyTuple_GET_ITEM(state, 0), c = PyTuple_GET_ITEM(state, 1);
+    return resets != Py_None && h != Py_None && is_pair == has_cell;
+  }
+};
+
 // What the arguments of try_cell and try_layers begin with
 enum CallItem { kMode, kParameters, kInputTensor, kHx, kCx };
 
 // A call of a module
 struct Direct : LayersCall {
   using LayersCall::LayersCall;
+  Anew anew;
+  Tensor first_h, first_c;  // the initial state, where it is learned and no other one given
   // what holds the weights: another thread may make the module let go of them while a kernel reads
   c10::SmallVector<pybind11::object, 8> held;
 
   // Finds the tensors, of all layers before one of them runs; false if one is the op's. T, B, I and D are
   // set. biased: its biases are among the parameters, or it is none of ours. packed: what `freeze` returned,
-  // or None, for each of `weights`; or null
+  // or None, for each of `weights`; or null. one_for_all: of a state that serves all rows, without its last
+  // size. initial: None, or the learned state, (h_0, c_0 or None).
   bool read(const NamesOfLayers& names, PyObject* const* call, bool biased, PyObject* const* packed,
-            at::IntArrayRef leading) {
+            at::IntArrayRef leading, PyObject* given, at::IntArrayRef one_for_all,
+            PyObject* initial = Py_None) {
+    if (!anew.read(given, s.has_cell)) return false;
     PyObject* const parameters = call[kParameters];
     PyObject* const first = PyDict_GetItemWithError(parameters, names[0][0].w_hh);
     if (!first || !THPVariable_CheckExact(first) || THPVariable_Unpack(first).dim() != 2) return false;
     s.H = s.P = THPVariable_Unpack(first).size(1);
-    if (!take(tensor_or_none(call[kInputTensor]), tensor_or_none(call[kHx]), tensor_or_none(call[kCx]),
-              leading))
+    const Tensor *hidden = tensor_or_none(call[kHx]), *cell = tensor_or_none(call[kCx]);
+    if (initial != Py_None) {
+      PyObject *const h_0 = PyTuple_GET_ITEM(initial, 0), *const c_0 = PyTuple_GET_ITEM(initial, 1);
+      if (call[kHx] == Py_None) {
+        first_h = of_each_row(tensor_or_none(h_0), leading),
+        first_c = of_each_row(tensor_or_none(c_0), leading);
+        if (!first_h.defined() || first_c.defined() != s.has_cell) return false;
+        hidden = &first_h, cell = &first_c;
+      }
+      if (anew.resets != Py_None && anew.h == Py_None) anew.h = h_0, anew.c = c_0;
+    }
+    if (!take(tensor_or_none(call[kInputTensor]), hidden, cell, leading)) return false;
+    if (anew.resets != Py_None && !take_resets(tensor_or_none(anew.resets), tensor_or_none(anew.h),
+                                               tensor_or_none(anew.c), one_for_all))
       return false;
     for (int i = 0; i < L * s.D; ++i) {
       const Names& name = names[i / s.D][i % s.D];
@@ -166,6 +205,14 @@ struct Direct : LayersCall {
         frozen.back() = frozen_of(packed[i], *w_ih, *w_hh, *kernels);
     }
     return straight && !(graph && casts);
+  }
+
+  // the learned state [L D, 1, .] of each row, of the sizes `leading` and the last one; or None
+  Tensor of_each_row(const Tensor* t, at::IntArrayRef leading) const {
+    if (!t || !is_plain(*t) || t->dim() != 3 || t->size(0) != L * s.D || t->size(1) != 1) return {};
+    c10::SmallVector<int64_t, 3> size(leading.begin(), leading.end());
+    size.push_back(t->size(2));
+    return t->expand({-1, s.B, -1}).reshape(size).contiguous();
   }
 
   std::array<Tensor, 3> run_by_op() const {
@@ -228,12 +275,13 @@ PyObject* freeze(PyObject*, PyObject* const* args, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_cell(mode, parameters, input, hx, cx, frozen) -> h', or (h', c') for a cell with c; hx None is zeros;
-// frozen is what `freeze` returned for these weights, or None
+// try_cell(mode, parameters, input, hx, cx, frozen, given) -> h', or (h', c') for a cell with c; hx None is
+// zeros; frozen is what `freeze` returned for these weights, or None; given is a dict of what was given by
+// name
 PyObject* try_cell(PyObject*, PyObject* const* call, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static const NamesOfLayers names{{Names(""), Names("")}};
-  TORCH_CHECK(n == 6, "try_cell: expected mode, parameters, input, hx, cx and frozen");
+  TORCH_CHECK(n == 7, "try_cell: expected mode, parameters, input, hx, cx, frozen and given");
   const auto to_do = begin("try_cell", call);
   if (!to_do) Py_RETURN_NONE;
   const at::IntArrayRef x = THPVariable_Unpack(call[kInputTensor]).sizes();
@@ -241,7 +289,10 @@ PyObject* try_cell(PyObject*, PyObject* const* call, Py_ssize_t n) {
   Direct d(to_do->mode, to_do->type, /*layers=*/1, to_do->casts);
   d.s.T = 1, d.s.B = x.size() == 2 ? x[0] : 1, d.s.I = x.back(), d.s.D = 1;
   // without biases None has their names
-  if (!d.read(names, call, /*biased=*/true, &call[kCx + 1], x.slice(0, x.size() - 1))) Py_RETURN_NONE;
+  const int64_t one[] = {1};
+  const at::IntArrayRef leading = x.slice(0, x.size() - 1);
+  if (!d.read(names, call, /*biased=*/true, &call[kCx + 1], leading, call[kCx + 2], {one, leading.size()}))
+    Py_RETURN_NONE;
   if (d.graph) {
     const auto [y, h, c] = d.run_by_op();
     return c.defined() ? Py_BuildValue("(NN)", wrap(h), wrap(c)) : wrap(h);
@@ -253,16 +304,21 @@ PyObject* try_cell(PyObject*, PyObject* const* call, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
-// try_layers(mode, parameters, input, hx, cx, (bias, batch_first, layers, both), frozen) -> (y, h_n, c_n or
-// None), of so many layers in one direction or both; frozen is a tuple of what `freeze` returned for each of
-// them, or None
+// try_layers(mode, parameters, input, hx, cx, (bias, batch_first, layers, both), frozen, given, initial) ->
+// (y, h_n, c_n or None), of so many layers in one direction or both; frozen is a tuple of what `freeze`
+// returned for each of them, or None; given as try_cell; initial is the learned state (h_0, c_0 or None), or
+// None
 PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
   HANDLE_TH_ERRORS
   static NamesOfLayers names;  // of all layers that were asked for
-  PyObject* const how = n == 7 ? call[kCx + 1] : nullptr;
-  TORCH_CHECK(
-      how && PyTuple_Check(how) && PyTuple_GET_SIZE(how) == 4,
-      "try_layers: expected mode, parameters, input, hx, cx, (bias, batch_first, layers, both) and frozen");
+  PyObject* const how = n == 9 ? call[kCx + 1] : nullptr;
+  TORCH_CHECK(how && PyTuple_Check(how) && PyTuple_GET_SIZE(how) == 4,
+              "try_layers: expected mode, parameters, input, hx, cx, (bias, batch_first, layers, both), "
+              "frozen, given "
+              "and initial");
+  PyObject *const given = call[kCx + 3], *const initial = call[kCx + 4];
+  TORCH_CHECK(initial == Py_None || (PyTuple_Check(initial) && PyTuple_GET_SIZE(initial) == 2),
+              "try_layers: expected initial to be None or a pair");
   const auto is_true = [&](int item) { return PyTuple_GET_ITEM(how, item) == Py_True; };
   const size_t layers = PyLong_AsSize_t(PyTuple_GET_ITEM(how, 2));
   if (PyErr_Occurred()) return nullptr;
@@ -287,7 +343,9 @@ PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
   PyObject* const frozen = call[kCx + 2];
   const bool packed = PyTuple_Check(frozen) && PyTuple_GET_SIZE(frozen) == d.L * s.D;
   PyObject* const* const of_each = packed ? PySequence_Fast_ITEMS(frozen) : nullptr;
-  if (!d.read(names, call, is_true(0), of_each, {leading, batched ? 2u : 1u})) Py_RETURN_NONE;
+  const int64_t one_for_all[] = {d.L * s.D, 1};
+  if (!d.read(names, call, is_true(0), of_each, {leading, batched ? 2u : 1u}, given, one_for_all, initial))
+    Py_RETURN_NONE;
   c10::SmallVector<int64_t, 3> y_size(x.begin(), x.end());
   y_size.back() = s.D * s.H;
   if (d.graph) {

@@ -81,6 +81,26 @@ bool LayersCall::take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih
   return b_ih->defined() == first.b_ih.defined() && b_hh->defined() == first.b_hh.defined();
 }
 
+bool LayersCall::take_resets(const Tensor* at, const Tensor* reset_hidden, const Tensor* reset_cell,
+                             at::IntArrayRef one_for_all) {
+  resets = at;
+  if (!at || !is_plain(*at, device.type()) || at->scalar_type() != at::kBool || s.packed || s.D != 1 ||
+      at->sizes() != x->sizes().slice(0, x->dim() - 1) || !reset_hidden || !reset_cell ||
+      (s.has_cell && reset_hidden->defined() != reset_cell->defined()))
+    return false;
+  straight &= at->is_contiguous();
+  const auto take_state = [&](const Tensor& t, at::IntArrayRef of_rows, Tensor& to) {
+    if (!t.defined()) return true;
+    c10::SmallVector<int64_t, 3> shared(one_for_all.begin(), one_for_all.end());
+    shared.push_back(of_rows.back());
+    const bool is_shared = t.sizes() == at::IntArrayRef(shared);
+    if (!is_taken(t, is_shared ? t.sizes() : of_rows)) return false;
+    to = t.reshape({L, is_shared ? 1 : s.B, of_rows.back()});
+    return true;
+  };
+  return take_state(*reset_hidden, state_size, reset_h) && take_state(*reset_cell, cell_size, reset_c);
+}
+
 void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const {
   const Kernels& k = *kernels;
   const WalkStorage storage = WalkStorage::dense(s.T, s.B, s.batch_first);
@@ -89,6 +109,8 @@ void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const 
   LayerSizes sizes = s;
   cpu::Operands states(k, type);
   const void *const h0 = states.values(*h), *const c0 = states.values(*c);
+  const Tensor anew_h = cpu::of_each_row(reset_h, s.B), anew_c = cpu::of_each_row(reset_c, s.B);
+  const void *const h_anew = states.values(anew_h), *const c_anew = states.values(anew_c);
   void *const h_out = states.room(hn, states.sums), *const c_out = states.room(cn, states.sums);
   for (int i = 0; i < L; ++i) {
     const Tensor* const above = (L - 1 - i) % 2 ? &other : &y;
@@ -104,6 +126,8 @@ void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const 
     m.frozen = {frozen[first], frozen[last]};
     m.y = o.room(*above, o.element), m.hn = h_out, m.cn = c_out;
     m.first = first;
+    if (resets->defined()) m.resets = resets->const_data_ptr<bool>();
+    m.reset_h = h_anew, m.reset_c = c_anew;
     cpu::run_forward(frozen[first] && frozen[last] ? "frozen" : "direct", k, m, o.element);
     // one step of a cell has but one h
     if (!above->is_same(hn)) o.write_back(m.y, o.element, *above);
@@ -120,6 +144,7 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
   static const int mode = place_of("mode"), input = place_of("x"), h0 = place_of("h0"), c0 = place_of("c0");
   static const int of_direction[] = {place_of("w_ih"), place_of("w_ih_r")};
   static const int sizes = place_of("batch_sizes"), batch_first = place_of("batch_first");
+  static const int begins = place_of("resets"), h_anew = place_of("reset_h"), c_anew = place_of("reset_c");
   static const int save = place_of("save"), all_states = place_of("all_states");
   static const std::vector<c10::IValue> modes = [] {
     std::vector<c10::IValue> names;
@@ -130,15 +155,18 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
   const auto view = [](const Tensor& t, at::IntArrayRef size) {
     return t.sizes() == size ? t : t.reshape(size);
   };
+  const auto of_layer = [&](const Tensor& all, int k) {
+    return L == 1 || !all.defined() ? all : all.narrow(0, k * s.D, s.D);
+  };
   const auto state = [&](const Tensor& t, int64_t units, int k) {
     if (!t.defined()) return at::zeros({s.D, s.B, units}, x->options());
-    const Tensor all = view(t, {L * s.D, s.B, units});
-    return L == 1 ? all : all.narrow(0, k * s.D, s.D);
+    return of_layer(view(t, {L * s.D, s.B, units}), k);
   };
   Stack stack;
   const auto put = [&](int place, const Tensor& t) {
     if (t.defined()) stack[place] = t;
   };
+  const Tensor rows_reset = resets->defined() && resets->dim() < 2 ? resets->view({s.T, s.B}) : *resets;
   Tensor y = x->dim() == 3 || s.packed ? *x : x->view({s.T, s.B, s.I});
   c10::SmallVector<Tensor, 2> hn, cn;
   for (int k = 0; k < L; ++k) {
@@ -152,6 +180,7 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
       int place = of_direction[d];
       for (const Tensor* t : {&w.w_ih, &w.w_hh, &w.b_ih, &w.b_hh, &w.w_hr}) put(place++, *t);
     }
+    put(begins, rows_reset), put(h_anew, of_layer(reset_h, k)), put(c_anew, of_layer(reset_c, k));
     stack[batch_first] = s.batch_first;
     stack[save] = graph;
     stack[all_states] = false;

@@ -37,6 +37,8 @@ struct LayersCall {
   const Tensor *x, *h, *c;    // the caller's; h and c may be None: zeros
   const Kernels* kernels;  // for the CPU: what was frozen is for some, and the setting may change meanwhile
   const Tensor* batch_sizes = &kNone;       // of packed rows
+  const Tensor* resets = &kNone;            // of the rows of x: which begin anew, and
+  Tensor reset_h, reset_c;                  // from what, [L D, 1 or B, .], or None: zeros
   double dropout = 0;                       // of what each layer but the last gives
   c10::SmallVector<Weights, 2> weights;     // of the first layer's directions, of the second's, and so on
   c10::SmallVector<const void*, 2> frozen;  // what they packed before, or null
@@ -57,6 +59,11 @@ struct LayersCall {
   // Takes the weights of the next direction, likewise
   bool take(const Tensor* w_ih, const Tensor* w_hh, const Tensor* b_ih, const Tensor* b_hh,
             const Tensor* w_hr = &kNone);
+
+  // Takes resets of the caller's, and what states rows begin anew from, None, of state_size and cell_size, or
+  // with these dimensions and a size of their own: one for all rows. After the input.
+  bool take_resets(const Tensor* at, const Tensor* reset_hidden, const Tensor* reset_cell,
+                   at::IntArrayRef one_for_all);
 
   // What comes out of a product has its dtype: an Elman cell's h. With more than one gate the new state is
   // mixed with the old one, which autocast leaves as it is.

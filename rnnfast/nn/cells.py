@@ -31,6 +31,16 @@ class _Cell(ForTools, Freezable, RNNCellBase):
     def _weights(self):
         return [read(self, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
+    def _begin(self, mode, input, begin, h, c=None):
+        """As `_run`; begin: a dict of what else forward was given, or what stands for one in torch.fx."""
+        states = (h, c) if CELLS[mode]["has_cell"] else (h,)
+        if type(begin) is not dict or begin:
+            proxy = proxy_among(input, *states, begin)
+            if proxy is not None:
+                return self._fx_node(proxy, input, h if h is None or c is None else (h, c), begin)
+            states = _episodes.begin_anew(type(self), states, begin, input)
+        return self._run(mode, input, *states)
+
     def _run(self, mode, input, *states):
         """input [B, I] or [I]; states h (and c) [B, H] or [H], or None -> h', or (h', c') for LSTM."""
         proxy = proxy_among(input, *states)
@@ -66,14 +76,6 @@ class _Cell(ForTools, Freezable, RNNCellBase):
         if not batched:
             h, c = h.squeeze(0), c.squeeze(0) if has_cell else c
         return (h, c) if has_cell else h
-
-    def _begin_anew(self, input, states, begin):
-        """What a step goes on from, of states and what else forward was given; or a node of torch.fx."""
-        proxy = proxy_among(input, *states, begin)
-        if proxy is not None:
-            hx = tuple(states) if len(states) == 2 and states[0] is not None else states[0]
-            return self._fx_node(proxy, input, hx, begin), None
-        return _episodes.begin_anew(type(self), states, begin, input), begin
 
     def _packed(self):
         return _paths.freeze(self._mode, *self._weights()[:2])
@@ -133,13 +135,8 @@ class RNNCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None, **begin: Unpack[Begin]) -> Tensor:
         """-> h'; see the class."""
         mode = self._mode
-        if type(begin) is not dict or begin:
-            begun, begin = self._begin_anew(input, (hx,), begin)
-            if begin is None:
-                return begun
-            (hx,) = begun
-        h = _paths.try_cell(mode, self._parameters, input, hx, None, self._frozen)
-        return self._run(mode, input, hx) if h is None else h
+        h = _paths.try_cell(mode, self._parameters, input, hx, None, self._frozen, begin)
+        return self._begin(mode, input, begin, hx) if h is None else h
 
 
 @drop_in_for(torch.nn.LSTMCell)
@@ -180,13 +177,8 @@ class LSTMCell(_Cell):
         elif len(hx) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
         h, c = hx
-        if type(begin) is not dict or begin:
-            begun, begin = self._begin_anew(input, (h, c), begin)
-            if begin is None:
-                return begun
-            h, c = begun
-        done = _paths.try_cell("lstm", self._parameters, input, h, c, self._frozen)
-        return self._run("lstm", input, h, c) if done is None else done
+        done = _paths.try_cell("lstm", self._parameters, input, h, c, self._frozen, begin)
+        return self._begin("lstm", input, begin, h, c) if done is None else done
 
 
 @drop_in_for(torch.nn.GRUCell)
@@ -214,10 +206,5 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None, **begin: Unpack[Begin]) -> Tensor:
         """-> h'; see the class."""
-        if type(begin) is not dict or begin:
-            begun, begin = self._begin_anew(input, (hx,), begin)
-            if begin is None:
-                return begun
-            (hx,) = begun
-        h = _paths.try_cell("gru", self._parameters, input, hx, None, self._frozen)
-        return self._run("gru", input, hx) if h is None else h
+        h = _paths.try_cell("gru", self._parameters, input, hx, None, self._frozen, begin)
+        return self._begin("gru", input, begin, hx) if h is None else h

@@ -170,18 +170,19 @@ class _Layers(ForTools, Freezable, RNNBase):
         given: what else forward was given, a dict, or what stands for one in a graph that torch.fx makes.
         """
         mode = _MODES[self.mode]
+        if not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
+            how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
+            initial = self._initial() if self.learn_initial_state else None
+            done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen, given, initial)
+            if done is not None:
+                y, h, c = done
+                return (y, h) if c is None else (y, (h, c))
         episodes = None
         if self.learn_initial_state or type(given) is not dict or given:
             proxy = proxy_among(input, h, c, given)
             if proxy is not None:
                 return self._fx_node(proxy, input, h if c is None else (h, c), given)
             episodes = _episodes.of_call(type(self), mode, given, self._initial())
-        elif not (self.proj_size or (self.dropout and self.training and self.num_layers > 1)):
-            how = (self.bias, self.batch_first, self.num_layers, self.bidirectional)
-            done = _paths.try_layers(mode, self._parameters, input, h, c, how, self._frozen)
-            if done is not None:
-                y, h, c = done
-                return (y, h) if c is None else (y, (h, c))
         x, batch_sizes, batched = input, None, True
         packed = isinstance(input, PackedSequence)
         proxy = proxy_among(input.data if packed else input, h, c)
