@@ -14,6 +14,7 @@ import torch
 from .ops import _C
 
 __all__ = [
+    "cache",
     "counts",
     "cuda_failure",
     "cuda_kernel",
@@ -29,6 +30,7 @@ __all__ = [
     "set_cuda_device",
     "set_cuda_kernel",
     "set_batch_invariant",
+    "set_cache_mb",
     "set_isa",
     "set_split",
     "split",
@@ -212,12 +214,36 @@ def profile() -> Iterator[dict[str, float]]:
 
 
 def empty_cache() -> int:
-    """Give back the memory that is kept for the next call (up to 1 GiB); returns how many bytes that were.
+    """Give back the memory that is kept for the next call, see `cache`; returns how many bytes that were.
 
-    Large temporaries and outputs are not returned to the system when they end, because the next call would
-    spend up to a quarter of its time on fetching fresh pages. Blocks still in use are not touched.
+    Blocks still in use are not touched.
     """
     return _C.empty_cache()
+
+
+def cache() -> dict[str, int]:
+    """The memory of large blocks (128 KiB or more) on the CPU, in bytes.
+
+    `used`: by tensors that are alive; `held`: kept for the next call; `limit`: the most that may be held.
+
+    Large temporaries and outputs are not returned to the system when they end, because the next call would
+    spend up to a quarter of its time on fetching fresh pages. What is used and held together stays within
+    32 MiB of the most that was used at once in the last seconds of calls, and what nobody has wanted for ten
+    seconds goes when the next block ends. A process that makes no calls keeps what it has: `empty_cache`.
+    """
+    return dict(_C.cache())
+
+
+def set_cache_mb(mb: float | None) -> None:
+    """How many MiB of memory may be kept for the next call, see `cache`; more than that is given back now.
+
+    Args:
+        mb: 0 keeps nothing; None is the default, 1024. RNNFAST_CACHE_MB says so from the start.
+
+    Raises:
+        RuntimeError: it is negative, or no number of MiB.
+    """
+    _C.set_cache_limit(mb)
 
 
 def _why(variable, automatic):
@@ -271,6 +297,9 @@ def describe() -> str:
         "float32": f"by {_float32_products()}",
         "split": f"{split() or 'automatic'} ({_why('RNNFAST_SPLIT', 'by the shape of each call')})",
         "enabled": _enabled(),
+        "cache": "{held:.0f} MiB kept for the next call, up to {limit:.0f} (RNNFAST_CACHE_MB)".format(
+            **{name: n / 2**20 for name, n in cache().items()}
+        ),
         "threads": f"up to {torch.get_num_threads()} (torch.get_num_threads())",
     }
     run = last_run()

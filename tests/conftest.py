@@ -130,6 +130,7 @@ def settings_restored():
     info.set_cuda_kernel(None)
     info.set_cuda_device(None)
     info.set_batch_invariant(None)
+    info.set_cache_mb(None)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     for of, precision in zip(products, precisions, strict=True):

@@ -188,6 +188,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_split", &set_split, py::arg("name"));
   m.def("last_run", &last_run_dict);
   m.def("empty_cache", &empty_cache);
+  m.def("set_cache_limit", &set_cache_limit, py::arg("mebibytes"));
+  m.def("cache", [] {
+    const CacheFacts facts = cache_facts();
+    py::dict found;
+    found["limit"] = facts.limit, found["held"] = facts.held, found["used"] = facts.used;
+    return found;
+  });
   m.def("start_profile", &start_profile);
   m.def("stop_profile", &profile_dict);
   m.def("threads", &Team::usable_threads);
