@@ -21,22 +21,25 @@ FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 GPU_PYTHON ?= python3
 GPU_ARGS   ?=
 
-.PHONY: gpu-check device-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
+.PHONY: help gpu-check device-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
-build: $(EXT)
+help:  ## this list
+	@sed -n 's/^\([a-z][a-z -]*\):.*  ## \(.*\)/\1\n    \2/p' $(firstword $(MAKEFILE_LIST))
 
-demo: $(EXT)
+build: $(EXT)  ## .venv with torch, the tools and the compiled extension, in place
+
+demo: $(EXT)  ## an RNN written by hand, torch.nn and rnnfast on one task
 	$(PY) -m examples.classify --demo --out results/demo $(DEMO_ARGS)
 
-test: $(EXT)
+test: $(EXT)  ## all tests (TEST_ARGS="-n 2 -k gru")
 	$(PY) -m pytest $(TEST_ARGS)
 
 # the sanitizers on as many random layers as the project promises
-fuzz: $(EXT)
+fuzz: $(EXT)  ## 10,000 random layers under each sanitizer
 	RNNFAST_FUZZ=10000 $(PY) -m pytest tests/test_native.py -s $(TEST_ARGS)
 
-bench: $(EXT)
+bench: $(EXT)  ## the whole comparison, on a machine that does nothing else
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 	$(PY) -m benchmarks.memory $(BENCH_ARGS)
 	$(PY) -m benchmarks.smooth $(BENCH_ARGS)
@@ -45,33 +48,34 @@ bench: $(EXT)
 	$(PY) -m benchmarks.episodes $(BENCH_ARGS)
 
 # One of them alone. BENCH_ARGS: --quick, --out FOLDER, --threads N; bench-run also --rows NAME ...
-bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes: bench-%: $(EXT)
+bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes: bench-%: $(EXT)  ## a part of it alone
 	$(PY) -m benchmarks.$* $(BENCH_ARGS)
 
-bench-pytest: $(EXT)
+bench-pytest: $(EXT)  ## the small regression suite
 	$(PY) -m pytest benchmarks $(TEST_ARGS)
 
 # What needs a GPU, in stages that end at a limit each: device_check, CUDA tests, rows against torch.nn (cuDNN),
 # and in a second run sanitizers and a profiler. GPU_ARGS: --run second, --out FOLDER, --stages NAME ...
-gpu-check:
+gpu-check:  ## everything that needs a GPU, in stages
 	$(GPU_PYTHON) tests/gpu_check.py $(GPU_ARGS)
 
 # The program that it starts, which needs nothing on the machine but a driver; compiled here, it saves the time there.
-device-check:
+device-check:  ## compiles the program for that, which needs no torch
 	$(GPU_PYTHON) tests/gpu_check.py --build-device-check
 
-lint: $(VENV)/.package
+lint: $(VENV)/.package  ## ruff, mypy and clang-format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CSRC) $(NATIVE)
 
-format: $(VENV)/.package
+format: $(VENV)/.package  ## repairs what lint finds
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CSRC) $(NATIVE)
 
 # Removes what was compiled; the virtual environment stays.
-clean:
+clean:  ## removes what was compiled
 	rm -rf build rnnfast.egg-info rnnfast/_C.*.so $(EXT)
 
 # Python, its headers and a compiler are looked for before anything is downloaded.

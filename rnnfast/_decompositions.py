@@ -4,14 +4,18 @@ torch.onnx.export asks for them by itself, of a program that torch.export has ma
 calls `decompositions`. torch.compile and torch.export do not: they keep the ops.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch._decomp import register_decomposition
 from torch._higher_order_ops.scan import scan_op
+from torch._ops import OpOverload
 
 from . import _by_torch, ops, reference
 
 
-def decompositions():
+def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """For `torch.export.ExportedProgram.run_decompositions`: a program of torch's core operators only.
 
     >>> import torch, rnnfast

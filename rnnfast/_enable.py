@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 
 import torch
 
@@ -75,7 +76,7 @@ def enable_as_asked() -> None:
 
 
 @contextlib.contextmanager
-def enabled():
+def enabled() -> Iterator[None]:
     """`enable` for the time of a `with` block. Blocks of one process may overlap: the last to end ends it.
 
     It does not end what `enable` began, before or within the block.

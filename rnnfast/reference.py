@@ -5,6 +5,9 @@ differentiates. Nothing here is done in place and no data-dependent value is rea
 and tracing pass through. Half types compute in float: h is rounded once a step, c stays in float.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,11 +15,13 @@ from torch import Tensor
 __all__ = ["deep_transition", "gru_cell", "lstm_cell", "recurrent", "rnn_relu_cell", "rnn_tanh_cell"]
 
 
+State = TypeVar("State", Tensor, None)
+
 # A cell takes u = W_i x + b_i [B, G·H], v = W_h h + b_h [B, G·H], h [B, H] and c [B, H] and returns (h', c').
 # Only the LSTM has a c; the others hand it through.
 
 
-def lstm_cell(u, v, h, c):
+def lstm_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
     i, f, g, o = (u + v).chunk(4, -1)
     # i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
     # g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
@@ -26,7 +31,7 @@ def lstm_cell(u, v, h, c):
     return o * c.tanh(), c
 
 
-def gru_cell(u, v, h, c):
+def gru_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
     u_r, u_z, u_n = u.chunk(3, -1)
     v_r, v_z, v_n = v.chunk(3, -1)
     # r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
@@ -37,12 +42,12 @@ def gru_cell(u, v, h, c):
     return (1 - z) * n + z * h, c
 
 
-def rnn_tanh_cell(u, v, h, c):
+def rnn_tanh_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
     # h' = tanh(W_i x + b_i + W_h h + b_h)
     return (u + v).tanh(), c
 
 
-def rnn_relu_cell(u, v, h, c):
+def rnn_relu_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
     # h' = relu(W_i x + b_i + W_h h + b_h)
     return (u + v).relu(), c
 
@@ -81,7 +86,7 @@ def recurrent(
     reset_h: Tensor | None = None,
     reset_c: Tensor | None = None,
     all_states: bool = False,
-    walk=walk,
+    walk: Callable[..., Any] = walk,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One recurrent layer over a whole sequence, one or both directions: what the op of this name computes.
 
@@ -234,7 +239,7 @@ def deep_transition(
     weights: list[Tensor],
     biases: list[Tensor],
     negative_slope: float = 0.01,
-    loop=transitions,
+    loop: Callable[..., tuple[Tensor, Tensor]] = transitions,
 ) -> tuple[Tensor, Tensor]:
     """The deep-transition RNN (Pascanu et al. 2013): each step is a perceptron over [x, h].
 

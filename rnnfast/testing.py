@@ -2,13 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = ["DEVICES", "DTYPES", "TOLERANCE", "Timing", "assert_close_to_oracle", "error", "interleave"]
+
+Results = Tensor | Sequence[Tensor | None]
 
 DEVICES = ["cpu"]  # those that this build has kernels for
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -35,7 +37,13 @@ def error(result: Tensor, oracle: Tensor) -> float:
     return float("inf") if difference.isnan().any() else difference.max().item() if a.numel() else 0.0
 
 
-def assert_close_to_oracle(ours, peer, oracle, names=None, dtype=None) -> None:
+def assert_close_to_oracle(
+    ours: Results,
+    peer: Results,
+    oracle: Results,
+    names: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Each tensor lies at most twice as far from the oracle as torch's own, plus TOLERANCE of the scale.
 
     Args:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import rnnfast
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -208,3 +210,16 @@ def test_an_extra_names_what_its_target_imports(extra, packages):
     assert packages <= names
     for name in names:
         metadata.version(name)  # raises if `make` did not install it
+
+
+def test_the_typed_file_uses_every_public_name():
+    text = (ROOT / "tests" / "typing" / "public_names.py").read_text()
+    for module in (rnnfast, rnnfast.functional, rnnfast.info, rnnfast.testing, rnnfast.reference):
+        of = module.__name__.split(".")[-1]
+        lacking = [name for name in module.__all__ if f"{of}.{name}" not in text and f" {name}" not in text]
+        assert not lacking, f"{module.__name__}: {lacking}"
+
+
+def test_a_package_says_that_it_is_typed():
+    assert Path(rnnfast.__file__).with_name("py.typed").exists()
+    assert "py.typed" in (ROOT / "pyproject.toml").read_text()

@@ -1,10 +1,11 @@
 """One step of a layer: drop-ins for torch.nn's RNNCell, LSTMCell and GRUCell."""
 
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNCellBase
+from typing_extensions import Unpack  # Python has it from 3.11 on; torch needs the package, too
 
 from .. import _episodes, _paths
 from .._paths import CELLS
@@ -87,7 +88,7 @@ class _Cell(ForTools, Freezable, RNNCellBase):
         got = list(s.shape[1:]) if s.dim() == 1 or s.size(1) == H else s.size(1)
         raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {got}, expected {H}")
 
-    def explain(self, input, hx=None) -> str:
+    def explain(self, input: Tensor, hx: Any = None) -> str:
         """One sentence: which path this input takes, and why."""
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         rows = input.size(0) if input.dim() == 2 else 1
@@ -119,7 +120,15 @@ class RNNCell(_Cell):
     _name = "RNNCell"
     nonlinearity: str
 
-    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         # as many gates with either nonlinearity: which one it is, and whether there is such a one, is asked
         # at every call, as in torch
         super().__init__("rnn_tanh", input_size, hidden_size, bias, device, dtype)
@@ -161,7 +170,14 @@ class LSTMCell(_Cell):
 
     _name, _mode = "LSTMCell", "lstm"
 
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
 
     def forward(
@@ -201,7 +217,14 @@ class GRUCell(_Cell):
 
     _name, _mode = "GRUCell", "gru"
 
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__("gru", input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None, **begin: Unpack[Begin]) -> Tensor:

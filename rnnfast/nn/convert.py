@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import TypeVar
 
 import torch
 from torch.nn import Module
@@ -9,6 +10,8 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from ._tools import ForTools
 from ._twins import FROM_TORCH, TO_TORCH, counterpart, unmask
+
+M = TypeVar("M", bound=Module)
 
 # What torch's forward of a layer or cell goes through: a class or module that has one of these of its own
 # would be changed in what it computes.
@@ -29,7 +32,7 @@ _HARMLESS = {
 _HARMLESS_ATTRIBUTES = _HARMLESS | {"_flat_weights", "flatten_parameters", "qconfig"}
 
 
-def convert(model: Module, *, verbose: bool = False) -> Module:
+def convert(model: M, *, verbose: bool = False) -> M:
     """Makes the recurrent modules within a model of torch.nn's rnnfast's, where they stand -> the same model.
 
     Every `torch.nn.RNN`, `LSTM`, `GRU`, `RNNCell`, `LSTMCell` and `GRUCell`, `model` itself among them,
@@ -63,7 +66,7 @@ def convert(model: Module, *, verbose: bool = False) -> Module:
     return _change("convert", model, _to_ours, verbose)
 
 
-def revert(model: Module, *, verbose: bool = False) -> Module:
+def revert(model: M, *, verbose: bool = False) -> M:
     """Takes back `convert`: rnnfast's modules within a model become torch.nn's -> the same model.
 
     For tools that know torch.nn's by its class, and to save a whole model for where rnnfast is not installed.

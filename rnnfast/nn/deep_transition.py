@@ -1,5 +1,7 @@
 """The deep-transition RNN as a module, with a head."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import LeakyReLU, Linear, Module, Sequential
@@ -112,7 +114,7 @@ class DeepTransitionRNN(ForTools, Module):
         biases = [read(m, "bias") for m in linears]
         return [read(m, "weight") for m in linears], [] if biases[0] is None else biases
 
-    def forward(self, x: Tensor, h0: Tensor | None = None):
+    def forward(self, x: Tensor, h0: Tensor | None = None) -> Any:
         """-> (all h, last h), or the head's output; see the class."""
         proxy = proxy_among(x, h0)
         if proxy is not None:

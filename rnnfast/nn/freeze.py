@@ -1,10 +1,13 @@
 """Weights packed once, for inference: `freeze`, `unfreeze`, and what a module has that they act on."""
 
 import warnings
+from typing import TypeVar
 
 from torch.nn import Module
 
 from ._twins import FROM_TORCH, unmask
+
+M = TypeVar("M", bound=Module)
 
 
 class Freezable(Module):
@@ -28,7 +31,7 @@ class Freezable(Module):
         return {name: value for name, value in state.items() if name != "_frozen"}
 
 
-def freeze(model: Module) -> Module:
+def freeze(model: M) -> M:
     """Packs the weights of the recurrent layers and cells in `model` once, for inference -> the same model.
 
     A call packs W_ih and W_hh before it multiplies with them, or, of one step, turns them on the way, which
@@ -80,7 +83,7 @@ def freeze(model: Module) -> Module:
     return model
 
 
-def unfreeze(model: Module) -> Module:
+def unfreeze(model: M) -> M:
     """Takes back `freeze`: every layer reads its weights at every call -> the same model."""
     unmask(model)
     for module in model.modules():

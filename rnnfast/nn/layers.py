@@ -6,13 +6,14 @@ They subclass RNNBase, not torch.nn.LSTM and its like, at which torch.compile br
 import numbers
 import warnings
 from types import NoneType
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import Unpack  # Python has it from 3.11 on; torch needs the package, too
 
 from .. import _episodes, _paths
 from .._paths import CELLS
@@ -20,6 +21,8 @@ from ._common import check_dtype, check_features
 from ._tools import ForTools, proxy_among
 from ._twins import drop_in_for
 from .freeze import Freezable
+
+Rows = TypeVar("Rows", Tensor, PackedSequence)  # y is what x is
 
 # torch's names of the modes -> those of the ops
 _MODES = {mode.upper(): mode for mode in CELLS}
@@ -58,11 +61,11 @@ class _Layers(ForTools, Freezable, RNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device=None,
-        dtype=None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
         learn_initial_state: bool = False,
-    ):
+    ) -> None:
         """RNNBase's, which knows only the gates of torch's cells, for any: mode is a key of CELLS."""
         super(RNNBase, self).__init__()  # Module's
         self.mode = mode.upper()
@@ -267,7 +270,7 @@ class _Layers(ForTools, Freezable, RNNBase):
         if c is not None and c.shape != expected:
             raise RuntimeError(f"Expected hidden[1] size {expected}, got {list(c.shape)}")
 
-    def explain(self, input, hx=None, **more) -> str:
+    def explain(self, input: Any, hx: Any = None, **more: Any) -> str:
         """One sentence: which path this input takes, and why; arguments as those of forward."""
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
@@ -300,7 +303,7 @@ class RNN(_Layers):
     Source: Elman 1990.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:  # even 0
             raise ValueError(_NO_PROJECTION)
         if len(args) > 3:
@@ -312,7 +315,9 @@ class RNN(_Layers):
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(f"rnn_{self.nonlinearity}", *args, **kwargs)
 
-    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
+    def forward(
+        self, input: Rows, hx: Tensor | None = None, **episodes: Unpack[Episodes]
+    ) -> tuple[Rows, Tensor]:
         """-> output, h_n; see the class."""
         return self._run(input, hx, None, episodes)
 
@@ -365,10 +370,12 @@ class LSTM(_Layers):
     Source: Hochreiter and Schmidhuber 1997, Gers et al. 2000 (forget gate), Sak et al. 2014 (projection).
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("lstm", *args, **kwargs)
 
-    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
+    def forward(
+        self, input: Rows, hx: tuple[Tensor, Tensor] | None = None, **episodes: Unpack[Episodes]
+    ) -> tuple[Rows, tuple[Tensor, Tensor]]:
         """-> output, (h_n, c_n); see the class."""
         if not isinstance(hx, (tuple, list, NoneType)):
             if proxy_among(hx) is not None:
@@ -412,11 +419,13 @@ class GRU(_Layers):
     Source: Cho et al. 2014, in the form of cuDNN and torch.nn.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:  # even 0
             raise ValueError(_NO_PROJECTION)
         super().__init__("gru", *args, **kwargs)
 
-    def forward(self, input, hx=None, **episodes: Unpack[Episodes]):
+    def forward(
+        self, input: Rows, hx: Tensor | None = None, **episodes: Unpack[Episodes]
+    ) -> tuple[Rows, Tensor]:
         """-> output, h_n; see the class."""
         return self._run(input, hx, None, episodes)
