@@ -66,7 +66,14 @@ def functions(x: Tensor, w: list[Tensor]) -> Tensor:
     u, hn = functional.rnn(z, hn, [w], nonlinearity="relu")
     v, hn = functional.deep_transition(u, hn[0], w, [], 0.01)
     plain = reference.recurrent("lstm", x, h, c, *w)
-    return v + hn + plain[0]
+    deep, hn = reference.deep_transition(v, hn, w, [])
+    return deep + hn + plain[0]
+
+
+def cells(u: Tensor, v: Tensor, h: Tensor, c: Tensor) -> list[Tensor]:
+    of_lstm = reference.lstm_cell(u, v, h, c)
+    without_c = [of(u, v, h, None)[0] for of in (reference.gru_cell, reference.rnn_tanh_cell)]
+    return [*of_lstm, *without_c, reference.rnn_relu_cell(u, v, h, None)[0]]
 
 
 def oracle(x: Tensor) -> float:
