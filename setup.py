@@ -19,6 +19,7 @@ OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 11)
 OLDEST_SETUPTOOLS = (77, 0)  # reads the `license` of pyproject.toml
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+ARM = platform.machine().lower() in ("aarch64", "arm64")
 
 SOURCES = [
     "csrc/ops/schemas.cpp",
@@ -57,6 +58,8 @@ CUDA_SOURCES = [
 ]
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+if ARM:
+    SOURCES += ["csrc/cpu/isa_neon.cpp", "csrc/cpu/isa_neon_bf16.cpp"]
 if X86:
     SOURCES += [f"csrc/cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "avx512_bf16", "amx_bf16")]
 
@@ -207,7 +210,8 @@ def extension(toolkit=None):
     """With the toolkit's folder and version the CUDA kernels are part of it."""
     from torch.utils import cpp_extension
 
-    sources, macros, cuda = SOURCES, [("RNNFAST_X86", "1")] if X86 else [], {}
+    sources, cuda = SOURCES, {}
+    macros = [("RNNFAST_X86", "1")] * X86 + [("RNNFAST_ARM", "1")] * ARM
     if toolkit:
         folder, (major, minor) = toolkit
         cpp_extension.CUDA_HOME = folder  # the environment is read only when torch is imported

@@ -3,6 +3,7 @@ what native programs are compiled with."""
 
 import functools
 import os
+import platform
 import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,16 @@ from rnnfast import _C, _paths, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+# What csrc/cpu has for a processor: its instruction sets beside "generic", and the macro that asks for them
+X86_SETS, ARM_SETS = ("avx2", "avx512", "avx512_bf16", "amx_bf16"), ("neon", "neon_bf16")
+PROCESSORS = {
+    "x86": (("generic", *X86_SETS), "-DRNNFAST_X86=1"),
+    "arm": (("generic", *ARM_SETS), "-DRNNFAST_ARM=1"),
+}
+PROCESSOR = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}.get(
+    platform.machine().lower()
+)
+ISAS, ISA_FLAG = PROCESSORS.get(PROCESSOR, (("generic",), "-DRNNFAST_PLAIN=1"))
 # for kernels of a GPU that run on the host
 EMULATION = [f"-I{ROOT / 'tests/native/emulation'}", f"-I{ROOT / 'csrc'}"]
 GPU = torch.cuda.is_available() and bool(_C.build_info()["cuda"])

@@ -2,7 +2,6 @@
 
 import ast
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -10,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ISA_FLAG, ISAS
 
 import rnnfast
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 PACKAGE = Path(rnnfast.__file__).parent
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx_bf16") if X86 else ("generic",)
 
 # The one door to torch's thread pool that csrc/cpu may use, a C header, and the one file that may use it.
 POOL = ("cpu/team.cpp", "<torch/csrc/stable/c/shim.h")
@@ -224,7 +222,7 @@ def objects(tmp_path_factory):
     folder = tmp_path_factory.mktemp("objects")
     for isa in set(ISAS) - set(newest):
         newest[isa] = folder / f"isa_{isa}.o"
-        flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DRNNFAST_X86=1"]
+        flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", ISA_FLAG]
         compile_object(CSRC / "cpu" / f"isa_{isa}.cpp", newest[isa], *flags, f"-I{CSRC}")
     assert sorted(newest) == sorted(ISAS)
     return newest

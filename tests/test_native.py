@@ -5,27 +5,24 @@ RNNFAST_FUZZ says how many layers; `make fuzz` runs 10,000 with each sanitizer.
 
 import functools
 import os
-import platform
 import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import COMPILER, ROOT
+from helpers import COMPILER, ISA_FLAG, ISAS, PROCESSOR, ROOT
 from torch.utils.cpp_extension import include_paths
 
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 LAYERS = int(os.environ.get("RNNFAST_FUZZ", 1000))
 JOBS = int(os.environ.get("MAX_JOBS", len(os.sched_getaffinity(0))))
 
 ADDRESS, THREAD = "address,undefined", "thread"  # two programs: they do not go together
 FLAGS = ["-std=c++20", "-Og", "-g1", "-pthread", "-ffp-contract=off", "-fno-sanitize-recover=all"]
 # -Wtsan: the thread sanitizer does not know fences. The one in team.cpp orders atomics alone.
-FLAGS += ["-DRNNFAST_CHECKED=1", "-Wno-tsan", *["-DRNNFAST_X86=1"][:X86]]
+FLAGS += ["-DRNNFAST_CHECKED=1", "-Wno-tsan", ISA_FLAG]
 FLAGS += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths())]
 
-ISAS = ["generic", "avx2", "avx512", "avx512_bf16", "amx_bf16"] if X86 else ["generic"]
 NAMES = ["plan", "profile", "dispatch", *(f"isa_{isa}" for isa in ISAS)]  # the fuzz includes team.cpp
 SOURCES = [ROOT / "tests/native/fuzz/main.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in NAMES)]
 
@@ -86,7 +83,9 @@ def test_random_layers_on_random_teams_are_right_and_clean(fuzz, sanitizer):
         (ADDRESS, "short", "heap-buffer-overflow"),
         (ADDRESS, "differs", "differs between one thread and a team"),
         (ADDRESS, "wrong", r"\] is .*, expected"),
-        pytest.param(ADDRESS, "mxcsr", "MXCSR", marks=pytest.mark.skipif(not X86, reason="no MXCSR here")),
+        pytest.param(
+            ADDRESS, "mxcsr", "MXCSR", marks=pytest.mark.skipif(PROCESSOR != "x86", reason="no MXCSR here")
+        ),
         (THREAD, "race", "data race"),
     ],
 )

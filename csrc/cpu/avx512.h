@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#define RNNFAST_MANY_REGISTERS
 #define RNNFAST_FMA_F32(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define RNNFAST_FMA_F64(a, b, c) _mm512_fmadd_pd(a, b, c)
 // of two that do not compare the second is meant, which is what the instruction gives

@@ -1,7 +1,7 @@
 // bfloat16 for an instruction set that multiplies pairs of it: loads, stores, and the multiply-add that
 // products are made of. Compiled inside its namespace, after RNNFAST_DOT_BF16 (a b + c over pairs) and
-// RNNFAST_ROUND_BF16 (a pack of floats to halves), and RNNFAST_MASKED_{LOAD,STORE}_HALVES. No guard on
-// purpose.
+// RNNFAST_ROUND_BF16 (a pack of floats to halves), and, where there is such,
+// RNNFAST_MASKED_{LOAD,STORE}_HALVES. No guard on purpose.
 
 typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint16_t unaligned_halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
@@ -17,7 +17,7 @@ RNNFAST_INLINE halves load_halves(const Bfloat16* p) { return *reinterpret_cast<
 RNNFAST_INLINE halves load_halves(const Bfloat16* p, int64_t n) {
   if (n >= Vec<float>::kLanes) return load_halves(p);
   if (n <= 0) return halves{};
-#ifndef RNNFAST_CHECKED
+#if defined(RNNFAST_MASKED_LOAD_HALVES) && !defined(RNNFAST_CHECKED)
   return RNNFAST_MASKED_LOAD_HALVES(p, n);
 #else
   halves h{};
@@ -39,7 +39,7 @@ RNNFAST_INLINE void store(Bfloat16* p, f32v v) { *reinterpret_cast<unaligned_hal
 RNNFAST_INLINE void store_part(Bfloat16* p, f32v v, int64_t n) {
   if (n >= Vec<float>::kLanes) return store(p, v);
   if (n <= 0) return;
-#ifndef RNNFAST_CHECKED
+#if defined(RNNFAST_MASKED_STORE_HALVES) && !defined(RNNFAST_CHECKED)
   RNNFAST_MASKED_STORE_HALVES(p, rounded(v), n);
 #else
   const halves h = rounded(v);
@@ -60,6 +60,9 @@ RNNFAST_INLINE pairs load_column_words_part(const Bfloat16* p, const Bfloat16* q
 }
 
 RNNFAST_INLINE f32v add_words(pairs words, f32v sums) {
-  constexpr int32_t kOnes = 0x3f803f80;
-  return fma(words, kOnes - pairs{}, sums);
+  int32_t ones = 0x3f803f80;
+#ifdef __aarch64__
+  asm("" : "+r"(ones));  // GCC 12 moves a constant of bfloat16 as if it were one of half precision
+#endif
+  return fma(words, ones - pairs{}, sums);
 }

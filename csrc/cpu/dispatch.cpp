@@ -15,6 +15,9 @@
 #if defined(RNNFAST_X86) && defined(__linux__)
 #include <syscall.h>
 #endif
+#if defined(RNNFAST_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace rnnfast {
 
@@ -36,6 +39,16 @@ extern const LayerKernels<Bfloat16> kLayer;
 extern const FloatsInParts kFloats[kPrecisions];
 }  // namespace amx_bf16
 #endif
+#ifdef RNNFAST_ARM
+namespace neon {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef RNNFAST_ARM_BF16
+namespace neon_bf16 {
+extern const LayerKernels<Bfloat16> kLayer;
+}
+#endif
 
 namespace {
 
@@ -44,15 +57,15 @@ struct Candidate {
   bool usable;
 };
 
-#ifdef RNNFAST_X86
-Kernels avx512_with(const char* name, const LayerKernels<Bfloat16>& bf16, bool matrix_unit) {
-  Kernels k = avx512::kKernels;
+// a set that has layers of bfloat16 beside what another one has
+Kernels with_bf16(Kernels k, const char* name, const LayerKernels<Bfloat16>& bf16, bool matrix_unit) {
   k.name = name;
   k.bf16 = &bf16;
   k.matrix_unit = matrix_unit;
   return k;
 }
 
+#ifdef RNNFAST_X86
 // older compilers do not ask for it by name
 bool has_f16c() {
   constexpr unsigned kF16c = 1u << 29;  // leaf 1, ecx
@@ -75,25 +88,43 @@ bool has_amx() {
 }
 #endif
 
+#ifdef RNNFAST_ARM_BF16
+bool has_neon_bf16() {
+#ifdef __linux__
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return getauxval(AT_HWCAP2) & kBf16;
+#else
+  return false;
+#endif
+}
+#endif
+
 const std::vector<Candidate>& candidates() {
 #ifdef RNNFAST_X86
   static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   static const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  static const Kernels avx512_bf16 = avx512_with("avx512_bf16", avx512_bf16::kLayer, false);
+  static const Kernels avx512_bf16 =
+      with_bf16(avx512::kKernels, "avx512_bf16", avx512_bf16::kLayer, /*matrix_unit=*/false);
+  static const Kernels with_unit =
+      with_bf16(avx512::kKernels, "amx_bf16", amx_bf16::kLayer, /*matrix_unit=*/true);
   static const std::array<Kernels, kPrecisions> in_parts = [] {
     std::array<Kernels, kPrecisions> all;
     for (int i = 0; i < kPrecisions; ++i) {
-      all[i] = avx512_with("amx_bf16", amx_bf16::kLayer, true);
+      all[i] = with_unit;
       all[i].f32 = amx_bf16::kFloats[i].kernels, all[i].products = amx_bf16::kFloats[i].products;
     }
     return all;
   }();
   static const Kernels amx_bf16 = [] {
-    Kernels k = avx512_with("amx_bf16", amx_bf16::kLayer, true);
+    Kernels k = with_unit;
     k.in_parts = in_parts.data();
     return k;
   }();
+#endif
+#ifdef RNNFAST_ARM_BF16
+  static const Kernels neon_bf16 =
+      with_bf16(neon::kKernels, "neon_bf16", neon_bf16::kLayer, /*matrix_unit=*/false);
 #endif
   static const std::vector<Candidate> all = {
       {&generic::kKernels, true},
@@ -102,6 +133,12 @@ const std::vector<Candidate>& candidates() {
       {&avx512::kKernels, avx512},
       {&avx512_bf16, bf16},
       {&amx_bf16, bf16 && has_amx()},
+#endif
+#ifdef RNNFAST_ARM
+      {&neon::kKernels, true},
+#endif
+#ifdef RNNFAST_ARM_BF16
+      {&neon_bf16, has_neon_bf16()},
 #endif
   };
   return all;

@@ -1,7 +1,8 @@
 // Everything of one instruction set, in the order in which it builds on itself. Included once in each
 // isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32,
 // RNNFAST_FMA_F64 and what else the set has in one instruction: RNNFAST_LESSER_*, RNNFAST_GREATER_*,
-// RNNFAST_SCALE_*, RNNFAST_MASKED_*, and for bfloat16 what bfloat16-inl.h asks for.
+// RNNFAST_SCALE_*, RNNFAST_MASKED_*, for bfloat16 what bfloat16-inl.h asks for, and RNNFAST_MANY_REGISTERS
+// if it has 32 of them.
 // clang-format off: each needs what the one before it gives
 #include "cells/real.h"
 #include "cpu/pack-inl.h"

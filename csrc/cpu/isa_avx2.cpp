@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "cpu/dispatch.h"
 

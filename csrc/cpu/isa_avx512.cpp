@@ -2,6 +2,7 @@
 // Standard headers first: nothing of theirs may be compiled inside the target region.
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "cpu/avx512.h"
 #include "cpu/dispatch.h"

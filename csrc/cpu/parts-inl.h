@@ -89,13 +89,15 @@ struct Scale {
   }
 };
 
+struct OddLanes {
+  static constexpr int at(int j) { return 2 * j + 1; }
+};
 // the upper halves of 16 and 16 numbers, side by side
 RNNFAST_INLINE pairs upper_halves(pairs a, pairs b) {
   typedef uint16_t words16 __attribute__((vector_size(kVectorBytes)));
-  words16 odd;
-  for (int i = 0; i < 32; ++i) odd[i] = static_cast<uint16_t>(2 * i + 1);
-  return __builtin_bit_cast(
-      pairs, __builtin_shuffle(__builtin_bit_cast(words16, a), __builtin_bit_cast(words16, b), odd));
+  return __builtin_bit_cast(pairs,
+                            shuffled<OddLanes>(__builtin_bit_cast(words16, a), __builtin_bit_cast(words16, b),
+                                               std::make_index_sequence<32>()));
 }
 // of each lane the upper halves of a and, above it, of b
 RNNFAST_INLINE pairs paired_halves(pairs a, pairs b) {

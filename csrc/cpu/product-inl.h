@@ -15,6 +15,11 @@ constexpr int64_t kUnitWords = 16;  // of k, that the unit multiplies at once
 constexpr bool kMatrixUnit = false;
 constexpr int64_t kUnitWords = 1;
 #endif
+#ifdef RNNFAST_MANY_REGISTERS
+constexpr bool kManyRegisters = true;  // 32, not 16
+#else
+constexpr bool kManyRegisters = false;
+#endif
 constexpr int kMaxRows = 8;
 constexpr int kTurnedRows = kMatrixUnit ? 0 : 3;
 constexpr int kMaxVectors = kMatrixUnit ? 4 : 8;
@@ -23,11 +28,11 @@ constexpr int kMaxVectors = kMatrixUnit ? 4 : 8;
 constexpr int tile_rows(int vectors) {
   constexpr int wide[] = {0, 8, 8, 8, 6, 5, 4, 3, 3};
   constexpr int narrow[] = {0, 8, 6, 4, 3, 2, 2, 1, 1};
-  return kVectorBytes == 64 ? wide[vectors] : narrow[vectors];
+  return kManyRegisters ? wide[vectors] : narrow[vectors];
 }
 
 // Steps of k between two looks at its end: 16 registers have no room for what is read ahead.
-constexpr int kUnroll = kVectorBytes == 64 ? 4 : 1;
+constexpr int kUnroll = kManyRegisters ? 4 : 1;
 
 template <class W>
 struct Tile {

@@ -5,6 +5,11 @@
 // meet
 #define RNNFAST_INLINE inline __attribute__((always_inline))
 
+// 64-bit Arm, whose intrinsics for bfloat16 older clangs have for whole files only
+#if defined(RNNFAST_ARM) && (!defined(__clang__) || __clang_major__ >= 16)
+#define RNNFAST_ARM_BF16
+#endif
+
 #define RNNFAST_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define RNNFAST_TARGET_BEGIN(list) \

@@ -97,17 +97,28 @@ class FlushDenormals {
   explicit FlushDenormals(bool on) : on_(on) {
 #if defined(__x86_64__)
     if (on_) _mm_setcsr((saved_ = _mm_getcsr()) | 0x8040);
+#elif defined(__aarch64__)
+    constexpr uint64_t kFlush = 1 << 24;
+    if (!on_) return;
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | kFlush));
 #endif
   }
   ~FlushDenormals() {
 #if defined(__x86_64__)
     if (on_) _mm_setcsr(saved_);
+#elif defined(__aarch64__)
+    if (on_) asm volatile("msr fpcr, %0" : : "r"(saved_));
 #endif
   }
 
  private:
   bool on_;
+#if defined(__aarch64__)
+  uint64_t saved_ = 0;
+#else
   unsigned saved_ = 0;
+#endif
 };
 
 int cgroup_cpus() {

@@ -1,28 +1,42 @@
 // Blocks of a matrix turned in registers, so that what stands in columns can be read in rows. Compiled once
 // per instruction set, inside its namespace. No guard on purpose.
 
-// Shuffles of two packs that are one instruction each: within every 128-bit lane, blocks of kSize numbers
-// from the low (or high) halves of a and b in turn; and the even (or odd) lanes of a, then of b.
-template <class A, int kSize>
-RNNFAST_INLINE typename Vec<A>::type interleave(typename Vec<A>::type a, typename Vec<A>::type b, bool high) {
-  constexpr int L = Vec<A>::kLanes, Q = 16 / sizeof(A);
-  typename Vec<A>::Int from{};
-#pragma GCC unroll 16
-  for (int j = 0; j < L; ++j) {
-    const int block = j % Q / kSize;
-    from[j] = j / Q * Q + block / 2 * kSize + j % kSize + (high ? Q / 2 : 0) + (block % 2 ? L : 0);
-  }
-  return __builtin_shuffle(a, b, from);
+// lane j is lane From::at(j) of a and, after them, b
+template <class From, class V, size_t... j>
+RNNFAST_INLINE V shuffled(V a, V b, std::index_sequence<j...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, From::at(j)...);
+#else
+  typedef decltype(a < b) Int;
+  return __builtin_shuffle(a, b, Int{From::at(j)...});
+#endif
 }
 
-template <class A>
-RNNFAST_INLINE typename Vec<A>::type every_second_lane(typename Vec<A>::type a, typename Vec<A>::type b,
-                                                       bool odd) {
-  constexpr int L = Vec<A>::kLanes, Q = 16 / sizeof(A);
-  typename Vec<A>::Int from{};
-#pragma GCC unroll 16
-  for (int j = 0; j < L; ++j) from[j] = (2 * (j / Q) + odd) * Q + j % Q;
-  return __builtin_shuffle(a, b, from);
+// Shuffles of two packs that are one instruction each: within every 128-bit lane, blocks of kSize numbers
+// from the low (or high) halves of a and b in turn; and the even (or odd) lanes of a, then of b.
+template <class A, int kSize, bool kHigh>
+struct Interleaved {
+  static constexpr int at(int j) {
+    constexpr int L = Vec<A>::kLanes, Q = 16 / sizeof(A);
+    const int block = j % Q / kSize;
+    return j / Q * Q + block / 2 * kSize + j % kSize + (kHigh ? Q / 2 : 0) + (block % 2 ? L : 0);
+  }
+};
+template <class A, bool kOdd>
+struct EverySecondLane {
+  static constexpr int at(int j) {
+    constexpr int Q = 16 / sizeof(A);
+    return (2 * (j / Q) + kOdd) * Q + j % Q;
+  }
+};
+
+template <class A, int kSize, bool kHigh>
+RNNFAST_INLINE typename Vec<A>::type interleave(typename Vec<A>::type a, typename Vec<A>::type b) {
+  return shuffled<Interleaved<A, kSize, kHigh>>(a, b, std::make_index_sequence<Vec<A>::kLanes>());
+}
+template <class A, bool kOdd>
+RNNFAST_INLINE typename Vec<A>::type every_second_lane(typename Vec<A>::type a, typename Vec<A>::type b) {
+  return shuffled<EverySecondLane<A, kOdd>>(a, b, std::make_index_sequence<Vec<A>::kLanes>());
 }
 
 // r[i][j] -> r[j][i]: first within the lanes of every Q rows, then the lanes change places
@@ -33,34 +47,34 @@ RNNFAST_INLINE void transpose(typename Vec<A>::type* r) {
 #pragma GCC unroll 16
   for (int i = 0; i < L; i += Q) {
     if constexpr (Q == 4) {
-      const V ab_low = interleave<A, 1>(r[i], r[i + 1], false),
-              ab_high = interleave<A, 1>(r[i], r[i + 1], true);
-      const V cd_low = interleave<A, 1>(r[i + 2], r[i + 3], false),
-              cd_high = interleave<A, 1>(r[i + 2], r[i + 3], true);
-      r[i] = interleave<A, 2>(ab_low, cd_low, false);
-      r[i + 1] = interleave<A, 2>(ab_low, cd_low, true);
-      r[i + 2] = interleave<A, 2>(ab_high, cd_high, false);
-      r[i + 3] = interleave<A, 2>(ab_high, cd_high, true);
+      const V ab_low = interleave<A, 1, false>(r[i], r[i + 1]),
+              ab_high = interleave<A, 1, true>(r[i], r[i + 1]);
+      const V cd_low = interleave<A, 1, false>(r[i + 2], r[i + 3]),
+              cd_high = interleave<A, 1, true>(r[i + 2], r[i + 3]);
+      r[i] = interleave<A, 2, false>(ab_low, cd_low);
+      r[i + 1] = interleave<A, 2, true>(ab_low, cd_low);
+      r[i + 2] = interleave<A, 2, false>(ab_high, cd_high);
+      r[i + 3] = interleave<A, 2, true>(ab_high, cd_high);
     } else {
       const V a = r[i], b = r[i + 1];
-      r[i] = interleave<A, 1>(a, b, false);
-      r[i + 1] = interleave<A, 1>(a, b, true);
+      r[i] = interleave<A, 1, false>(a, b);
+      r[i + 1] = interleave<A, 1, true>(a, b);
     }
   }
 #pragma GCC unroll 16
   for (int c = 0; c < Q; ++c) {
     if constexpr (kLanes == 2) {
       const V a = r[c], b = r[Q + c];
-      r[c] = every_second_lane<A>(a, b, false);
-      r[Q + c] = every_second_lane<A>(a, b, true);
+      r[c] = every_second_lane<A, false>(a, b);
+      r[Q + c] = every_second_lane<A, true>(a, b);
     } else if constexpr (kLanes == 4) {
       const V a = r[c], b = r[Q + c], d = r[2 * Q + c], e = r[3 * Q + c];
-      const V ab_even = every_second_lane<A>(a, b, false), ab_odd = every_second_lane<A>(a, b, true);
-      const V de_even = every_second_lane<A>(d, e, false), de_odd = every_second_lane<A>(d, e, true);
-      r[c] = every_second_lane<A>(ab_even, de_even, false);
-      r[Q + c] = every_second_lane<A>(ab_odd, de_odd, false);
-      r[2 * Q + c] = every_second_lane<A>(ab_even, de_even, true);
-      r[3 * Q + c] = every_second_lane<A>(ab_odd, de_odd, true);
+      const V ab_even = every_second_lane<A, false>(a, b), ab_odd = every_second_lane<A, true>(a, b);
+      const V de_even = every_second_lane<A, false>(d, e), de_odd = every_second_lane<A, true>(d, e);
+      r[c] = every_second_lane<A, false>(ab_even, de_even);
+      r[Q + c] = every_second_lane<A, false>(ab_odd, de_odd);
+      r[2 * Q + c] = every_second_lane<A, true>(ab_even, de_even);
+      r[3 * Q + c] = every_second_lane<A, true>(ab_odd, de_odd);
     }
   }
 }

@@ -1,5 +1,6 @@
 // Random small layers through the kernels of csrc/cpu, without torch: what the sanitizers look at.
 //   fuzz [layers] [seed] [isa, or "" for all] [fault]
+//   fuzz math: the functions of the cells instead
 // Layer i depends on seed + i alone, so a failure is repeated by `fuzz 1 <seed + i>`, up to how the threads
 // met. A fault is planted on purpose, to see that it is found: short, race, mxcsr, differs, wrong.
 //
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "deep.h"
+#include "functions.h"
 #include "products.h"
 #include "recurrent.h"
 #include "world.h"
@@ -67,6 +69,7 @@ extern "C" AOTITorchError torch_get_num_threads(uint32_t* threads) {
 }
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "math") return math_is_right() ? 0 : 1;
   const int64_t layers = argc > 1 ? std::atoll(argv[1]) : 100;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   const std::string isa = argc > 3 ? argv[3] : "";
