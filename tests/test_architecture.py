@@ -35,7 +35,7 @@ def includes(folder):
 
 
 def is_system(header):
-    return re.fullmatch(r"<[\w.]+", header) is not None
+    return re.fullmatch(r"<(sys/)?[\w.]+", header) is not None
 
 
 def is_standard(header):
