@@ -9,8 +9,10 @@ from bench_helpers import TINY
 
 import rnnfast
 from benchmarks import report, run
-from benchmarks.cases import BOTH, CASES, Case
-from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
+from benchmarks.cases import CASES
+from rnnfast.bench import rounds
+from rnnfast.bench.case import BOTH, Case
+from rnnfast.bench.peers import Problem, all_peers, baseline, first_outcome, reference
 
 pytest_plugins = ["bench_helpers"]
 
@@ -66,7 +68,7 @@ def test_all_peers_compute_the_same(case):
             exact = reference(problem, training)  # before the peers change a weight
             peers = all_peers(problem, training, threads=1)
             results = {name: peer.compare(first_outcome(peer, case)[0]) for name, peer in peers.items()}
-            differences, wrong = run.compare(results, exact, baseline(case))
+            differences, wrong = rounds.compare(results, exact, baseline(case))
         assert wrong == []
         assert len(results["rnnfast"]) == (2 + len(list(problem.layer.parameters())) if training else 1)
         assert list(peers)[0] == baseline(case) and list(peers)[-1] == "rnnfast"
@@ -78,7 +80,7 @@ def test_a_wrong_output_fails_the_run(monkeypatch, round_machine, tmp_path, caps
             y, state = super().forward(x, hx)
             return y + 1e-4, state
 
-    monkeypatch.setattr(rnnfast, "LSTM", Wrong)
+    monkeypatch.setattr(rnnfast.nn, "LSTM", Wrong)
     monkeypatch.setattr(run, "CASES", [TINY])
     assert run.main(["--quick", "--rows", "tiny", "--threads", "1", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
@@ -109,7 +111,7 @@ def test_weights_kept_from_an_earlier_call_fail_the_run(before, monkeypatch, rou
                 self.kept[1] -= before
             return rnnfast.functional.lstm(x, hx, [self.kept])
 
-    monkeypatch.setattr(rnnfast, "LSTM", Stale)
+    monkeypatch.setattr(rnnfast.nn, "LSTM", Stale)
     case = Case("tiny", "", "LSTM", 2, 5, 3, modes=("inference",), fresh_weights=True)
     (row,) = run.run([case], threads=1, seconds=0.0, least=2, command="a test")["rows"]
     assert "rnnfast differs" in row["failed"]
@@ -117,7 +119,7 @@ def test_weights_kept_from_an_earlier_call_fail_the_run(before, monkeypatch, rou
 
 def test_a_brief_peer_is_timed_in_three_rounds_and_the_others_go_on():
     calls = {name: lambda: None for name in ("a", "b", "c")}
-    times = run.interleave(calls, seconds=60, least=5, most=5, min_time=1e-6, slow={"a"}, brief={"b"})
+    times = rounds.interleave(calls, seconds=60, least=5, most=5, min_time=1e-6, slow={"a"}, brief={"b"})
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 3, "c": 5}
 
 
@@ -125,9 +127,9 @@ def test_a_wrong_gradient_or_nan_is_seen():
     exact = (torch.ones(3), torch.tensor([10.0, 20.0]))
     good = (torch.ones(3), torch.tensor([10.0, 20.0]))
     for bad in (torch.tensor([10.0, 20.001]), torch.tensor([10.0, float("nan")])):
-        _, wrong = run.compare({"torch.nn": good, "rnnfast": (good[0], bad)}, exact, "torch.nn")
+        _, wrong = rounds.compare({"torch.nn": good, "rnnfast": (good[0], bad)}, exact, "torch.nn")
         assert len(wrong) == 1 and wrong[0].startswith("rnnfast")
-    assert run.compare({"torch.nn": good, "rnnfast": good}, exact, "torch.nn")[1] == []
+    assert rounds.compare({"torch.nn": good, "rnnfast": good}, exact, "torch.nn")[1] == []
 
 
 def test_rows_of_the_performance_page_are_there():
