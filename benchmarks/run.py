@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable
 from statistics import median
@@ -11,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 import rnnfast.info
-from rnnfast.bench.peers import Problem, all_peers, baseline, first_outcome, reference
+from rnnfast.bench.peers import Problem, all_peers, baseline, first_calls
 from rnnfast.bench.roofline import Team, bound, limit
-from rnnfast.bench.rounds import compare, interleave, settle, spread
+from rnnfast.bench.rounds import figures, interleave, pairs, settle, spread, undisturbed
 
 from . import record, report
 from .cases import CASES, Case
@@ -34,31 +33,20 @@ def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int
     """One row of the report; its limit is added when the run ends."""
     training = mode == "training"
     problem = Problem.make(case)
-    results, first = {}, {}
     with torch.inference_mode(not training):
-        exact = reference(problem, training)
         others = ["onnxruntime"] if case.cell in IN_ONNXRUNTIME else []
-        peers = all_peers(problem, training, torch.get_num_threads(), others)
-        for name, peer in peers.items():
-            outputs, first[name] = first_outcome(peer, case)
-            results[name] = peer.compare(outputs)
-        differences, wrong = compare(results, exact, baseline(case))
+        peers = all_peers(problem, training, torch.get_num_threads(), others=others)
+        first, differences, wrong = first_calls(problem, training, peers)
         plan = rnnfast.info.last_run()  # rnnfast is called last
         del plan["cuda"]
         limit(case, training, teams)  # measures the rates it needs, beside the times they judge
-        gc.collect()
-        gc.disable()
         calls = {name: peer.call for name, peer in peers.items()}
         slow = {name for name, took in first.items() if took > 0.1}
         brief = slow & {"Python loop"} - {baseline(case)}
-        times = interleave(calls, seconds, least, slow=slow, brief=brief)
-        settle()
-        spent = shares(calls["rnnfast"], median(times["rnnfast"]))
-        gc.enable()
-    pairs = {  # of the rounds that both were in
-        name: [other / ours for other, ours in zip(values, times["rnnfast"], strict=False)]
-        for name, values in times.items()
-    }
+        with undisturbed():
+            times = interleave(calls, seconds, least, slow=slow, brief=brief)
+            settle()
+            spent = shares(calls["rnnfast"], median(times["rnnfast"]))
     return {
         "name": case.name,
         "mode": mode,
@@ -69,17 +57,9 @@ def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int
         "baseline": baseline(case),
         "rounds": len(times["rnnfast"]),
         "plan": plan,
-        "peers": {
-            name: {
-                **{f"{key}_ms": value * 1e3 for key, value in spread(values).items()},
-                "first_ms": first[name] * 1e3,
-                "difference": differences[name],
-                "ratio": median(pairs[name]),
-            }
-            for name, values in times.items()
-        },
+        "peers": figures(times, first, differences),
         "spent": spent,
-        "speedup": spread(pairs[baseline(case)]),
+        "speedup": spread(pairs(times)[baseline(case)]),
         "failed": "; ".join(wrong),
     }
 

@@ -142,10 +142,37 @@ BELOW = {
     },
     "rnnfast.torchrl": {"rnnfast.nn"},
     "rnnfast.__main__": {"rnnfast._enable"},
+    "rnnfast.bench.__main__": {
+        *(f"rnnfast.bench.{name}" for name in ("cell", "machine", "model", "options", "progress", "sweep")),
+        "rnnfast.bench.tables",
+        "rnnfast._enable",
+    },
     "rnnfast.bench": set(),
-    "rnnfast.bench.peers": {
-        "rnnfast.bench.sessions",
+    "rnnfast.bench.sweep": {f"rnnfast.bench.{name}" for name in ("cell", "progress", "tables")},
+    "rnnfast.bench.cell": {
+        *(
+            f"rnnfast.bench.{name}"
+            for name in ("case", "memory", "options", "peers", "processes", "progress")
+        ),
+        *(f"rnnfast.bench.{name}" for name in ("roofline", "rounds", "tables")),
+    },
+    "rnnfast.bench.model": {
+        *(f"rnnfast.bench.{name}" for name in ("find", "options", "progress", "rounds", "tables")),
+        "rnnfast._enable",
+        "rnnfast.info",
+        "rnnfast.nn",
+        "rnnfast.testing",
+    },
+    "rnnfast.bench.find": {"rnnfast.bench.options"},
+    "rnnfast.bench.options": {
         "rnnfast.bench.case",
+        "rnnfast.bench.sessions",
+        "rnnfast.nn",
+        "rnnfast._C",
+    },
+    "rnnfast.bench.memory": {"rnnfast.bench.case", "rnnfast.bench.peers", "rnnfast.info"},
+    "rnnfast.bench.peers": {
+        *(f"rnnfast.bench.{name}" for name in ("case", "rounds", "sessions")),
         "rnnfast.nn",
         "rnnfast.reference",
         "rnnfast._C",
@@ -155,6 +182,7 @@ BELOW = {
     "rnnfast.bench.machine": {"rnnfast.info"},
     "rnnfast.bench.rounds": {"rnnfast.testing"},
     "rnnfast.bench.processes": set(),
+    "rnnfast.bench.progress": set(),
     "rnnfast.bench.tables": set(),
     "rnnfast.bench.case": set(),
     "rnnfast._enable": {"rnnfast.ops"},

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -121,6 +122,23 @@ def test_a_brief_peer_is_timed_in_three_rounds_and_the_others_go_on():
     calls = {name: lambda: None for name in ("a", "b", "c")}
     times = rounds.interleave(calls, seconds=60, least=5, most=5, min_time=1e-6, slow={"a"}, brief={"b"})
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 3, "c": 5}
+
+
+def test_what_surrounds_a_peers_turns_does_so_alone_and_the_clock_waits_for_the_device():
+    inside, seen, waited, parts = [], [], [], []
+
+    @contextmanager
+    def within():
+        inside.append(1)
+        yield
+        inside.pop()
+
+    calls = {name: lambda name=name: seen.append((name, len(inside))) for name in ("a", "b")}
+    more = {"within": {"b": within}, "sync": lambda: waited.append(len(seen)), "tick": parts.append}
+    rounds.interleave(calls, seconds=1e-3, least=3, min_time=1e-6, **more)
+    assert set(seen) == {("a", 0), ("b", 1)}
+    assert len(waited) % 2 == 0 and waited[0] == 0 and waited[-1] == len(seen)
+    assert len(parts) >= 3 and parts == sorted(parts) and 0 <= parts[0] <= parts[-1] <= 1
 
 
 def test_a_wrong_gradient_or_nan_is_seen():

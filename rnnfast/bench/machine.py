@@ -24,7 +24,7 @@ def versions(*names: str) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = importlib.import_module(name).__version__
+            found[name] = importlib.import_module(name).__version__.partition("-")[0]
         except ImportError:
             pass
     return found

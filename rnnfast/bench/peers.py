@@ -17,6 +17,7 @@ from .. import _C
 from .. import nn as fast
 from .. import reference as plain
 from .case import Case
+from .rounds import compare
 from .sessions import SESSIONS, cannot
 
 Forward = Callable[[Tensor], Tensor]  # x -> output of every step
@@ -180,6 +181,12 @@ class Problem:
         """[T, B, F] -> the rows that are real [N, F]."""
         return pack_padded_sequence(padded, self.case.lengths).data if self.case.lengths else padded
 
+    def rows(self) -> Tensor | PackedSequence:
+        """x as a layer takes it."""
+        if not self.case.lengths:
+            return self.x
+        return PackedSequence(self.pack(self.x), torch.tensor(self.case.batch_sizes))
+
     def ours(self) -> nn.Module:
         """rnnfast's layer with the same weights."""
         case, kind = self.case, getattr(fast, self.case.cell)
@@ -327,11 +334,25 @@ def session_peers(
     return {} if cannot(problem.case, training) else {name: partial(alone, name) for name in names}
 
 
-def all_peers(
+def makers(
     problem: Problem, training: bool, threads: int, others: Iterable[str] = ("onnxruntime",)
-) -> dict[str, Peer]:
-    """Every peer that has this case, the baseline first, rnnfast last; `others` of the other libraries."""
-    makers = torch_peers(problem, training)
-    makers |= session_peers(problem, training, threads, others)
-    makers |= our_peers(problem, training)
-    return {name: make() for name, make in makers.items()}
+) -> dict[str, Callable[[], Peer]]:
+    """What makes every peer that has this case, baseline first, rnnfast last; `others` of other libraries."""
+    sessions = session_peers(problem, training, threads, others)
+    return torch_peers(problem, training) | sessions | our_peers(problem, training)
+
+
+def all_peers(problem: Problem, training: bool, threads: int, **more: Iterable[str]) -> dict[str, Peer]:
+    """They themselves."""
+    return {name: make() for name, make in makers(problem, training, threads, **more).items()}
+
+
+def first_calls(
+    problem: Problem, training: bool, peers: dict[str, Peer]
+) -> tuple[dict[str, float], dict[str, float], list[str]]:
+    """Of each peer the seconds of its first call, and its largest error; and who is too far off."""
+    exact, results, first = reference(problem, training), {}, {}
+    for name, peer in peers.items():
+        outputs, first[name] = first_outcome(peer, problem.case)
+        results[name] = peer.compare(outputs)
+    return first, *compare(results, exact, baseline(problem.case))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Container, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median, quantiles
 
 from torch import Tensor
@@ -26,6 +27,17 @@ def settle() -> None:
         time.sleep(5e-3)
         if time.process_time() - before < 1e-3:
             return
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No garbage is collected within."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def interleave(
@@ -101,6 +113,30 @@ def compare(
         ):
             wrong.append(f"{name} differs by {max(found):.1e}")
     return {name: max(found) for name, found in errors.items()}, wrong
+
+
+def pairs(times: dict[str, list[float]]) -> dict[str, list[float]]:
+    """How many times as long as rnnfast each took, in each of the rounds that both were in."""
+    return {
+        name: [other / ours for other, ours in zip(values, times["rnnfast"], strict=False)]
+        for name, values in times.items()
+    }
+
+
+def figures(
+    times: dict[str, list[float]], first: dict[str, float], differences: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """What is told of each peer."""
+    ratios = pairs(times)
+    return {
+        name: {
+            **{f"{key}_ms": value * 1e3 for key, value in spread(values).items()},
+            "first_ms": first[name] * 1e3,
+            "difference": differences[name],
+            "ratio": median(ratios[name]),
+        }
+        for name, values in times.items()
+    }
 
 
 def spread(values: list[float]) -> dict[str, float]:
