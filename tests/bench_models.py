@@ -31,6 +31,7 @@ def everything():
 
 
 def alone():
+    print("a model that talks")
     return nn.GRU(4, 5), torch.randn(6, 2, 4)
 
 

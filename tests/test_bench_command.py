@@ -217,7 +217,7 @@ def test_the_share_says_what_one_may_expect():
 
 def test_the_models_page_says_the_share_and_what_became_of_the_calls(bench):
     status, out, err = bench("--model", f"{MODELS}:alone", "--threads", 1, "--seconds", "0.01")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "a model that talks\n")
     for said in ("GRU of", "the model itself", "the whole model", "Recurrent layers take", "1 taken"):
         assert said in out
     assert "one may expect a model" in out and "fused CPU kernel" in out
@@ -235,8 +235,10 @@ def test_a_model_is_found_by_the_name_of_its_module(bench, tmp_path, monkeypatch
     (tmp_path / "strangers" / "models.py").write_text(MODELS.read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    result = found(bench, "--model", "strangers.models:alone", "--threads", 1, "--seconds", "0.01")
-    assert [one["name"] for one in result["layers"]] == ["the model itself"]
+    rest = ("--threads", 1, "--seconds", "0.01", "--json")
+    status, out, err = bench("--model", "strangers.models:alone", *rest)
+    assert (status, err) == (0, "a model that talks\n")
+    assert [one["name"] for one in json.loads(out)["layers"]] == ["the model itself"]
 
 
 @pytest.mark.parametrize(

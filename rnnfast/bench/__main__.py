@@ -5,6 +5,7 @@ Exit status: 0, 1 if an output is wrong, 2 if what was asked for cannot be, whic
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -26,7 +27,8 @@ def run(asked) -> tuple[dict, str]:
     about["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     said = machine.sentence(about) + "."
     if asked.model is not None:
-        result = model.run(asked)
+        with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the result
+            result = model.run(asked)
         text = model.text(result)
     elif asked.sweep:
         with Bar(cell.STAGES * len(asked.cases)) as bar:

@@ -62,7 +62,7 @@ def measure(case: Case, asked, seconds: float, machine: Machine, bar: Bar) -> di
         slow = {name for name, took in first.items() if took > 0.1}
         sync = torch.cuda.synchronize if asked.device != "cpu" else lambda: None
         with undisturbed():
-            times = interleave(calls, seconds, 5, slow=slow, sync=sync, tick=bar.within)
+            times = interleave(calls, seconds, 3, slow=slow, sync=sync, tick=bar.within)
         quickest = min(min(values) for values in times.values()) * 1e3
         least = machine.limit(case, training, asked.device, beaten_by=quickest)
         bar.begin("memory")

@@ -41,10 +41,10 @@ def outputs(call: Callable) -> list[Tensor]:
     return [y.detach().clone() for y in tensors(call()) if y.is_floating_point()]
 
 
-def difference(found: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest, as a share of the largest value of the tensor that it is in."""
+def difference(found: list[Tensor], exact: list[Tensor]) -> float | None:
+    """The largest, as a share of the largest value of its tensor; None where there are no tensors."""
     pairs = [(a, b) for a, b in zip(found, exact, strict=True) if b.numel()]
-    return max((error(a, b) / max(b.abs().max().item(), 1e-30) for a, b in pairs), default=0.0)
+    return max((error(a, b) / max(b.abs().max().item(), 1e-30) for a, b in pairs), default=None)
 
 
 def parameters(module: nn.Module) -> list[Tensor]:
@@ -89,7 +89,7 @@ class Contest:
         sync = torch.cuda.synchronize if asked.device != "cpu" else lambda: None
         with undisturbed():
             times = interleave(
-                self.calls, asked.seconds, 5, slow=slow, within=within, sync=sync, tick=bar.within
+                self.calls, asked.seconds, 3, slow=slow, within=within, sync=sync, tick=bar.within
             )
         found: dict[str, dict[str, list[float]]] = {}
         for (name, way), values in times.items():
@@ -261,7 +261,9 @@ def notes(result: dict) -> list[str]:
     ]
     if share < 1:
         said.append(f"Layers that took no time at all would make it {1 / (1 - share):.2f} times as fast.")
-    differences = ", ".join(f"{way} {by:.0e}" for way, by in result["differences"].items())
+    differences = ", ".join(
+        f"{way} {'–' if by is None else f'{by:.0e}'}" for way, by in result["differences"].items()
+    )
     said.append(f"Largest difference of the outputs, as a share of their largest value: {differences}.")
     said.append(f"Calls while enabled: {result['enabled']}.")
     said += [f"{', '.join(names)}: {sentence}" for sentence, names in paths.items()]
