@@ -35,6 +35,23 @@ def alone():
     return nn.GRU(4, 5), torch.randn(6, 2, 4)
 
 
+class Frozen(nn.Module):
+    """Its recurrent layers are not trained; the second hands a gradient on to what is."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.between, self.second = nn.GRU(4, 5), nn.Linear(5, 6), nn.RNN(6, 3)
+        for layer in (self.first, self.second):
+            layer.requires_grad_(False)
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)[0]))[0]
+
+
+def frozen():
+    return Frozen(), (torch.randn(6, 2, 4),)
+
+
 class Own(nn.LSTM):
     """With a forward of its own, which stays."""
 

@@ -190,6 +190,19 @@ def test_every_recurrent_layer_of_a_strangers_model_is_found_and_timed(bench, mo
     assert 0 < result["share"] <= 1
 
 
+def test_a_layers_gradients_are_those_that_the_model_asks_of_it(bench, monkeypatch):
+    real, asked = torch.autograd.grad, set()
+
+    def grad(ys, wanted, *more, **options):
+        asked.add(tuple(tuple(tensor.shape) for tensor in wanted))
+        return real(ys, wanted, *more, **options)
+
+    monkeypatch.setattr(model.torch.autograd, "grad", grad)
+    arguments = ("--model", f"{MODELS}:frozen", "--training", "--threads", 1, "--seconds", "0.01")
+    assert [one["name"] for one in found(bench, *arguments)["layers"]] == ["first", "second"]
+    assert asked == {((6, 5), (6,)), ((6, 2, 6),)}  # of the linear layer, and of the input of the second
+
+
 def test_only_the_turns_of_enabled_are_enabled():
     seen = []
     contest = model.Contest(training=False)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from bench_helpers import TINY
+from bench_helpers import TINY, team
 
 import rnnfast
 from benchmarks import report, run
@@ -14,6 +14,7 @@ from benchmarks.cases import CASES
 from rnnfast.bench import rounds
 from rnnfast.bench.case import BOTH, Case
 from rnnfast.bench.peers import Problem, all_peers, baseline, first_outcome, reference
+from rnnfast.bench.roofline import limit
 
 pytest_plugins = ["bench_helpers"]
 
@@ -166,6 +167,14 @@ def test_rows_of_the_performance_page_are_there():
     assert (packed.steps, packed.batch, packed.hidden) == (400, 64, 128)
     assert (min(packed.lengths), max(packed.lengths)) == (100, 400)
     assert sum(packed.lengths) / (400 * 64) == pytest.approx(0.65, abs=0.005)
+
+
+def test_a_relu_is_one_on_both_sides_and_computes_no_curve():
+    case = Case("", "", "RNN", 1, 10, 1, nonlinearity="relu")
+    problem = Problem.make(case)
+    assert (problem.layer.nonlinearity, problem.ours().mode) == ("relu", "RNN_RELU")
+    # 400 bytes of W_ih, as many of W_hh, 4 us each, and a barrier, 1
+    assert limit(case, False, [team()]) * 1e6 == pytest.approx(4 + 4 + 1)
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])

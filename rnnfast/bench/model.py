@@ -66,14 +66,15 @@ class Contest:
             self.calls[name, "converted"] = self.call(run, twin, leaves)
 
     def call(self, run: Callable, module: nn.Module, leaves: Iterable[Tensor]) -> Callable:
-        """Forward; training: also the gradients of the parameters and `leaves`, from all outputs."""
+        """Forward; training: also the gradients of parameters and `leaves`, from all outputs."""
         if not self.training:
             return lambda: run(module)
         wanted = [*leaves, *parameters(module)]
 
         def step() -> None:
-            ys = [y for y in tensors(run(module)) if y.requires_grad]
-            torch.autograd.grad(ys, wanted, [torch.ones_like(y) for y in ys], allow_unused=True)
+            ys = [y for y in tensors(run(module)) if y.requires_grad]  # none of a frozen layer at the start
+            if ys and wanted:
+                torch.autograd.grad(ys, wanted, [torch.ones_like(y) for y in ys], allow_unused=True)
 
         return step
 
