@@ -55,6 +55,7 @@ def title(result: dict) -> str:
 def chart(result: dict, machine: str, path: Path) -> None:
     """A line for each peer, with its quartiles; both axes logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     sizes, rows = result["sizes"], result["rows"]
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -72,7 +73,9 @@ def chart(result: dict, machine: str, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
     axes.set_xlabel(result["over"])
     axes.set_ylabel("ms a call, median and quartiles")
