@@ -1,21 +1,18 @@
 """How much memory a call takes beside its input: python -m benchmarks.memory --help.
 
-Counted is the growth of the resident set of a new process: also what libraries take past torch's allocator,
-and what is kept for later calls. The largest growth is the system's own figure (VmHWM), not a sample.
+It is counted as rnnfast.bench.memory says.
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 import rnnfast
+from rnnfast.bench.memory import forget_peak, give_back_what_is_freed, resident
 
 from . import record
 from .cases import Case
@@ -38,23 +35,12 @@ CASES = [
 ]
 
 
-def resident(field: str) -> int:
-    """Bytes: VmRSS now, VmHWM at most since `forget_peak`."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def growth(peer: str, case: Case, training: bool, threads: int) -> dict[str, int]:
     """Bytes by which this process grows with the calls of a layer; to run in a new process.
 
-    A short call comes first: what libraries set up once is not a call's. Every block of more than 64 KiB that
-    malloc hands out goes back to the system when it is freed, so that what stays is kept on purpose.
+    A short call comes first: what libraries set up once is not a call's.
     """
-    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+    give_back_what_is_freed()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     sizes = (case.input_size, case.hidden, case.layers)

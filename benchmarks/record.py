@@ -1,6 +1,7 @@
 """What the scripts of this folder share: options, what a result says of its run, tables, new processes.
 
-Nothing heavy is imported here: the processes that are started to be measured import this too.
+Much of it is `rnnfast.bench`'s. Nothing heavy is imported here: the processes that are started to be measured
+import this too.
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from rnnfast.bench import machine as machines
+from rnnfast.bench.processes import in_process, in_processes  # noqa: F401
+from rnnfast.bench.tables import Table, aligned, pipes  # noqa: F401
 
 RESULTS, PART = Path("benchmarks/results"), Path("results/bench")  # of a full run, of a part of one
 
@@ -40,12 +42,6 @@ def command(name: str, arguments: list[str] | None) -> str:
 
 def meta(threads: int, command: str) -> dict:
     """Without these a number does not exist."""
-    import rnnfast.info
-
-    try:
-        import onnxruntime
-    except ImportError:  # no script but `run` needs it
-        onnxruntime = None
 
     def git(*arguments: str) -> str:
         try:
@@ -56,22 +52,12 @@ def meta(threads: int, command: str) -> dict:
             return ""
         return result.stdout.strip() if result.returncode == 0 else ""
 
-    def cpu() -> str:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        return models[0] if models else platform.processor()
-
     # what an earlier part of the same bench has just written is no change
     status = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results")
     changed = "+changes" if status else ""
     commit = git("rev-parse", "--short", "HEAD") or os.environ.get("RNNFAST_COMMIT") or "none"
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "cpu": cpu(),
-        "isa": rnnfast.info.isa(),
-        "float32": rnnfast.info.PRODUCTS[rnnfast.info.products()],
-        "python": platform.python_version(),
-        **{module.__name__: module.__version__ for module in (torch, onnxruntime, rnnfast) if module},
+        **machines.describe(),
         "commit": commit + changed,
         "threads": threads,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -82,12 +68,7 @@ def meta(threads: int, command: str) -> dict:
 def machine(result: dict) -> str:
     """One line of `meta`: the machine, the versions, the command."""
     m = result["meta"]
-    products = f", float32 by {m['float32']}" if m.get("float32", "multiply-adds") != "multiply-adds" else ""
-    return (
-        f"{m['cpu']} ({m['machine']}), {m['isa']}{products}, threads: {m['threads']}; Python {m['python']}, "
-        f"torch {m['torch']}, onnxruntime {m['onnxruntime']}, rnnfast {m['rnnfast']} at {m['commit']}; "
-        f"{m['date']}; `{m['command']}`."
-    )
+    return f"{machines.sentence(m)} at {m['commit']}; {m['date']}; `{m['command']}`."
 
 
 def save(result: dict, folder: Path, name: str) -> None:
@@ -99,29 +80,6 @@ def save(result: dict, folder: Path, name: str) -> None:
     unfinished.replace(target)
 
 
-Table = tuple[list[str], list[list[str]]]  # column names, and a line of cells for each row
-
-
-def aligned(table: Table, texts: int) -> str:
-    """A table for the terminal; the first `texts` columns stand left, numbers right."""
-    columns, lines = table
-    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < texts else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [columns, *lines]
-    )
-
-
-def pipes(table: Table, texts: int) -> str:
-    """The same in Markdown."""
-    columns, lines = table
-    rule = ["---"] * texts + ["---:"] * (len(columns) - texts)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, rule, *lines])
-
-
 def turn(call: Callable, seconds: float) -> list[float]:
     """Seconds of each call, for so long; one call before finds the caches as others left them, untimed."""
     call()
@@ -131,28 +89,3 @@ def turn(call: Callable, seconds: float) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
-
-
-def in_process(function: Callable, *arguments: object, start: str = "spawn") -> object:
-    """`function(*arguments)` of a process that nothing has run in before."""
-    return in_processes(1, function, arguments, start=start)[0]
-
-
-def in_processes(
-    count: int,
-    function: Callable,
-    arguments: Sequence = (),
-    prepare: Callable | None = None,
-    given: Sequence = (),
-    start: str = "forkserver",
-) -> list:
-    """The results of `count` new processes at once, each of which has called `prepare(*given)` before.
-
-    "spawn" starts Python anew. "forkserver" copies one that has imported torch and run nothing: no thread
-    pool is there yet, and it takes milliseconds.
-    """
-    context = multiprocessing.get_context(start)
-    if start == "forkserver":
-        context.set_forkserver_preload(["torch", "torch.utils.data", "rnnfast"])
-    with ProcessPoolExecutor(count, context, prepare, tuple(given)) as pool:
-        return [task.result() for task in [pool.submit(function, *arguments) for _ in range(count)]]

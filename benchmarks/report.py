@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from rnnfast.bench.roofline import SLACK
+
 from . import conditions, enabled, episodes, memory, record, smooth
-from .roofline import SLACK
 
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import rnnfast
+from rnnfast.bench.roofline import gates_and_sigmoids
 
 from . import record
-from .roofline import gates_and_sigmoids
 
 PEERS = {"torch.nn": nn, "rnnfast": rnnfast}
 TURN = 2e-3  # seconds that a point is timed for at least, in each round

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.cases import CASES
-from benchmarks.peers import Problem, all_peers, baseline, reference
-from benchmarks.run import compare, interleave, spread
+from rnnfast.bench.peers import Problem, all_peers, baseline, reference
+from rnnfast.bench.rounds import compare, interleave, spread
 
 CHOSEN = [
     (case, mode)

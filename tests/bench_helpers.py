@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import run
-from benchmarks.cases import Case
+from rnnfast.bench.case import Case
 
 TINY = Case("tiny", "a test", "LSTM", batch=2, hidden=5, steps=3, inputs=4)
 

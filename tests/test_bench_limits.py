@@ -3,8 +3,8 @@
 import pytest
 from bench_helpers import team
 
-from benchmarks.cases import Case
-from benchmarks.roofline import Team, bound, limit
+from rnnfast.bench.case import Case
+from rnnfast.bench.roofline import Team, bound, limit
 
 
 @pytest.mark.parametrize(

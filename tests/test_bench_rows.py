@@ -2,15 +2,19 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
-from bench_helpers import TINY
+from bench_helpers import TINY, team
 
 import rnnfast
 from benchmarks import report, run
-from benchmarks.cases import BOTH, CASES, Case
-from benchmarks.peers import Problem, all_peers, baseline, first_outcome, reference
+from benchmarks.cases import CASES
+from rnnfast.bench import rounds
+from rnnfast.bench.case import BOTH, Case
+from rnnfast.bench.peers import Problem, all_peers, baseline, first_outcome, reference
+from rnnfast.bench.roofline import limit
 
 pytest_plugins = ["bench_helpers"]
 
@@ -66,7 +70,7 @@ def test_all_peers_compute_the_same(case):
             exact = reference(problem, training)  # before the peers change a weight
             peers = all_peers(problem, training, threads=1)
             results = {name: peer.compare(first_outcome(peer, case)[0]) for name, peer in peers.items()}
-            differences, wrong = run.compare(results, exact, baseline(case))
+            differences, wrong = rounds.compare(results, exact, baseline(case))
         assert wrong == []
         assert len(results["rnnfast"]) == (2 + len(list(problem.layer.parameters())) if training else 1)
         assert list(peers)[0] == baseline(case) and list(peers)[-1] == "rnnfast"
@@ -78,7 +82,7 @@ def test_a_wrong_output_fails_the_run(monkeypatch, round_machine, tmp_path, caps
             y, state = super().forward(x, hx)
             return y + 1e-4, state
 
-    monkeypatch.setattr(rnnfast, "LSTM", Wrong)
+    monkeypatch.setattr(rnnfast.nn, "LSTM", Wrong)
     monkeypatch.setattr(run, "CASES", [TINY])
     assert run.main(["--quick", "--rows", "tiny", "--threads", "1", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
@@ -109,7 +113,7 @@ def test_weights_kept_from_an_earlier_call_fail_the_run(before, monkeypatch, rou
                 self.kept[1] -= before
             return rnnfast.functional.lstm(x, hx, [self.kept])
 
-    monkeypatch.setattr(rnnfast, "LSTM", Stale)
+    monkeypatch.setattr(rnnfast.nn, "LSTM", Stale)
     case = Case("tiny", "", "LSTM", 2, 5, 3, modes=("inference",), fresh_weights=True)
     (row,) = run.run([case], threads=1, seconds=0.0, least=2, command="a test")["rows"]
     assert "rnnfast differs" in row["failed"]
@@ -117,17 +121,34 @@ def test_weights_kept_from_an_earlier_call_fail_the_run(before, monkeypatch, rou
 
 def test_a_brief_peer_is_timed_in_three_rounds_and_the_others_go_on():
     calls = {name: lambda: None for name in ("a", "b", "c")}
-    times = run.interleave(calls, seconds=60, least=5, most=5, min_time=1e-6, slow={"a"}, brief={"b"})
+    times = rounds.interleave(calls, seconds=60, least=5, most=5, min_time=1e-6, slow={"a"}, brief={"b"})
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 3, "c": 5}
+
+
+def test_what_surrounds_a_peers_turns_does_so_alone_and_the_clock_waits_for_the_device():
+    inside, seen, waited, parts = [], [], [], []
+
+    @contextmanager
+    def within():
+        inside.append(1)
+        yield
+        inside.pop()
+
+    calls = {name: lambda name=name: seen.append((name, len(inside))) for name in ("a", "b")}
+    more = {"within": {"b": within}, "sync": lambda: waited.append(len(seen)), "tick": parts.append}
+    rounds.interleave(calls, seconds=1e-3, least=3, min_time=1e-6, **more)
+    assert set(seen) == {("a", 0), ("b", 1)}
+    assert len(waited) % 2 == 0 and waited[0] == 0 and waited[-1] == len(seen)
+    assert len(parts) >= 3 and parts == sorted(parts) and 0 <= parts[0] <= parts[-1] <= 1
 
 
 def test_a_wrong_gradient_or_nan_is_seen():
     exact = (torch.ones(3), torch.tensor([10.0, 20.0]))
     good = (torch.ones(3), torch.tensor([10.0, 20.0]))
     for bad in (torch.tensor([10.0, 20.001]), torch.tensor([10.0, float("nan")])):
-        _, wrong = run.compare({"torch.nn": good, "rnnfast": (good[0], bad)}, exact, "torch.nn")
+        _, wrong = rounds.compare({"torch.nn": good, "rnnfast": (good[0], bad)}, exact, "torch.nn")
         assert len(wrong) == 1 and wrong[0].startswith("rnnfast")
-    assert run.compare({"torch.nn": good, "rnnfast": good}, exact, "torch.nn")[1] == []
+    assert rounds.compare({"torch.nn": good, "rnnfast": good}, exact, "torch.nn")[1] == []
 
 
 def test_rows_of_the_performance_page_are_there():
@@ -146,6 +167,14 @@ def test_rows_of_the_performance_page_are_there():
     assert (packed.steps, packed.batch, packed.hidden) == (400, 64, 128)
     assert (min(packed.lengths), max(packed.lengths)) == (100, 400)
     assert sum(packed.lengths) / (400 * 64) == pytest.approx(0.65, abs=0.005)
+
+
+def test_a_relu_is_one_on_both_sides_and_computes_no_curve():
+    case = Case("", "", "RNN", 1, 10, 1, nonlinearity="relu")
+    problem = Problem.make(case)
+    assert (problem.layer.nonlinearity, problem.ours().mode) == ("relu", "RNN_RELU")
+    # 400 bytes of W_ih, as many of W_hh, 4 us each, and a barrier, 1
+    assert limit(case, False, [team()]) * 1e6 == pytest.approx(4 + 4 + 1)
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])

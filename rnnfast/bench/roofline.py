@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
+import shutil
 import subprocess
 import tempfile
 import time
@@ -27,9 +29,8 @@ from pathlib import Path
 
 import torch
 
-from rnnfast import _C
-
-from .cases import Case
+from .. import _C
+from .case import Case
 
 SLACK = 1.02  # a row may not beat its limit by more: the limit would be wrong
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -60,7 +61,8 @@ def layers(case: Case) -> Iterator[Layer]:
     gates, sigmoids = gates_and_sigmoids(case.cell)
     for layer in range(case.layers):
         width = inputs if layer == 0 else hidden * case.directions
-        yield Layer(gates * hidden * width, gates * hidden * hidden, sigmoids * hidden)
+        curved = 0 if case.nonlinearity == "relu" else sigmoids * hidden
+        yield Layer(gates * hidden * width, gates * hidden * hidden, curved)
 
 
 def read_seconds(weights: int, layer: Layer, case: Case, team: Team) -> float:
@@ -192,16 +194,23 @@ def cache_levels(threads: int) -> dict[str, int]:
     return levels | {"memory": max([64 << 20, *(8 * size for size in levels.values())])}
 
 
+class NoProbe(RuntimeError):
+    """Why this machine's rates cannot be measured."""
+
+
 @cache
 def probe() -> ctypes.CDLL:
     """probe.cpp, compiled for this very machine."""
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if shutil.which(compiler[0]) is None:
+        raise NoProbe(f"there is no C++ compiler ({compiler[0]}) to measure the machine with")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "probe.so"
         flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-        subprocess.run(
-            [compiler, *flags, str(Path(__file__).with_name("probe.cpp")), "-o", library], check=True
-        )
+        source = Path(__file__).with_name("probe.cpp")
+        said = subprocess.run([*compiler, *flags, source, "-o", library], capture_output=True, text=True)
+        if said.returncode:
+            raise NoProbe(f"{compiler[0]} cannot compile {source.name} ({said.stderr.strip()[:300]})")
         loaded = ctypes.CDLL(str(library))
     for name in ("fma", "fma_bfloat16", "barrier", "sigmoid"):
         function = getattr(loaded, f"measure_{name}")

@@ -1,26 +1,24 @@
-"""The peers of one case, with the same weights and input: torch.nn, Python loops, onnxruntime, rnnfast."""
+"""The peers of one case, with the same weights and input: torch.nn, loops, other libraries, rnnfast."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
-import numpy
-import onnx
-import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-import rnnfast
-from rnnfast import _C
-
-from .cases import Case
+from .. import _C
+from .. import nn as fast
+from .. import reference as plain
+from .case import Case
+from .rounds import compare
+from .sessions import SESSIONS, cannot
 
 Forward = Callable[[Tensor], Tensor]  # x -> output of every step
 
@@ -49,9 +47,11 @@ class DeepTransitionLoop(nn.Module):
 class ReferenceLoop(nn.Module):
     """The Python loop for a cell that torch.nn lacks: `rnnfast.reference` with a layer's own weights."""
 
-    def __init__(self, inputs: int, hidden: int, layers: int = 1, bidirectional: bool = False, *, cell: str):
+    def __init__(
+        self, inputs: int, hidden: int, layers: int = 1, *, cell: str, bidirectional: bool = False, **more
+    ):
         super().__init__()
-        self.layer = getattr(rnnfast, cell)(inputs, hidden, layers, bidirectional=bidirectional)
+        self.layer = getattr(fast, cell)(inputs, hidden, layers, bidirectional=bidirectional, **more)
         self.directions = 1 + bidirectional
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, None]:
@@ -62,8 +62,14 @@ class ReferenceLoop(nn.Module):
             c0 = torch.zeros_like(h0) if _C.cells()[mode]["has_cell"] else None
             if state is not None:  # one layer
                 h0, c0 = state if isinstance(state, tuple) else (state, None)
-            x, *_ = rnnfast.reference.recurrent(mode, x, h0, c0, *both)
+            x, *_ = plain.recurrent(mode, x, h0, c0, *both)
         return x, None
+
+
+def options(case: Case) -> dict[str, object]:
+    """What a layer is made with, beside its sizes."""
+    more = {"nonlinearity": case.nonlinearity} if case.cell == "RNN" else {}
+    return {"bidirectional": case.directions == 2, **more}
 
 
 class CellLoop(nn.Module):
@@ -75,7 +81,8 @@ class CellLoop(nn.Module):
         kind = getattr(nn, type(layer).__name__ + "Cell")
         self.cells = nn.ModuleList()
         for weights in layer.all_weights:
-            cell = kind(weights[0].shape[1], layer.hidden_size).to(weights[0].dtype)
+            more = {"nonlinearity": layer.nonlinearity} if kind is nn.RNNCell else {}
+            cell = kind(weights[0].shape[1], layer.hidden_size, **more).to(weights[0])
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             cell.load_state_dict(dict(zip(names, weights, strict=True)))
             self.cells.append(cell)
@@ -98,69 +105,6 @@ class CellLoop(nn.Module):
             state = cell(step, state)
             outputs.append(state[0] if isinstance(state, tuple) else state)
         return torch.stack(outputs[::-1] if reverse else outputs)
-
-
-class OnnxSession:
-    """`layer` as a chain of standard ONNX operators in onnxruntime: x [T, B, I] -> [T, B, D H]."""
-
-    ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}  # ONNX's gates (i o f c; z r h) by torch's positions
-
-    def __init__(self, layer: nn.RNNBase, state, threads: int):
-        kind, directions, hidden = layer.mode, 1 + layer.bidirectional, layer.hidden_size
-        if directions == 1:
-            constants = [numpy_helper.from_array(numpy.array([1]), "side")]
-        else:
-            constants = [numpy_helper.from_array(numpy.array([0, 0, -1]), "flat")]
-        nodes = []
-
-        def gates(weight: Tensor) -> Tensor:  # [G H, ...] in ONNX's order
-            return torch.cat(
-                [weight.detach().chunk(len(self.ORDER[kind]))[gate] for gate in self.ORDER[kind]]
-            )
-
-        self.feed = {}
-        if state is not None:
-            self.feed = dict(zip(("h0", "c0"), state if isinstance(state, tuple) else (state,), strict=False))
-        for index in range(layer.num_layers):
-            sides = layer.all_weights[index * directions :][:directions]
-            for name, parts in (
-                ("W", (0,)),
-                ("R", (1,)),
-                ("B", (2, 3)),
-            ):  # [D, G H, I], [D, G H, H], [D, 2 G H]
-                value = torch.stack([torch.cat([gates(side[part]) for part in parts]) for side in sides])
-                constants.append(numpy_helper.from_array(value.numpy(), f"{name}{index}"))
-            nodes.append(
-                helper.make_node(
-                    kind,
-                    [f"y{index}", f"W{index}", f"R{index}", f"B{index}", "", *self.feed],
-                    [f"all{index}"],
-                    hidden_size=hidden,
-                    direction="bidirectional" if directions == 2 else "forward",
-                    **({"linear_before_reset": 1} if kind == "GRU" else {}),
-                )
-            )  # all: [T, D, B, H]
-            if directions == 1:  # nothing to move
-                nodes.append(helper.make_node("Squeeze", [f"all{index}", "side"], [f"y{index + 1}"]))
-                continue
-            nodes.append(helper.make_node("Transpose", [f"all{index}"], [f"side{index}"], perm=[0, 2, 1, 3]))
-            nodes.append(helper.make_node("Reshape", [f"side{index}", "flat"], [f"y{index + 1}"]))
-        value = helper.make_tensor_value_info
-        inputs = [value(name, TensorProto.FLOAT, [None] * 3) for name in ("y0", *self.feed)]
-        outputs = [value(f"y{layer.num_layers}", TensorProto.FLOAT, [None] * 3)]
-        graph = helper.make_graph(nodes, "bench", inputs, outputs, constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.checker.check_model(model)
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self.feed = {name: tensor.numpy() for name, tensor in self.feed.items()}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(None, {"y0": x.numpy(), **self.feed})[0])
 
 
 @dataclass
@@ -214,7 +158,7 @@ class Problem:
             layer, lead = getattr(nn, case.cell)(inputs, hidden), (batch,)
         else:
             kind = getattr(nn, case.cell, None) or partial(ReferenceLoop, cell=case.cell)
-            layer = kind(inputs, hidden, case.layers, bidirectional=case.directions == 2)
+            layer = kind(inputs, hidden, case.layers, **options(case))
             lead = (steps, batch)
         x, dy = torch.randn(*lead, inputs), torch.randn(*lead, hidden * case.directions)
         if case.steps == 1:
@@ -225,17 +169,36 @@ class Problem:
             dy *= (torch.arange(steps)[:, None] < torch.tensor(case.lengths))[:, :, None]
         return cls(case, layer, x, state, dy).to(getattr(torch, case.dtype))
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another type."""
+    def to(self, where: torch.dtype | str) -> Problem:
+        """The same numbers in another type, or on another device."""
         state = self.state
         if state is not None:
-            state = tuple(s.to(dtype) for s in state) if isinstance(state, tuple) else state.to(dtype)
-        layer = copy.deepcopy(self.layer).to(dtype)
-        return Problem(self.case, layer, self.x.to(dtype), state, self.dy.to(dtype))
+            state = tuple(s.to(where) for s in state) if isinstance(state, tuple) else state.to(where)
+        layer = copy.deepcopy(self.layer).to(where)
+        return Problem(self.case, layer, self.x.to(where), state, self.dy.to(where))
 
     def pack(self, padded: Tensor) -> Tensor:
         """[T, B, F] -> the rows that are real [N, F]."""
         return pack_padded_sequence(padded, self.case.lengths).data if self.case.lengths else padded
+
+    def rows(self) -> Tensor | PackedSequence:
+        """x as a layer takes it."""
+        if not self.case.lengths:
+            return self.x
+        return PackedSequence(self.pack(self.x), torch.tensor(self.case.batch_sizes))
+
+    def ours(self) -> nn.Module:
+        """rnnfast's layer with the same weights."""
+        case, kind = self.case, getattr(fast, self.case.cell)
+        theirs = self.layer.layer if isinstance(self.layer, ReferenceLoop) else self.layer
+        with torch.inference_mode(False):  # in which freeze takes no weights
+            layer = (
+                kind(case.input_size, case.hidden, case.layers, **options(case))
+                if issubclass(kind, nn.RNNBase)
+                else kind(case.input_size, case.hidden)
+            )
+            layer.to(self.x).load_state_dict(theirs.state_dict())
+        return fast.freeze(layer.eval()) if case.frozen else layer
 
 
 @dataclass
@@ -286,7 +249,7 @@ def as_forward(layer: nn.Module, problem: Problem) -> Forward:
     if case.cell == "LSTMCell":
         return lambda x: layer(x, state)[0]
     if case.cell in ("GRUCell", "RNNCell", "DeepTransitionRNN"):
-        unwrap = isinstance(layer, rnnfast.DeepTransitionRNN)
+        unwrap = isinstance(layer, fast.DeepTransitionRNN)
         return (
             (lambda x: layer(x)[0]) if unwrap else (lambda x: layer(x, *([] if state is None else [state])))
         )
@@ -306,7 +269,7 @@ def reference(problem: Problem, training: bool) -> tuple[Tensor, ...]:
     """The results in float64, by the baseline (packed: by its padded form, which is quicker and as right)."""
     problem = problem.to(torch.float64)
     name = "torch.nn padded" if problem.case.lengths else baseline(problem.case)
-    peer = torch_peers(problem, training)[name]
+    peer = torch_peers(problem, training)[name]()
     return peer.compare(first_outcome(peer, problem.case)[0])
 
 
@@ -326,43 +289,70 @@ def baseline(case: Case) -> str:
     return "torch.nn" if hasattr(nn, case.cell) else "Python loop"
 
 
-def torch_peers(problem: Problem, training: bool) -> dict[str, Peer]:
+def torch_peers(problem: Problem, training: bool) -> dict[str, Callable[[], Peer]]:
+    """What makes each of the peers in plain torch, the baseline first."""
     case, layer, x, dy = problem.case, problem.layer, problem.x, problem.dy
-    call = timed_call(
-        as_forward(layer, problem), layer, problem.pack(x), problem.pack(dy), training, case.fresh_weights
-    )
-    peers = {baseline(case): Peer(call)}
-    if case.lengths:
-        peers["torch.nn padded"] = padded(layer, problem, training)
-    elif isinstance(layer, nn.RNNBase):
+
+    def alone() -> Peer:
+        call, tensors = as_forward(layer, problem), (problem.pack(x), problem.pack(dy))
+        return Peer(timed_call(call, layer, *tensors, training, case.fresh_weights))
+
+    def by_steps() -> Peer:
         loop = CellLoop(layer)
-        peers["Python loop"] = Peer(
-            timed_call(lambda x: loop(x, problem.state), loop, x, dy, training, case.fresh_weights)
-        )
+        call = partial(loop, state=problem.state)
+        return Peer(timed_call(call, loop, x, dy, training, case.fresh_weights))
+
+    peers = {baseline(case): alone}
+    if case.lengths:
+        peers["torch.nn padded"] = lambda: padded(layer, problem, training)
+    elif isinstance(layer, nn.RNNBase):
+        peers["Python loop"] = by_steps
     return peers
 
 
-def all_peers(problem: Problem, training: bool, threads: int) -> dict[str, Peer]:
-    """Every peer that has this case, the baseline first, rnnfast last."""
-    case = problem.case
-    peers = torch_peers(problem, training)
-    has_onnx = case.dtype == "float32" and case.cell in OnnxSession.ORDER and not case.lengths
-    if not training and has_onnx and not case.fresh_weights:  # a session's weights are constants
-        peers["onnxruntime"] = Peer(
-            timed_call(OnnxSession(problem.layer, problem.state, threads), None, problem.x, problem.dy, False)
-        )
-    ours = getattr(rnnfast, case.cell)
-    with torch.inference_mode(False):  # in which freeze takes no weights
-        if issubclass(ours, nn.RNNBase):
-            ours = ours(case.input_size, case.hidden, case.layers, bidirectional=case.directions == 2)
-        else:
-            ours = ours(case.input_size, case.hidden)
-        theirs = problem.layer.layer if isinstance(problem.layer, ReferenceLoop) else problem.layer
-        ours.to(problem.x.dtype).load_state_dict(theirs.state_dict())
-    if case.frozen:
-        rnnfast.freeze(ours.eval())
-    x, dy = problem.pack(problem.x), problem.pack(problem.dy)
-    if case.lengths:
-        peers["rnnfast padded"] = padded(ours, problem, training)
-    call = timed_call(as_forward(ours, problem), ours, x, dy, training, case.fresh_weights)
-    return peers | {"rnnfast": Peer(call)}
+def our_peers(problem: Problem, training: bool) -> dict[str, Callable[[], Peer]]:
+    """The same of rnnfast's."""
+    case, layer = problem.case, cache(problem.ours)
+
+    def alone() -> Peer:
+        call, tensors = as_forward(layer(), problem), (problem.pack(problem.x), problem.pack(problem.dy))
+        return Peer(timed_call(call, layer(), *tensors, training, case.fresh_weights))
+
+    peers = {"rnnfast padded": lambda: padded(layer(), problem, training)} if case.lengths else {}
+    return peers | {"rnnfast": alone}
+
+
+def session_peers(
+    problem: Problem, training: bool, threads: int, names: Iterable[str]
+) -> dict[str, Callable[[], Peer]]:
+    """The same of the other libraries among `names`, where they can do the case."""
+
+    def alone(name: str) -> Peer:
+        session = SESSIONS[name](problem.layer, problem.state, threads)
+        return Peer(timed_call(session, None, problem.x, problem.dy, training))
+
+    return {} if cannot(problem.case, training) else {name: partial(alone, name) for name in names}
+
+
+def makers(
+    problem: Problem, training: bool, threads: int, others: Iterable[str] = ("onnxruntime",)
+) -> dict[str, Callable[[], Peer]]:
+    """What makes every peer that has this case, baseline first, rnnfast last; `others` of other libraries."""
+    sessions = session_peers(problem, training, threads, others)
+    return torch_peers(problem, training) | sessions | our_peers(problem, training)
+
+
+def all_peers(problem: Problem, training: bool, threads: int, **more: Iterable[str]) -> dict[str, Peer]:
+    """They themselves."""
+    return {name: make() for name, make in makers(problem, training, threads, **more).items()}
+
+
+def first_calls(
+    problem: Problem, training: bool, peers: dict[str, Peer]
+) -> tuple[dict[str, float], dict[str, float], list[str]]:
+    """Of each peer the seconds of its first call, and its largest error; and who is too far off."""
+    exact, results, first = reference(problem, training), {}, {}
+    for name, peer in peers.items():
+        outputs, first[name] = first_outcome(peer, problem.case)
+        results[name] = peer.compare(outputs)
+    return first, *compare(results, exact, baseline(problem.case))
