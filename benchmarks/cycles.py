@@ -174,11 +174,11 @@ def _rounds(case, plan, sums):
 
 def reckon(functions, case, plan):
     way_there = "backward" if case.backward else "forward"
-    wanted = f"resident_{way_there}INS0_{CLASSES[case.cell]}E"
-    place = f"Li{plan['tiles']}ELb{int(plan['team'] != 'block')}E"
-    found = [f for name, f in functions.items() if wanted in name and place in name]
+    wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E\w*Li{plan['tiles']}"
+    wanted += f"ELb{int(plan['team'] != 'block')}E"
+    found = [function for name, function in functions.items() if re.search(wanted, name)]
     if not found:
-        raise sass.Error(f"there is no kernel {wanted}...{place} in this machine code")
+        raise sass.Error(f"there is no kernel {wanted} in this machine code")
     sums = _sums(found[0], case, plan)
     absent, foreign = _absent(case), _foreign(case, plan, sums)
     way = sass.longest_way(found[0], lambda one: foreign(one) or (absent(one) and not one.guard))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -125,11 +126,20 @@ def read(text):
         elif found := _LABEL.match(line):
             labels[found[1]] = function.name, (function.code[-1].address + 16 if function.code else 0)
     for function in functions.values():
+        _name_the_kernels_file(function)
         for one in function.code:
             found = re.search(r"`\((\.L_\w+)\)|\s0x([0-9a-f]+)$", one.text) if one.name == "BRA" else None
             if found:
                 one.target = labels[found[1]][1] if found[1] else int(found[2], 16)
     return functions
+
+
+def _name_the_kernels_file(function):
+    """The outermost line is the kernel's own, for which the compiler at times names the file of what it calls."""
+    files = Counter(one.frames[0][0] for one in function.code if len(one.frames) > 1)
+    for one in function.code:
+        if len(one.frames) > 1:
+            one.frames = (files.most_common(1)[0][0], one.frames[0][1]), *one.frames[1:]
 
 
 def _tool(name, *folders, package):
