@@ -5,7 +5,8 @@
 //   fma(V,V,V)   one multiply-add
 //   scale(p, k)  p 2^k for an integer k, for any k that exp's argument can lead to
 //   lesser(a, b), greater(a, b)   b where either is NaN
-//   Real<V>::kRough   whether exp2_roughly(V) and reciprocal_roughly(V), which it gives then, are exact enough
+//   Real<V>::kRough   whether exp2_roughly(V) and reciprocal_roughly(V), which it gives then, are exact
+//   enough
 // There is no include guard on purpose: every instruction set compiles its own copy in its own namespace.
 // Errors stay below 4 ulp for every float, or roughly below 4e-6 of the result; NaN stays NaN, and both
 // infinities go to the limits.

@@ -239,6 +239,7 @@ inline int thread_index() { return Cluster::current()->thread(); }
 inline int64_t block_index() { return Cluster::current()->block_index(); }
 inline int block_size() { return Cluster::current()->threads(); }
 inline void block_barrier() { Cluster::current()->meet_block(); }
+inline int cluster_rank() { return Cluster::current()->block(); }
 inline void cluster_barrier() { Cluster::current()->meet_all(); }
 
 template <class V>
