@@ -28,19 +28,19 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 SECTIONS = {
     "receive": r"exchange\.receive\(",
     "product": r"\bproduct\(|\bcarry\(",
-    "inputs": r"(load|prefetch)_(input|next)\(|each_(input|saved)\(",
+    "inputs": r"(load|prefetch)_(input|next)\(|each_saved\(",
     "sums": r"\badd_parts\(|\bparts\.",
     "cells": r"\bcells\(|Cell::",
-    "stores": r"\bstore\(|p\.(da|dx)\[",
+    "stores": r"\bstore\(|p\.(gates|cells|y)\[|p\.(da|dx)\[",
     "send": r"exchange\.send\(",
     "rest": r"^for \(int (s|tile)\b|exchange\.finish",
 }
 # What a plain walk (sequences of equal length, no resets, not at its ends, nobody lost) never reads or writes
 ABSENT = re.compile(
     r"\b(offsets|sizes|lengths|resets|anew|patience|failed|dcs|cs|dhn|dcn|h0|c0)\b|\bkeep\(|\bp\.[hc]\[b"
-    r"|load_packet\(from \+ i\)|leave\(tile"
+    r"|\bstale\(|leave\(tile"
 )
-SAVED = re.compile(r"\bp\.(gates|cells)\[")
+SAVED = re.compile(r"\b(gates|p\.cells)\[")
 MEMORY = ("LD", "ST", "LDG", "STG", "LDS", "STS", "CS2R")
 
 
@@ -167,6 +167,8 @@ def _rounds(case, plan, sums):
             return -(-4 * plan["batches"] * numbers // (threads * packets))
         if products:
             return -(-plan["held"] * (1 if case.backward else 2) // len(products))
+        if any(one.name == "CCTL" for one in body):
+            return 2  # rows of a thread, for each of which it asks the cache
         return max([1, *(sums.get(one.address, 1) for one in body)])
 
     return rounds

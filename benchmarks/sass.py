@@ -135,7 +135,7 @@ def read(text):
 
 
 def _name_the_kernels_file(function):
-    """The outermost line is the kernel's own, for which the compiler at times names the file of what it calls."""
+    """The outermost line is the kernel's own, for which the compiler at times names the file of a callee."""
     files = Counter(one.frames[0][0] for one in function.code if len(one.frames) > 1)
     for one in function.code:
         if len(one.frames) > 1:
@@ -160,14 +160,16 @@ def compile_cubin(source, target):
     return target
 
 
-def disassemble(cubin):
+def nvdisasm():
+    """Where it is. Raises Error where it is not."""
     site = Path(sysconfig.get_paths()["purelib"])
     beside = Path(os.path.realpath(shutil.which("nvcc") or "nvcc")).parent
     folders = [beside, site / "triton/backends/nvidia/bin", *site.glob("nvidia/*/bin")]
-    nvdisasm = _tool(
-        "nvdisasm", *folders, package="pip install nvidia-cuda-nvdisasm, or NVIDIA's CUDA toolkit,"
-    )
-    ran = subprocess.run([nvdisasm, "-c", "-gi", "-hex", cubin], capture_output=True, text=True)
+    return _tool("nvdisasm", *folders, package="pip install nvidia-cuda-nvdisasm, or NVIDIA's CUDA toolkit,")
+
+
+def disassemble(cubin):
+    ran = subprocess.run([nvdisasm(), "-c", "-gi", "-hex", cubin], capture_output=True, text=True)
     if ran.returncode:
         raise Error(f"nvdisasm does not read {cubin}: {ran.stderr.strip()[-400:]}")
     return ran.stdout
