@@ -14,6 +14,7 @@ import device_check
 import pytest
 from helpers import COMPILER, EMULATION, ROOT
 
+from benchmarks import cycles, sass
 from rnnfast import _C
 
 
@@ -109,6 +110,36 @@ def test_every_kernel_compiles_without_stack_or_spills(compiled):
         assert len(used) == len(frames) == 2 * kernels, name
         assert set(frames) <= {("0", "0", "0")}, name
         assert max(used, default=0) <= REGISTERS[name], name
+
+
+# Cycles that a step of a resident kernel takes one warp, reckoned by benchmarks.cycles with nvcc 13.0. A
+# change that makes them fewer lowers the number here.
+CYCLES = {
+    "lstm 128 forward": 2604,
+    "lstm 256 forward": 3677,
+    "lstm 512 forward": 4027,
+    "lstm 1024 forward": 4662,
+    "lstm 512 training": 4209,
+    "gru 512 forward": 3930,
+    "lstm 128 backward": 3873,
+    "lstm 512 backward": 8659,
+    "lstm 1024 backward": 11235,
+}
+
+
+@needs_nvcc
+def test_a_step_takes_no_more_cycles_than_it_did(tmp_path):
+    try:
+        sass.nvdisasm()
+    except sass.Error as error:
+        pytest.skip(str(error))
+    assert cycles.main(["--json", str(tmp_path / "cycles.json")]) == 0
+    kernels = json.loads((tmp_path / "cycles.json").read_text())["kernels"]
+    found = {kernel["case"]: kernel["cycles"] for kernel in kernels}
+    assert set(found) == set(CYCLES)
+    # another release of nvcc may order a few instructions otherwise
+    worse = {case: (n, CYCLES[case]) for case, n in found.items() if n > 1.03 * CYCLES[case]}
+    assert not worse, "cycles, and how many they may be"
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,11 @@
 //   fma(V,V,V)   one multiply-add
 //   scale(p, k)  p 2^k for an integer k, for any k that exp's argument can lead to
 //   lesser(a, b), greater(a, b)   b where either is NaN
+//   Real<V>::kRough   whether exp2_roughly(V) and reciprocal_roughly(V), which it gives then, are exact
+//   enough
 // There is no include guard on purpose: every instruction set compiles its own copy in its own namespace.
-// Errors stay below 4 ulp for every float; NaN stays NaN, and both infinities go to the limits.
+// Errors stay below 4 ulp for every float, or roughly below 4e-6 of the result; NaN stays NaN, and both
+// infinities go to the limits.
 
 // V filled with one number
 template <class V>
@@ -53,12 +56,25 @@ RNNFAST_INLINE V exp(V x) {
 // sigmoid(x) = 1 / (1 + exp(-x))
 template <class V>
 RNNFAST_INLINE V sigmoid(V x) {
+  if constexpr (Real<V>::kRough)
+    return reciprocal_roughly(Real<V>::kOne + exp2_roughly(x * -Real<V>::kLog2E));
   return Real<V>::kOne / (Real<V>::kOne + exp(-x));
+}
+
+// tanh(x) = 1 - 2 / (1 + exp(2 x)), and x - x^3/3 + 2 x^5/15 where that would lose too many digits
+template <class V>
+RNNFAST_INLINE V tanh_roughly(V x) {
+  const V power = exp2_roughly(x * (Real<V>::kLog2E + Real<V>::kLog2E));
+  const V far = fma(reciprocal_roughly(Real<V>::kOne + power), fill<V>(-2), fill<V>(Real<V>::kOne));
+  const V square = x * x;
+  const V near = fma(x * square, fma(square, fill<V>(0.133333333f), fill<V>(-0.333333333f)), x);
+  return square < fill<V>(0.01f) ? near : far;
 }
 
 // tanh(x) = sign(x) e / (e + 2) with e = exp(2|x|) - 1: keeps its relative accuracy down to the smallest x
 template <class V>
 RNNFAST_INLINE V tanh(V x) {
+  if constexpr (Real<V>::kRough) return tanh_roughly(x);
   typedef typename Real<V>::Int Int;
   const Int sign = __builtin_bit_cast(Int, x) & Real<V>::kSign;
   V y = __builtin_bit_cast(V, __builtin_bit_cast(Int, x) ^ sign);

@@ -8,6 +8,7 @@ struct Constants;
 template <>
 struct Constants<float> {
   typedef float Scalar;
+  static constexpr bool kRough = false;
   static constexpr float kZero = 0, kOne = 1, kLog2E = 1.442695041f, kMagic = 12582912.f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr float kExpHigh = 89.f, kExpLow = -104.f, kTanhHigh = 20.f;
@@ -18,6 +19,7 @@ struct Constants<float> {
 template <>
 struct Constants<double> {
   typedef double Scalar;
+  static constexpr bool kRough = false;
   static constexpr double kZero = 0, kOne = 1, kLog2E = 1.4426950408889634, kMagic = 6755399441055744.0;
   static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
   static constexpr double kExpHigh = 710, kExpLow = -746, kTanhHigh = 44;

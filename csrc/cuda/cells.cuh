@@ -15,6 +15,18 @@ struct Real<double> : Constants<double> {
   typedef int64_t Int;
 };
 #include "cells/all.h"
+
+// The same with the device's own exp2 and reciprocal, for values that are rounded to halves or to TF32 before
+// anything else is made of them: an exact division is some twenty instructions and a branch.
+namespace rough {
+#include "cells/real.h"
+template <>
+struct Real<float> : Constants<float> {
+  typedef int32_t Int;
+  static constexpr bool kRough = true;
+};
+#include "cells/all.h"
+}  // namespace rough
 // clang-format on
 
 template <class T>

@@ -112,7 +112,7 @@ struct Exchange {
       }
       if (!wanted) return;
       // each block begins with another one, so that not all send to the same
-      int rank = static_cast<int>(block_index()) % links.blocks;
+      int rank = cluster_rank();
 #pragma unroll 1
       for (int i = 0; i < links.blocks; ++i) {
 #pragma unroll
@@ -141,6 +141,48 @@ struct Exchange {
     for (const int64_t since = nanoseconds(); nanoseconds() - since < 100'000;) pause();
   }
 
+  // of packets that a thread loads at once, each of which takes as long as a product: those of a tile's rows
+  static constexpr int kRows = kBatch / kWord<E>, kColumns = 8 / kRows;
+  static constexpr int kTurns = 64;  // some 30 microseconds
+
+  // What came on a grid for `step` of the tile from `row` on: numbers k, and kColumns - 1 that are as many
+  // further on as the block has threads. Beyond the last number that one is taken once more.
+  RNNFAST_INLINE void take_packets(int step, int row, int k) {
+    const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
+    const uint64_t* const from = places + ((step & 1) * rows + row) / kWord<E> * numbers;
+    uint64_t packet[kRows * kColumns];
+    int place[kColumns];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) place[i] = least(k + i * block_size(), numbers - 1);
+#pragma unroll
+    for (int j = 0; j < kRows * kColumns; ++j)
+      packet[j] = load_packet(from + (j / kColumns * numbers + place[j % kColumns]));
+    const auto stale = [&](int j) { return static_cast<uint32_t>(packet[j] >> 32) != wanted; };
+    const auto some_are_stale = [&] {
+      bool some = false;
+#pragma unroll
+      for (int j = 0; j < kRows * kColumns; ++j) some |= stale(j);
+      return some;
+    };
+    Patience patience{links};
+    for (int turn = 1; !lost && some_are_stale(); ++turn) {
+      if (turn % kTurns == 0) lost = patience.ends();
+      pause();
+#pragma unroll
+      for (int j = 0; j < kRows * kColumns; ++j)
+        if (stale(j)) packet[j] = load_packet(from + (j / kColumns * numbers + place[j % kColumns]));
+    }
+    E* const to = buffer(step) + row * ld;
+#pragma unroll
+    for (int j = 0; j < kRows * kColumns; ++j) {
+      E values[kWord<E>];
+      numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet[j]), values);
+#pragma unroll
+      for (int n = 0; n < kWord<E>; ++n)
+        to[(j / kColumns * kWord<E> + n) * ld + place[j % kColumns]] = values[n];
+    }
+  }
+
   // What was sent for `step`, counted from 1, stands in its buffer.
   RNNFAST_INLINE void receive(int step) {
     if constexpr (kTeam) {
@@ -151,33 +193,8 @@ struct Exchange {
         expect(step + 2);
         return;
       }
-      constexpr int kAtOnce = 8;  // loads on their way: each takes as long as a product
-      constexpr int kTurns = 64;  // some 30 microseconds
-      Patience patience{links};
-      const int count = rows / kWord<E> * numbers;
-      const uint64_t* const from = places + (step & 1) * count;
-      const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
-      for (int first = thread_index(); first < count; first += kAtOnce * block_size()) {
-        uint64_t packet[kAtOnce] = {};
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j)
-          if (first + j * block_size() < count) packet[j] = load_packet(from + first + j * block_size());
-#pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
-          const int i = first + j * block_size();
-          if (i >= count) continue;
-          for (int turn = 1; static_cast<uint32_t>(packet[j] >> 32) != wanted && !lost; ++turn) {
-            if (turn % kTurns == 0) lost = patience.ends();
-            pause();
-            packet[j] = load_packet(from + i);
-          }
-          E values[kWord<E>];
-          numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet[j]), values);
-          E* const place = buffer(step) + i / numbers * kWord<E> * ld + i % numbers;
-#pragma unroll
-          for (int n = 0; n < kWord<E>; ++n) place[n * ld] = values[n];
-        }
-      }
+      for (int row = 0; row < rows; row += kBatch)
+        for (int k = thread_index(); k < numbers; k += kColumns * block_size()) take_packets(step, row, k);
       if (lost) *links.failed = 1;
       block_barrier();
     }

@@ -34,6 +34,15 @@ RNNFAST_INLINE void cluster_barrier() {
 #endif
 }
 
+// which block of its cluster this is
+RNNFAST_INLINE int cluster_rank() {
+  int rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+
 // Counts the bytes that blocks of the cluster store into this block's shared memory. It passes through
 // phases: one ends when mbarrier_expect has said how many bytes it has and as many have come, which may come
 // before. Of two phases that follow each other one is even (0) and one odd.
@@ -65,7 +74,8 @@ RNNFAST_INLINE void mbarrier_expect_more(uint64_t* barrier, uint32_t bytes) {
 #endif
 }
 // Whether the phase of this parity has ended, and what was stored is there; waits for it, but a millisecond
-// or so at most.
+// or so at most. What came into this block's shared memory no cache has an older copy of, so nothing has to
+// be seen by more than the block: for the cluster each look would empty the first cache.
 RNNFAST_INLINE bool mbarrier_try_wait(const uint64_t* barrier, int parity) {
   uint32_t ended = 0;
 #if __CUDA_ARCH__ >= 900
@@ -73,7 +83,7 @@ RNNFAST_INLINE bool mbarrier_try_wait(const uint64_t* barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred ended;\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2, %3;\n"
+      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%1], %2, %3;\n"
       "selp.u32 %0, 1, 0, ended;\n"
       "}"
       : "=r"(ended)
@@ -122,6 +132,17 @@ RNNFAST_INLINE int made_anew(int value) {
 
 RNNFAST_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 RNNFAST_INLINE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+// by the device's own instructions: the relative error is 2^-22, or one bit of the last place; what is
+// subnormal is 0
+RNNFAST_INLINE float exp2_roughly(float x) {
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
+RNNFAST_INLINE float reciprocal_roughly(float x) {
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
 
 RNNFAST_INLINE float widened(float v) { return v; }
 RNNFAST_INLINE double widened(double v) { return v; }

@@ -31,7 +31,7 @@ const char* with_tiles(const ResidentPlan& plan, const F& f) {
 template <class E>
 const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
                              void* stream) {
-  return with_cell(mode, [&](auto cell) {
+  return rough::with_cell(mode, [&](auto cell) {
     return with_tiles(plan, [&](auto tiles, auto team) {
       return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(team)::value>,
                           plan, layer.batch, stream, layer);
@@ -42,7 +42,7 @@ const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const R
 template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
                               void* stream) {
-  return with_cell(mode, [&](auto cell) {
+  return rough::with_cell(mode, [&](auto cell) {
     return with_tiles(plan, [&](auto tiles, auto team) {
       return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(team)::value>,
                           plan, layer.batch, stream, layer);

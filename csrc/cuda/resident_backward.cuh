@@ -13,11 +13,15 @@ struct BackwardThread {
   static constexpr int kOwn = (G * kTiles + 1) / 2;  // instructions of a warp with W in registers
   typedef Weights<E, 1, kOwn, 2> W;                  // two chains, for the instruction's latency
   typedef typename W::Registers Registers;
-  typedef E Sent[G][2];  // da on its way to the step before
-
   // what was saved of a row of a step
   struct Saved {
     A state[S], c, c_before, before, dy;
+  };
+  // dL/d(pre-activations) of two rows, which a step may not have
+  struct Made {
+    A da[G][2], dx[G][2];
+    E sent[G][2];  // da as it travels, or 0
+    bool there[2];
   };
 
   const ResidentBackward<E>& p;
@@ -72,18 +76,21 @@ struct BackwardThread {
     const bool anew = has(p.resets, at), first_of_row = anew || begins(p.rows, s, b);
     const int64_t before =
         (Cell::kHasCell || Cell::kBlends) && !first_of_row ? place_of(p.rows, s - 1, b) : 0;
+    const int Hp = static_cast<int>(p.Hp), ldy = static_cast<int>(p.ldy);
+    const A* const gates = p.gates + at * (S * Hp) + unit;
 #pragma unroll
-    for (int j = 0; j < S; ++j) f(p.gates + (at * S + j) * p.Hp + unit, of.state[j]);
+    for (int j = 0; j < S; ++j) f(gates + j * Hp, of.state[j]);
     if (Cell::kHasCell) {
-      f(p.cells + at * p.Hp + unit, of.c);
+      f(p.cells + at * Hp + unit, of.c);
       const A* const first = (anew ? p.resets.c : p.c0) + b * p.H + unit;
-      f(first_of_row ? first : p.cells + before * p.Hp + unit, of.c_before);
+      f(first_of_row ? first : p.cells + before * Hp + unit, of.c_before);
     }
     if (Cell::kBlends && first_of_row) f((anew ? p.resets.h : p.h0) + b * p.H + unit, of.before);
-    if (Cell::kBlends && !first_of_row) f(p.y + before * p.ldy + unit, of.before);
-    if (p.dy) f(p.dy + at * p.ldy + unit, of.dy);
+    if (Cell::kBlends && !first_of_row) f(p.y + before * ldy + unit, of.before);
+    if (p.dy) f(p.dy + at * ldy + unit, of.dy);
   }
-  // what the next tile's cells need, into the cache only: while the product runs, registers are for W
+  // what the next tile's cells need, into the cache only: while the product runs, registers are for W.
+  // Not for one block: all of its warps do cells, and what they take to ask is longer than the wait.
   RNNFAST_INLINE void prefetch_next(int s, int tile) const {
     const int next_tile = tile + 1 < my.batches ? tile + 1 : 0;
     const int next_step = next_tile ? s : s - 1;
@@ -107,7 +114,7 @@ struct BackwardThread {
     for (int n = 0; n < 2; ++n) {
       dh[n] = direct_of(tile, n);
       for (int other = 0; other < my.split; ++other)
-        dh[n] += parts.of(my.warp - my.part + other)[(my.part % 2 * 2 + n) * kLanes + my.lane];
+        dh[n] += parts.of(my.warp_of(other))[(my.part % 2 * 2 + n) * kLanes + my.lane];
       pass_back(from, tile, n, dh[n]);
     }
     parts.next();
@@ -133,8 +140,9 @@ struct BackwardThread {
     if (Cell::kHasCell) p.dc0[at] = dc_of(tile, n);
   }
 
-  // the cell of one row: its da, to send and to store, and what goes on to the step before
-  RNNFAST_INLINE void cell(int s, int tile, int n, A dh, Sent& sent) const {
+  // the cell of one row, if there is one: what it makes, and what goes on to the step before
+  RNNFAST_INLINE void cell(int s, int tile, int n, A dh, Made& made) const {
+    made.there[n] = false;
     if (!mine(tile, n)) return;
     const int b = my.batch_row(tile, n);
     if (!takes_part(p.rows, s, b)) {
@@ -143,29 +151,50 @@ struct BackwardThread {
     }
     Saved of{};
     each_saved(s, b, of, [](const auto* from, A& to) { to = widened(*from); });
-    const int64_t at = place_of(p.rows, s, b);
     A dc = dc_of(tile, n);
-    if (Cell::kHasCell && p.dcs) dc += widened(p.dcs[at * p.ldc + unit]);
+    if (Cell::kHasCell && p.dcs) dc += widened(p.dcs[place_of(p.rows, s, b) * p.ldc + unit]);
     A da[G], dx[G];
     direct_of(tile, n) = Cell::backward(of.state, of.before, of.c_before, of.c, dh + of.dy, dc, da, dx);
     dc_of(tile, n) = dc;
+    made.there[n] = true;
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-      narrow_operand(da[g], sent[g][n]);
-      narrow(da[g], p.da[at * p.Kp + g * p.H + unit]);
-      if (S > G) narrow(dx[g], p.dx[at * p.Kp + g * p.H + unit]);
+      narrow_operand(da[g], made.sent[g][n]);
+      made.da[g][n] = da[g];
+      if (S > G) made.dx[g][n] = dx[g];
+    }
+    if (!kTeam) store(s, tile, n, made);
+  }
+
+  // what the weight gradients are made of
+  RNNFAST_INLINE void store(int s, int tile, int n, const Made& made) const {
+    if (!made.there[n]) return;
+    const int H = static_cast<int>(p.H);
+    const int64_t at = place_of(p.rows, s, my.batch_row(tile, n)) * static_cast<int>(p.Kp) + unit;
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      narrow(made.da[g][n], p.da[at + g * H]);
+      if (S > G) narrow(made.dx[g][n], p.dx[at + g * H]);
     }
   }
 
   // the cells of this thread's rows, and what they send to the step before
   RNNFAST_INLINE void cells(int s, int tile, const A* dh) const {
-    Sent sent = {};
+    Made made;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) cell(s, tile, n, dh[n], sent);
+    for (int g = 0; g < G; ++g) made.sent[g][0] = made.sent[g][1] = E{};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      cell(s, tile, n, dh[n], made);
+    }
 #pragma unroll
     for (int g = 0; g < G; ++g)
       exchange.send(number_of(s), tile * kBatch + my.column, g * static_cast<int>(p.Hw) + unit, unit < p.Hw,
-                    sent[g]);
+                    made.sent[g]);
+    // a team does it while what was sent is on its way
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+      if (kTeam) store(s, tile, n, made);
   }
 };
 
@@ -182,7 +211,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward
   for (int s = steps - 1; s >= 0; --s) {
     if (s + 1 < steps) thread.exchange.receive(thread.number_of(s + 1));
     for (int tile = 0; tile < thread.my.batches; ++tile) {
-      thread.prefetch_next(s, tile);
+      if (kTeam) thread.prefetch_next(s, tile);
       if (s + 1 < steps) {
         thread.carry(s + 1, tile, w, dh);
       } else {

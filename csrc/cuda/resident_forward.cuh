@@ -37,6 +37,11 @@ struct ForwardThread {
   struct State {
     A h[kBlocks][2], c[kBlocks][2];
   };
+  // what the cells of a tile made, beside the gates in the place of the sums: h', c', and of which rows
+  struct Made {
+    A h[kBlocks][2], c[kBlocks][2];
+    bool present[2];
+  };
 
   const ResidentForward<E>& p;
   Place<E, kTiles, 1, kTeam> my{p.links};
@@ -108,47 +113,38 @@ struct ForwardThread {
         }
   }
 
-  // f(where it stands, its number of `next`) of what x adds in step s of this launch, and 0 where nothing
-  template <class F>
-  RNNFAST_INLINE void each_input(int64_t s, int tile, Input& next, const F& f) const {
+  // what x adds in step s of this launch, and 0 where nothing
+  RNNFAST_INLINE void load_input(int64_t s, int tile, Input& next) const {
     const int64_t step = p.links.first_step + s;
-    const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * G * p.H;
+    const int H = static_cast<int>(p.H), row = G * H;
+    const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * row + base;
     const int64_t present = rows_of(p.rows, step);
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int gate = input_gate<Cell>(slot), unit = unit_of(slot);
-        if (my.batch_row(tile, n) < present && unit < p.H && gate >= 0 && my.part == 0)
-          f(input + (n * G + gate) * p.H + unit, next[slot][n]);
-        else
-          next[slot][n] = 0;
+        const bool there = my.batch_row(tile, n) < present && unit < H && gate >= 0 && my.part == 0;
+        next[slot][n] = there ? input[n * row + gate * H + unit - base] : A(0);
       }
   }
-  RNNFAST_INLINE void load_input(int64_t s, int tile, Input& next) const {
-    each_input(s, tile, next, [](const A* from, A& to) { to = *from; });
-  }
-  RNNFAST_INLINE void prefetch_input(int64_t s, int tile) const {
-    Input unused;
-    each_input(s, tile, unused, [](const A* from, A&) { prefetch(from); });
+  // of the tile after this one, of this step or the next
+  RNNFAST_INLINE void load_next(int s, int tile, Input& next) const {
+    const int next_tile = tile + 1 < my.batches ? tile + 1 : 0, next_step = next_tile ? s : s + 1;
+    if (next_step < p.steps) load_input(next_step, next_tile, next);
   }
 
-  // sum = W_ih x + b + W_hh h, or this warp's part of it; and the input of the next product
-  RNNFAST_INLINE void product(int s, int tile, const Registers& w, Input& next, Sums& sum) const {
+  // sum = W_ih x + b + W_hh h, or this warp's part of it
+  RNNFAST_INLINE void product(int s, int tile, const Registers& w, const Input& next, Sums& sum) const {
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
         sum[slot / 2][slot % 2 * 2 + n] = next[slot][n] + (my.part == 0 ? bias[slot * kWarpUnits] : A(0));
-    const int next_tile = tile + 1 < my.batches ? tile + 1 : 0;
-    const int64_t next_step = next_tile ? s : s + 1;
-    // into the cache only: while the product runs, registers are for W
-    if (next_step < p.steps) prefetch_input(next_step, next_tile);
     const E* const h = my.operand(exchange.buffer(s), tile);
     weights.multiply(w, exchange, h, sum);
 #pragma unroll 2
     for (int t = 0; t < my.held; ++t) weights.multiply_held(t, h, sum);
-    if (next_step < p.steps) load_input(next_step, next_tile, next);
   }
 
   // of a row that has not begun, or has ended, what came
@@ -161,46 +157,48 @@ struct ForwardThread {
         if (unit_of(k) < p.H) sent[k][n] = exchange.number(s, tile * kBatch + my.column + n, unit_of(k));
   }
 
+  RNNFAST_INLINE A& gate_of(Sums& sum, int k, int j, int n) const {
+    const int slot = G == 1 ? k : j;
+    return sum[slot / 2][slot % 2 * 2 + n];
+  }
+
   // the whole sums, in the first of the warps that share them
   RNNFAST_INLINE void add_parts(Sums& sum) {
     if constexpr (kTeam) {
-      const int place = my.warp - my.warp / my.split - 1;
-      parts.leave(my.part > 0, place, my.lane, [&](int i) { return sum[i / 4][i % 4]; });
+      parts.leave(my.part > 0, my.warp - my.groups, my.lane, [&](int i) { return sum[i / 4][i % 4]; });
       if (my.part == 0)
         for (int other = 1; other < my.split; ++other)
 #pragma unroll
           for (int i = 0; i < kSums * 2; ++i)
-            sum[i / 4][i % 4] += parts.of(place + other)[i * kLanes + my.lane];
+            sum[i / 4][i % 4] += parts.of(my.warp_of(other) - my.groups)[i * kLanes + my.lane];
       parts.next();
     }
   }
 
-  // the cells of this thread's units and rows, and what they send to the next step
-  RNNFAST_INLINE void cells(int s, int tile, const Sums& sum, State& kept, Sent& sent) const {
+  // the cells of this thread's units and rows, and what they send to the next step; the sums become gates
+  RNNFAST_INLINE void cells(int s, int tile, Sums& sum, State& kept, Sent& sent, Made& made) const {
     const int64_t step = p.links.first_step + s;
-    const bool present[] = {takes_part(p.rows, step, my.batch_row(tile, 0)),
-                            takes_part(p.rows, step, my.batch_row(tile, 1))};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) made.present[n] = takes_part(p.rows, step, my.batch_row(tile, n));
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k) {
       const int unit = unit_of(k);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const int b = my.batch_row(tile, n);
         A state[S];
 #pragma unroll
-        for (int j = 0; j < S; ++j) {
-          const int slot = G == 1 ? k : j;
-          state[j] = sum[slot / 2][slot % 2 * 2 + n];
-        }
+        for (int j = 0; j < S; ++j) state[j] = gate_of(sum, k, j, n);
         if (kTeam) (Cell::kHasCell ? kept.c : kept.h)[k][n] = own_of(tile, k, n);
-        A cell = kept.c[k][n];
-        const A value = Cell::forward(state, cell, kept.h[k][n]);
-        if (unit >= p.H || !present[n]) continue;  // no unit, not yet, or no more
-        kept.h[k][n] = value;
-        kept.c[k][n] = cell;
-        if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? cell : value;
-        narrow_operand(value, sent[k][n]);
-        store(step, b, unit, state, cell, value, s + 1 == p.steps);
+        made.c[k][n] = kept.c[k][n];
+        made.h[k][n] = Cell::forward(state, made.c[k][n], kept.h[k][n]);
+#pragma unroll
+        for (int j = 0; j < S; ++j) gate_of(sum, k, j, n) = state[j];
+        if (unit >= p.H || !made.present[n]) continue;  // no unit, not yet, or no more
+        kept.h[k][n] = made.h[k][n];
+        kept.c[k][n] = made.c[k][n];
+        if (kTeam) own_of(tile, k, n) = (Cell::kHasCell ? made.c : made.h)[k][n];
+        narrow_operand(made.h[k][n], sent[k][n]);
+        if (!kTeam) store(s, tile, k, n, sum, made);  // what was sent is there at once
       }
       if (s + 1 == p.steps) continue;
       if (p.resets.at) begin_anew(s + 1, tile, k, kept, sent);
@@ -223,18 +221,30 @@ struct ForwardThread {
   }
 
   // y, what backward needs, and after the last step (of the launch or of the row) the state
-  RNNFAST_INLINE void store(int64_t step, int b, int unit, const A* state, A cell, A value, bool last) const {
+  RNNFAST_INLINE void store(int s, int tile, int k, int n, Sums& sum, const Made& made) const {
+    const int64_t step = p.links.first_step + s;
+    const int b = my.batch_row(tile, n), unit = unit_of(k);
+    if (unit >= p.H || !made.present[n]) return;
+    const int Hp = static_cast<int>(p.Hp);
     const int64_t at = place_of(p.rows, step, b);
-    narrow(value, p.y[at * p.ldy + unit]);
+    const A value = made.h[k][n], cell = made.c[k][n];
+    narrow(value, p.y[at * static_cast<int>(p.ldy) + unit]);
     if (p.gates) {
+      A* const gates = p.gates + at * (S * Hp) + unit;
 #pragma unroll
-      for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
+      for (int j = 0; j < S; ++j) gates[j * Hp] = gate_of(sum, k, j, n);
     }
-    if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
-    if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * p.ldc + unit]);
-    if (!last && !ends(p.rows, step, b)) return;
+    if (Cell::kHasCell && p.cells) p.cells[at * Hp + unit] = cell;
+    if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * static_cast<int>(p.ldc) + unit]);
+    if (s + 1 < p.steps && !ends(p.rows, step, b)) return;
     p.h[b * p.Hp + unit] = value;
     if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
+  }
+  RNNFAST_INLINE void store(int s, int tile, Sums& sum, const Made& made) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int k = 0; k < kBlocks; ++k) store(s, tile, k, n, sum, made);
   }
 };
 
@@ -258,7 +268,12 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(
       typename Thread::Sent sent = {};
       thread.keep(s, tile, sent);
       thread.add_parts(sum);
-      if (thread.my.part == 0) thread.cells(s, tile, sum, state, sent);
+      typename Thread::Made made;
+      // a team does all the rest while what was sent is on its way
+      if (!kTeam) thread.load_next(s, tile, next);
+      if (thread.my.part == 0) thread.cells(s, tile, sum, state, sent, made);
+      if (kTeam) thread.load_next(s, tile, next);
+      if (kTeam && thread.my.part == 0) thread.store(s, tile, sum, made);
     }
     thread.exchange.finish();
   }

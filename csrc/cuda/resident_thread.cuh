@@ -10,7 +10,9 @@ namespace rnnfast::cuda {
 constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : kMostWarps * kLanes; }
 
 // Where a thread stands. A group of `split` warps shares the sums of some units, each warp with a part of
-// every sum. kOwn: instructions of a warp with W in registers; kSplit: `split` of a team of one block.
+// every sum. In a team of several blocks the warps with part 0, which do the cells, come first: they are of
+// different schedulers then. kOwn: instructions of a warp with W in registers; kSplit: `split` of a team of
+// one block.
 template <class E, int kOwn, int kSplit, bool kTeam>
 struct Place {
   const Links& links;
@@ -18,7 +20,7 @@ struct Place {
   int split = kTeam ? links.split : kSplit, batches = kTeam ? links.batches : 1;
   int held = kTeam ? links.held : 0;      // instructions of a warp with W in shared memory
   int length = (kOwn + held) * kTile<E>;  // of a warp's part of a sum
-  int part = warp % split, groups = warps / split;
+  int groups = warps / split, part = kTeam ? warp / groups : warp % split;
   int ld = split * length + kSkew<E>,
       rows = batches * kBatch;                // of what travels: [rows, ld]
   int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
@@ -26,7 +28,10 @@ struct Place {
   int64_t team = block_index() / links.blocks;
   int first = static_cast<int>(team) * rows;  // of the team's rows of the batch
   int rank = static_cast<int>(block_index() % links.blocks);
-  int group = rank * groups + warp / split;  // of the team
+  int group = rank * groups + (kTeam ? warp - part * groups : warp / split);  // of the team
+
+  // the warp of this group that has a part
+  RNNFAST_INLINE int warp_of(int other) const { return warp + (other - part) * (kTeam ? groups : 1); }
 
   // Of a tile of 8 rows: the row of the batch that column n of this thread's two is
   RNNFAST_INLINE int batch_row(int tile, int n) const { return first + tile * kBatch + column + n; }

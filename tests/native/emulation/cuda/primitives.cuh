@@ -239,6 +239,7 @@ inline int thread_index() { return Cluster::current()->thread(); }
 inline int64_t block_index() { return Cluster::current()->block_index(); }
 inline int block_size() { return Cluster::current()->threads(); }
 inline void block_barrier() { Cluster::current()->meet_block(); }
+inline int cluster_rank() { return Cluster::current()->block(); }
 inline void cluster_barrier() { Cluster::current()->meet_all(); }
 
 template <class V>
@@ -366,6 +367,10 @@ inline int made_anew(int value) { return value; }
 
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
+
+// with all of the error that the real ones may have
+inline float exp2_roughly(float x) { return std::exp2(x) * (1 + 0x1p-22f); }
+inline float reciprocal_roughly(float x) { return std::nextafter(1 / x, 0.f); }
 
 inline float widened(float v) { return v; }
 inline double widened(double v) { return v; }

@@ -1,0 +1,260 @@
+"""Static cycles of a step of the resident CUDA kernels, reckoned from their machine code without a GPU:
+
+    python -m benchmarks.cycles [--json FILE] [--cubin FILE | --sass FILE]
+
+compiles the kernels for Hopper (nvcc), disassembles them (nvdisasm) and follows one warp through a step, that
+with part 0 of the sums, along the branches that take longest, as the plan of the shape has them. A section's
+instructions are found by the source line of the call they were made of. Not counted is what a GPU adds:
+other warps on the same scheduler, lines that miss the second cache, the way between blocks.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import sass
+
+SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "resident_bf16.cu"
+SCHEDULERS = 4  # of a multiprocessor: each begins an instruction of one of its warps a cycle
+CLASSES = {"lstm": "4Lstm", "gru": "3Gru", "rnn_tanh": "7RnnTanh", "rnn_relu": "7RnnRelu"}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+# A section's calls; the innermost call of an instruction that stands here names its section. What has none
+# belongs to that of the instruction before it.
+SECTIONS = {
+    "receive": r"exchange\.receive\(",
+    "product": r"\bproduct\(|\bcarry\(",
+    "inputs": r"(load|prefetch)_(input|next)\(|each_saved\(",
+    "sums": r"\badd_parts\(|\bparts\.",
+    "cells": r"\bcells\(|Cell::",
+    "stores": r"\bstore\(|p\.(gates|cells|y)\[|p\.(da|dx)\[",
+    "send": r"exchange\.send\(",
+    "rest": r"^for \(int (s|tile)\b|exchange\.finish",
+}
+# What a plain walk (sequences of equal length, no resets, not at its ends, nobody lost) never reads or writes
+ABSENT = re.compile(
+    r"\b(offsets|sizes|lengths|resets|anew|patience|failed|dcs|cs|dhn|dcn|h0|c0)\b|\bkeep\(|\bp\.[hc]\[b"
+    r"|\bstale\(|leave\(tile"
+)
+SAVED = re.compile(r"\b(gates|p\.cells)\[")
+MEMORY = ("LD", "ST", "LDG", "STG", "LDS", "STS", "CS2R")
+
+
+class Case(NamedTuple):
+    cell: str
+    hidden: int
+    backward: bool
+    saves: bool = False  # forward: what backward needs
+
+    def __str__(self):
+        return f"{self.cell} {self.hidden} " + (
+            "backward" if self.backward else "training" if self.saves else "forward"
+        )
+
+
+CASES = [
+    *(Case("lstm", hidden, False) for hidden in (128, 256, 512, 1024)),
+    Case("lstm", 512, False, True),
+    Case("gru", 512, False),
+    *(Case("lstm", hidden, True) for hidden in (128, 512, 1024)),
+]
+
+
+class Reckoned(NamedTuple):
+    case: str
+    plan: dict
+    sections: dict  # name: (instructions, cycles)
+
+    @property
+    def instructions(self):
+        return sum(n for n, _ in self.sections.values())
+
+    @property
+    def cycles(self):
+        """Of the warp alone; but its scheduler must begin the instructions of all its warps."""
+        return sum(n for _, n in self.sections.values())
+
+    @property
+    def issue(self):
+        """Cycles that a scheduler takes to begin the instructions of its warps. None for several blocks,
+        where only some warps do cells."""
+        if self.plan["team"] != "block":
+            return None
+        return self.instructions * -(-self.plan["warps"] // SCHEDULERS)
+
+
+def section_of(sources, before):
+    for text in reversed(sources):
+        for name, calls in SECTIONS.items():
+            if re.search(calls, text):
+                return name
+    return before
+
+
+def _held(one):
+    """Whether it is for W in shared memory."""
+    return any("multiply_held" in text for text in sass.sources(one))
+
+
+def _sums(function, case, plan):
+    """{address of a load of another warp's part of a sum: how often it is met}. The compiler unrolls the loop
+    over the others, as one over several at a time and one after it for each fewer."""
+    if plan["team"] == "block":
+        return {}
+    others = (
+        plan["split"] if case.backward else (plan["split"] - 1) * (4 if case.cell.startswith("rnn") else 8)
+    )
+    runs = {}
+    for block in sass.blocks(function):
+        loads = [
+            one for one in block if one.name == "LDS" and any("parts.of(" in s for s in sass.sources(one))
+        ]
+        if loads:
+            runs.setdefault(len(loads), []).extend(one.address for one in loads)
+    met = {}
+    for size in sorted(runs, reverse=True):
+        met |= dict.fromkeys(runs[size], others // size)
+        others %= size
+    return met
+
+
+def _foreign(case, plan, sums):
+    """Which instructions are those of another team or part, or of a slow way out."""
+
+    def foreign(one):
+        texts = sass.sources(one)
+        if plan["team"] == "cluster":
+            in_receive = one.name == "BAR" and any("exchange.receive(" in text for text in texts)
+            others = in_receive or "STRONG.GPU" in one.operation
+        else:
+            others = one.name in ("SYNCS", "STAS")
+        held = not plan["held"] and one.name in ("HMMA", "LDS") and _held(one)
+        leaves = one.name == "STS" and not case.backward and any("parts.leave(" in text for text in texts)
+        return others or held or leaves or one.name == "CALL" or sums.get(one.address) == 0
+
+    return foreign
+
+
+def _absent(case):
+    """Which instructions read or write what there is not: their predicate is false, or they are not met."""
+    saves = case.saves or case.backward
+
+    def absent(one):
+        texts = sass.sources(one) if one.name in MEMORY else ()
+        return any(ABSENT.search(text) or (not saves and SAVED.search(text)) for text in texts)
+
+    return absent
+
+
+def _rounds(case, plan, sums):
+    """How often the loops inside a step go round."""
+    threads = 32 * plan["warps"]
+    numbers = case.hidden * (GATES[case.cell] if case.backward else 1)
+
+    def rounds(body):
+        products = [one for one in body if one.name == "HMMA"]
+        if products and not all(_held(one) for one in products):
+            return plan["batches"]
+        stores = sum(one.name == "STAS" for one in body)
+        packets = sum(one.name == "LDG" and "STRONG.GPU" in one.operation for one in body)
+        if stores:
+            return -(-plan["blocks"] // stores)
+        if packets:
+            return -(-4 * plan["batches"] * numbers // (threads * packets))
+        if products:
+            return -(-plan["held"] * (1 if case.backward else 2) // len(products))
+        if any(one.name == "CCTL" for one in body):
+            return 2  # rows of a thread, for each of which it asks the cache
+        return max([1, *(sums.get(one.address, 1) for one in body)])
+
+    return rounds
+
+
+def reckon(functions, case, plan):
+    way_there = "backward" if case.backward else "forward"
+    wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E\w*Li{plan['tiles']}"
+    wanted += f"ELb{int(plan['team'] != 'block')}E"
+    found = [function for name, function in functions.items() if re.search(wanted, name)]
+    if not found:
+        raise sass.Error(f"there is no kernel {wanted} in this machine code")
+    sums = _sums(found[0], case, plan)
+    absent, foreign = _absent(case), _foreign(case, plan, sums)
+    way = sass.longest_way(found[0], lambda one: foreign(one) or (absent(one) and not one.guard))
+    sections, section = dict.fromkeys(SECTIONS, (0, 0)), "rest"
+    for one, cycles in sass.walk(sass.unrolled(way, _rounds(case, plan, sums)), absent):
+        section = section_of(sass.sources(one), section)
+        n, sum_of = sections[section]
+        sections[section] = n + 1, sum_of + cycles
+    return Reckoned(str(case), plan, sections)
+
+
+def plan_of(case):
+    from rnnfast import _C
+
+    return _C.cuda_plan(case.cell, 2, case.hidden, 1, capability=90, backward=case.backward)
+
+
+def table(rows):
+    names = list(SECTIONS)
+    lines = [
+        "instructions / cycles of a step of one warp; issue: for a scheduler to begin those of its warps"
+    ]
+    lines.append(
+        f"{'kernel':20s}{'team':>15s}"
+        + "".join(f"{name:>14s}" for name in names)
+        + f"{'total':>14s}{'issue':>7s}"
+    )
+    for row in rows:
+        team = f"{row.plan['team']} of {row.plan['blocks']}"
+        cells = [f"{n} / {cycles}" for n, cycles in row.sections.values()]
+        total = f"{row.instructions} / {row.cycles}"
+        lines.append(
+            f"{row.case:20s}{team:>15s}"
+            + "".join(f"{c:>14s}" for c in cells)
+            + f"{total:>14s}{row.issue or '-':>7}"
+        )
+    latencies = ", ".join(f"{name} {n}" for name, n in sass.LATENCIES.items())
+    lines.append(f"latencies: {latencies}; a taken branch {sass.TAKEN_BRANCH}")
+    return "\n".join(lines)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument(
+        "--cubin", type=Path, metavar="FILE", help="the compiled kernels (nvcc -cubin -lineinfo)"
+    )
+    given.add_argument(
+        "--sass", type=Path, metavar="FILE", help="the same, disassembled (nvdisasm -c -gi -hex)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if options.sass:
+                text = options.sass.read_text()
+            else:
+                text = sass.disassemble(
+                    options.cubin or sass.compile_cubin(SOURCE, Path(folder) / "kernels.cubin")
+                )
+        functions = sass.read(text)
+        rows = [reckon(functions, case, plan_of(case)) for case in CASES]
+    except (sass.Error, OSError) as error:
+        print(f"benchmarks.cycles: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    if options.json:
+        found = [
+            {**row._asdict(), "instructions": row.instructions, "cycles": row.cycles, "issue": row.issue}
+            for row in rows
+        ]
+        options.json.write_text(json.dumps({"latencies": sass.LATENCIES, "kernels": found}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
