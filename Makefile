@@ -21,7 +21,11 @@ FORCED := $(if $(wildcard rnnfast/_C.*.so),,force)
 GPU_PYTHON ?= python3
 GPU_ARGS   ?=
 
-.PHONY: help gpu-check device-check demo test fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
+# test-clients runs other people's libraries, pinned, in an environment of their own; a Python of 3.11 or newer.
+CLIENTS_VENV ?= .venv-clients
+CLIENTS_ARGS ?=
+
+.PHONY: help gpu-check device-check demo test test-clients fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 help:  ## this list
@@ -34,6 +38,11 @@ demo: $(EXT)  ## an RNN written by hand, torch.nn and rnnfast on one task
 
 test: $(EXT)  ## all tests (TEST_ARGS="-n 2 -k gru")
 	$(PY) -m pytest $(TEST_ARGS)
+
+# Outputs and training of other people's libraries beside torch's. TIMES=1 times them too. CLIENTS_ARGS: names of
+# libraries, --rounds N, --out FOLDER, --docs
+test-clients: $(CLIENTS_VENV)/.clients  ## other people's libraries over rnnfast, in an environment of their own
+	$(CLIENTS_VENV)/bin/python clients/run.py $(if $(TIMES),--times) $(CLIENTS_ARGS)
 
 # the sanitizers on as many random layers as the project promises
 fuzz: $(EXT)  ## 10,000 random layers under each sanitizer
@@ -91,6 +100,13 @@ $(VENV)/.torch:
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py
 	$(PY) -m pip install --no-build-isolation -e '.[demo,test,bench,dev]'
+	touch $@
+
+# Everything is pinned, so that pip has nothing to look for: --no-deps. rnnfast is installed as a user has it.
+$(CLIENTS_VENV)/.clients: clients/requirements.txt setup.py pyproject.toml $(CSRC) $(wildcard rnnfast/*.py rnnfast/nn/*.py)
+	$(MAKE) $(CLIENTS_VENV)/.torch VENV=$(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/pip install --no-deps -r clients/requirements.txt
+	$(CLIENTS_VENV)/bin/pip install --no-build-isolation --no-deps .
 	touch $@
 
 # Only what has changed is compiled again.

@@ -1,0 +1,169 @@
+"""One client in one process: its outputs, steps of training, what became of torch's calls; or its times.
+
+python clients/process.py NAME WAY FILE
+WAY is torch (rnnfast is not imported), enabled, converted, or a number: the rounds of timing. The result is
+saved to FILE, for `clients/run.py`, which starts this.
+
+A client is a file of `clients/libraries`, named as one imports the library, with
+    WHAT                   what it runs, in words
+    build()                -> model, data; both are drawn anew in each process from the same seed
+    forward(model, data)   -> outputs by name
+    loss(model, data)      of three steps of Adam; or, where the library has a loop of its own,
+    train(model, data)     -> losses by name
+and, where it has to be told,
+    convert(model)         in place of rnnfast.convert
+    NOT_TAKEN, NOT_CONVERTED   why no call of torch's operators is taken, no layer converted
+"""
+
+import contextlib
+import functools
+import importlib.util
+import random
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy
+import torch
+
+LIBRARIES = Path(__file__).parent / "libraries"
+STEPS = 3
+OPERATORS = [
+    f"aten::{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
+]
+
+
+def load(name):
+    """The module of a client; by another name than the library that it imports."""
+    spec = importlib.util.spec_from_file_location(f"client_{name}", LIBRARIES / f"{name}.py")
+    client = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(client)
+    return client
+
+
+def draw_from(seed):
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def build(client, way):
+    draw_from(0)
+    model, data = client.build()
+    if way == "converted":
+        convert(client, model)
+    return model, data
+
+
+def convert(client, model):
+    import rnnfast
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "rnnfast.convert: left as it is")
+        getattr(client, "convert", rnnfast.convert)(model)
+
+
+def forward(client, model, data):
+    model.eval()
+    with torch.no_grad():
+        return client.forward(model, data)
+
+
+def train(client, model, data):
+    """-> losses; gradients, of the first step, where the loop is ours."""
+    model.train()
+    draw_from(1)
+    if hasattr(client, "train"):
+        return client.train(model, data), {}
+    optimizer, losses, gradients = torch.optim.Adam(model.parameters()), [], {}
+    for _ in range(STEPS):
+        loss = client.loss(model, data)
+        optimizer.zero_grad()
+        loss.backward()
+        if not gradients:
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        losses.append(loss.detach())
+    return {"losses": torch.stack(losses)}, gradients
+
+
+def values(client, way):
+    """What the ways are compared by, and what was counted."""
+    model, data = build(client, way)
+    found = {"outputs": forward(client, model, data)}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found["losses"], found["gradients"] = train(client, model, data)
+    after = dict(model.named_parameters())
+    found["steps"] = {name: after[name].detach() - p for name, p in before.items()}  # of the parameters
+
+    result = {"values": found}
+    if way == "torch":
+        assert "rnnfast" not in sys.modules
+        return result
+    import rnnfast
+
+    ours = rnnfast.RNN, rnnfast.LSTM, rnnfast.GRU, rnnfast.RNNCell, rnnfast.LSTMCell, rnnfast.GRUCell
+    layers = sum(isinstance(module, ours) for module in model.modules())
+    return result | {"counts": rnnfast.info.counts(), "layers": layers, "rnnfast": rnnfast.__version__}
+
+
+def share(call):
+    """The part of a call's time that torch's recurrent operators and their backward take, by its profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        call()
+        whole = 1e6 * (time.perf_counter() - start)
+    events = sorted(profile.events(), key=lambda e: e.time_range.start)
+    taken, inside = 0.0, set()  # inside: numbers that autograd gives the nodes that an operator makes
+    for k, event in enumerate(events):
+        if event.name in OPERATORS:
+            taken += event.cpu_time_total
+            later = (e for e in events[k:] if e.thread == event.thread and e.sequence_nr >= 0)
+            following = next((e for e in later if e.time_range.start >= event.time_range.end), None)
+            if event.sequence_nr >= 0 and following is not None:
+                inside.update(range(event.sequence_nr, following.sequence_nr))
+    node = "autograd::engine::evaluate_function"
+    taken += sum(e.cpu_time_total for e in events if e.name.startswith(node) and e.sequence_nr in inside)
+    return taken / whole
+
+
+def times(client, rounds):
+    """Seconds of outputs and of training, a figure a round, each way in turns; and the operators' share."""
+    import rnnfast
+
+    ways = ["torch", "enabled"] + ["converted"] * (not hasattr(client, "NOT_CONVERTED"))
+    built = {way: build(client, way) for way in ways}
+
+    def run(part, way):
+        with rnnfast.enabled() if way == "enabled" else contextlib.nullcontext():
+            start = time.perf_counter()
+            part(client, *built[way])
+            return time.perf_counter() - start
+
+    found = {}
+    for part in (forward, train):
+        for way in ways:
+            run(part, way)  # to warm up
+        rows = [{way: run(part, way) for way in ways} for _ in range(rounds)]
+        found[part.__name__] = {way: [row[way] for row in rows] for way in ways}
+        found[part.__name__]["share"] = share(functools.partial(run, part, "torch"))
+    return found
+
+
+def main(name, way, file):
+    # these libraries warn of their own affairs
+    warnings.simplefilter("ignore")
+    if way == "enabled":
+        import rnnfast
+
+        rnnfast.enable()
+    client = load(name)
+    result = {"values": None, "times": times(client, int(way))} if way.isdigit() else values(client, way)
+    words = {key: getattr(client, key, None) for key in ("WHAT", "NOT_TAKEN", "NOT_CONVERTED")}
+    torch.save(result | words | {"version": version(name), "threads": torch.get_num_threads()}, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,86 @@
+"""clients/run.py without any of the libraries: its command line, what it calls equal, the page made of it."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CLIENTS = Path(__file__).resolve().parent.parent / "clients"
+
+
+spec = importlib.util.spec_from_file_location("clients_run", CLIENTS / "run.py")
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+
+
+def of_process(**changes):
+    """What a process of a client leaves: one whose layer runs as torch's."""
+    values = {"outputs": {"y": torch.ones(3)}, "losses": {}, "gradients": {}, "steps": {"w": torch.ones(2)}}
+    result = {"values": values, "counts": {"aten::lstm.input": {"taken": 4}}, "layers": 1, "rnnfast": "0"}
+    result |= {"version": "1", "WHAT": "an LSTM", "NOT_TAKEN": None, "NOT_CONVERTED": None}
+    return result | changes
+
+
+def faults(monkeypatch, **ways):
+    monkeypatch.setattr(run, "process", lambda name, way: ways.get(way, of_process()))
+    return run.check("it")["faults"]
+
+
+def test_an_unknown_library_is_one_sentence_and_status_2():
+    found = subprocess.run([sys.executable, CLIENTS / "run.py", "nothing"], capture_output=True, text=True)
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("clients: there is no client nothing; ") and found.stderr.count("\n") == 1
+
+
+def test_a_library_that_is_not_installed_is_named_and_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run, "NAMES", ["no_such_library"])
+    assert run.main(["no_such_library", "--out", str(tmp_path)]) == 1  # for none is left
+    assert "no_such_library: not installed, left out" in capsys.readouterr().out
+
+
+def test_what_is_as_by_torch_has_no_faults(monkeypatch):
+    assert faults(monkeypatch) == []
+
+
+@pytest.mark.parametrize("kind", ["outputs", "steps"])
+@pytest.mark.parametrize("value", [1.1, float("nan")])
+def test_values_that_differ_are_a_fault(monkeypatch, kind, value):
+    other = of_process()
+    next(iter(other["values"][kind].values()))[0] = value
+    (fault,) = faults(monkeypatch, converted=other)
+    assert fault.startswith(f"converted: {kind} ")
+
+
+@pytest.mark.parametrize("changes", [{"counts": {}}, {"layers": 0}], ids=["not_taken", "not_converted"])
+def test_what_rnnfast_does_not_run_needs_a_reason_and_nothing_else_has_one(monkeypatch, changes):
+    other = of_process(**changes)
+    assert len(faults(monkeypatch, enabled=other, converted=other)) == 1
+    key = "NOT_TAKEN" if "counts" in changes else "NOT_CONVERTED"
+    with_reason = of_process(**{key: "why"})
+    assert faults(monkeypatch, torch=with_reason, enabled=other, converted=other) == []
+    assert len(faults(monkeypatch, torch=with_reason)) == 1
+
+
+def test_training_that_changes_no_parameter_is_a_fault(monkeypatch):
+    still = of_process()
+    still["values"]["steps"]["w"].zero_()
+    assert faults(monkeypatch, torch=still, enabled=still, converted=still) == ["training moves no parameter"]
+
+
+def test_times_are_told_by_how_they_were_measured():
+    seconds = {"torch": [2.0, 4.0, 9.0], "enabled": [1.0, 2.0, 3.0], "share": 0.5}
+    result = json.loads((CLIENTS / "results/clients.json").read_text())
+    assert "TIMES=1" not in run.report(result)
+    result["rows"][0]["times"] = {"forward": seconds, "train": seconds}
+    told = run.report(result)
+    assert "make test-clients TIMES=1" in told and "| 4000.0 | 50 % | 2.00× | – |" in told
+
+
+def test_the_page_has_the_tables_of_the_committed_result():
+    result = json.loads((CLIENTS / "results/clients.json").read_text())
+    assert run.report(result) in run.DOCS.read_text()
+    assert [row["name"] for row in result["rows"]] == run.NAMES and not result["missing"]
