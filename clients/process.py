@@ -13,6 +13,7 @@ A client is a file of `clients/libraries`, named as one imports the library, wit
 and, where it has to be told,
     convert(model)         in place of rnnfast.convert
     NOT_TAKEN, NOT_CONVERTED   why no call of torch's operators is taken, no layer converted
+    NOISE                  parts of names of parameters whose gradient is nothing but rounding: not compared
 """
 
 import contextlib
@@ -30,9 +31,8 @@ import torch
 
 LIBRARIES = Path(__file__).parent / "libraries"
 STEPS = 3
-OPERATORS = [
-    f"aten::{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
-]
+KINDS = "lstm", "gru", "rnn_tanh", "rnn_relu"
+OPERATORS = [f"aten::{kind}{cell}" for kind in KINDS for cell in ("", "_cell")]
 
 
 def load(name):
@@ -53,16 +53,10 @@ def build(client, way):
     draw_from(0)
     model, data = client.build()
     if way == "converted":
-        convert(client, model)
-    return model, data
+        import rnnfast
 
-
-def convert(client, model):
-    import rnnfast
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "rnnfast.convert: left as it is")
         getattr(client, "convert", rnnfast.convert)(model)
+    return model, data
 
 
 def forward(client, model, data):
@@ -93,7 +87,9 @@ def values(client, way):
     """What the ways are compared by, and what was counted."""
     model, data = build(client, way)
     found = {"outputs": forward(client, model, data)}
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    noise = getattr(client, "NOISE", ())
+    named = {name: p for name, p in model.named_parameters() if not any(part in name for part in noise)}
+    before = {name: p.detach().clone() for name, p in named.items()}
     found["losses"], found["gradients"] = train(client, model, data)
     after = dict(model.named_parameters())
     found["steps"] = {name: after[name].detach() - p for name, p in before.items()}  # of the parameters
@@ -142,7 +138,7 @@ def times(client, rounds):
             part(client, *built[way])
             return time.perf_counter() - start
 
-    found = {}
+    found = {"threads": torch.get_num_threads()}
     for part in (forward, train):
         for way in ways:
             run(part, way)  # to warm up
@@ -153,16 +149,15 @@ def times(client, rounds):
 
 
 def main(name, way, file):
-    # these libraries warn of their own affairs
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # these libraries warn of their own affairs
     if way == "enabled":
         import rnnfast
 
         rnnfast.enable()
     client = load(name)
-    result = {"values": None, "times": times(client, int(way))} if way.isdigit() else values(client, way)
+    result = times(client, int(way)) if way.isdigit() else values(client, way)
     words = {key: getattr(client, key, None) for key in ("WHAT", "NOT_TAKEN", "NOT_CONVERTED")}
-    torch.save(result | words | {"version": version(name), "threads": torch.get_num_threads()}, file)
+    torch.save(result | words | {"version": version(name)}, file)
 
 
 if __name__ == "__main__":

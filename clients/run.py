@@ -122,7 +122,7 @@ def run(options):
         try:
             row = check(name)
             if options.times:
-                row["times"] = process(name, str(options.rounds))["times"]
+                row["times"] = process(name, str(options.rounds))
         except Failed as error:
             row = {"name": name, "version": version(name), "faults": [str(error)]}
         result["rows"].append(row)
@@ -166,7 +166,7 @@ def line(row):
 
 
 def timed(row):
-    cells = [row["name"]]
+    cells = [row["name"], str(row["times"]["threads"])]
     for part in ("forward", "train"):
         seconds = row["times"][part]
         cells += [f"{1e3 * statistics.median(seconds['torch']):.1f}", f"{100 * seconds['share']:.0f} %"]
@@ -179,6 +179,7 @@ def timed(row):
 COLUMNS = "library|what runs|calls taken|enabled: differ by|layers converted|converted: differ by".split("|")
 TIMED = (
     "library",
+    "threads",
     *(f"{part}, {x}" for part in ("outputs", "training") for x in ("ms", "layers' share", *WAYS)),
 )
 

@@ -75,9 +75,9 @@ def test_times_are_told_by_how_they_were_measured():
     seconds = {"torch": [2.0, 4.0, 9.0], "enabled": [1.0, 2.0, 3.0], "share": 0.5}
     result = json.loads((CLIENTS / "results/clients.json").read_text())
     assert "TIMES=1" not in run.report(result)
-    result["rows"][0]["times"] = {"forward": seconds, "train": seconds}
+    result["rows"][0]["times"] = {"threads": 2, "forward": seconds, "train": seconds}
     told = run.report(result)
-    assert "make test-clients TIMES=1" in told and "| 4000.0 | 50 % | 2.00× | – |" in told
+    assert "make test-clients TIMES=1" in told and "| 2 | 4000.0 | 50 % | 2.00× | – |" in told
 
 
 def test_the_page_has_the_tables_of_the_committed_result():

@@ -8,6 +8,7 @@ from pytorch_forecasting.data.examples import generate_ar_data
 WHAT = "`RecurrentNetwork` (LSTM, GRU) and `TemporalFusionTransformer` with their defaults, 10 and 16 units; "
 WHAT += "series that it draws, 60 steps before 20, 64 rows"
 NOT_CONVERTED = "its subclasses of `nn.LSTM` and `nn.GRU` have a forward of their own; `convert` says so"
+NOISE = [f"k_layers.{head}.bias" for head in range(4)]  # of attention's keys, which softmax does not see
 
 
 def build():
