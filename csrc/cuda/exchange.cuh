@@ -152,8 +152,11 @@ struct Exchange {
     const uint64_t* const from = places + ((step & 1) * rows + row) / kWord<E> * numbers;
     uint64_t packet[kRows * kColumns];
     int place[kColumns];
+    const auto find_places = [&] {
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) place[i] = least(k + i * block_size(), numbers - 1);
+      for (int i = 0; i < kColumns; ++i) place[i] = least(k + i * block_size(), numbers - 1);
+    };
+    find_places();
 #pragma unroll
     for (int j = 0; j < kRows * kColumns; ++j)
       packet[j] = load_packet(from + (j / kColumns * numbers + place[j % kColumns]));
@@ -172,6 +175,9 @@ struct Exchange {
       for (int j = 0; j < kRows * kColumns; ++j)
         if (stale(j)) packet[j] = load_packet(from + (j / kColumns * numbers + place[j % kColumns]));
     }
+    // once more: while packets are on their way, registers are for W
+    k = made_anew(k);
+    find_places();
     E* const to = buffer(step) + row * ld;
 #pragma unroll
     for (int j = 0; j < kRows * kColumns; ++j) {
