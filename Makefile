@@ -25,7 +25,7 @@ GPU_ARGS   ?=
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_ARGS ?=
 
-.PHONY: help gpu-check device-check demo test test-clients fuzz bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
+.PHONY: help gpu-check device-check demo test test-clients fuzz fuzz-arm bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build clean force
 .DEFAULT_GOAL := build
 
 help:  ## this list
@@ -47,6 +47,11 @@ test-clients: $(CLIENTS_VENV)/.clients  ## other people's libraries over rnnfast
 # the sanitizers on as many random layers as the project promises
 fuzz: $(EXT)  ## 10,000 random layers under each sanitizer
 	RNNFAST_FUZZ=10000 $(PY) -m pytest tests/test_native.py -s $(TEST_ARGS)
+
+# 64-bit Arm, cross-compiled and emulated: g++-aarch64-linux-gnu and qemu-user
+ARM_LAYERS ?= 2000
+fuzz-arm: $(EXT)  ## the same on an emulated Arm processor
+	RNNFAST_FUZZ_ARM=$(ARM_LAYERS) $(PY) -m pytest tests/test_arm.py -s $(TEST_ARGS)
 
 bench: $(EXT)  ## the whole comparison, on a machine that does nothing else
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
