@@ -1,9 +1,9 @@
 """What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the tables of README and docs.
 
 python -m benchmarks.report JSON ... --readme README.md
-puts what each JSON says between its markers in docs/results.md, from the JSON and nothing else, and ten rows of
-a bench and their picture into the README; all its rows go into docs/benchmarks.md, and what conditions says
-into docs/conditions.md. Of several benches, of other machines, docs/results.md has the means.
+puts what each JSON says between its markers in docs/results.md, from the JSON and nothing else; ten rows of a
+bench and their picture go into the README, all its rows into docs/benchmarks.md, what conditions says into
+docs/conditions.md. Of several benches, of other machines, docs/results.md has the means.
 """
 
 from __future__ import annotations
