@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from . import record
 
-# What each row is to a stranger, and the row of the bench. The weakest of all rows are among them.
+# The row of the bench, and what it is to a stranger. Weak rows are among them, or the ten would say too much.
 ROWS = {
     ("lstm-b1-h128", "inference"): "LSTM, 1 sequence, 128 units",
     ("lstm-b1-h128", "training"): "LSTM, 1 sequence, 128 units",
@@ -55,7 +55,8 @@ def milliseconds(value: float) -> str:
 
 def run_on(result: dict) -> str:
     m = result["meta"]
-    return f"{m['cpu']} ({m['machine']}, {m['isa']}), torch {m['torch']}, {m['date'].split()[0]}"
+    where = f"{m['cpu']} ({m['machine']}, {m['isa']}), threads: {m['threads']}"
+    return f"{where}, torch {m['torch']}, {m['date'].split()[0]}"
 
 
 def markdown(result: dict) -> str:
@@ -95,7 +96,7 @@ def chart(result: dict, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set_xlabel("times as fast as torch.nn at its quickest (line: equal)", fontsize=10)
-    axes.set_title(run_on(result), fontsize=9)
+    figure.suptitle(run_on(result), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", fontsize=10, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
