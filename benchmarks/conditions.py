@@ -241,7 +241,7 @@ def first_table(result: dict) -> record.Table:
 
 
 def markdown(result: dict) -> str:
-    """What the README says."""
+    """What docs/results.md says."""
     speedups = [speedup(row) for row in result["rows"]]
     slowest = {peer: max(to_one_thread(result, row, peer) for row in result["rows"]) for peer in PEERS}
     firsts = [
@@ -253,7 +253,7 @@ def markdown(result: dict) -> str:
         f"torch.nn's, and the slowest of all took {slowest['rnnfast']:.0f} times the median of one thread "
         f"(torch.nn: {slowest['torch.nn']:.0f}). The first call of a process that has multiplied matrices "
         f"before takes as long as {max(firsts):.0f} later ones at most: "
-        "[docs/conditions.md](docs/conditions.md)."
+        "[conditions.md](conditions.md)."
     )
 
 

@@ -12,14 +12,16 @@ META = dict.fromkeys(
 
 
 def page(tmp_path, *results):
-    """The README and docs/conditions.md that the made-up `results` give."""
-    readme, files = tmp_path / "README.md", []
-    readme.write_text("".join("{}\n{}\n".format(*report.markers(result["kind"])) for result in results))
+    """The docs/results.md that the made-up `results` give, and docs/conditions.md beside it."""
+    readme, text, files = tmp_path / "README.md", tmp_path / "docs" / "results.md", []
+    text.parent.mkdir()
+    readme.touch()
+    text.write_text("".join("{}\n{}\n".format(*report.markers(result["kind"])) for result in results))
     for result in results:
         record.save(result, tmp_path, result["kind"])
         files.append(str(tmp_path / f"{result['kind']}.json"))
     report.main([*files, "--readme", str(readme)])
-    return readme.read_text()
+    return text.read_text()
 
 
 def test_the_memory_table_counts_bytes_and_numbers_for_each_output(tmp_path):
@@ -88,7 +90,7 @@ def test_calls_are_described_by_median_nearest_rank_and_maximum():
     }
 
 
-def test_conditions_stand_in_the_readme_and_on_their_page(tmp_path):
+def test_conditions_stand_among_the_results_and_on_their_page(tmp_path):
     def row(condition, theirs, ours):
         names = ("median_ms", "mean_ms", "p99_ms", "max_ms", "calls")
         peers = {
