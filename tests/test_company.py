@@ -1,5 +1,5 @@
-"""A layer in company: nothing large in a training step waits for torch's pool, and beside busy processes calls of
-several threads go alone."""
+"""A layer in company: in a training step nothing large waits for torch's pool, and beside busy processes
+calls of several threads go alone."""
 
 import os
 import subprocess
@@ -8,15 +8,26 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
-from helpers import MODES, of_torch
 
 T, B, H = 40, 32, 300  # H is no multiple of 16: rows of the gradients are padded
 POOLED = 32768  # numbers from which on torch's pool shares a loop
-WORK = ("copy_", "_to_copy", "fill_", "zero_", "sum", "cat", "index_copy_", "mul", "add", "add_", "mm", "addmm")
+WORK = (
+    "copy_",
+    "_to_copy",
+    "fill_",
+    "zero_",
+    "sum",
+    "cat",
+    "index_copy_",
+    "mul",
+    "add",
+    "add_",
+    "mm",
+    "addmm",
+)
 LENGTHS = torch.arange(B).remainder(T) + 1
 
 
