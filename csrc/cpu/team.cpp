@@ -30,11 +30,11 @@ inline void give_way(Clock::duration waited) {
 }
 
 // Where others hold the cores (more processes, another library's spinning threads), a member waits for
-// another that has no core, or the pool for its last thread: milliseconds, many times the work. So an account
-// is kept of what team calls lose by waiting, against what they gain by the other threads' work: about
-// (threads - 1) / 2 of the time that was not waited. Where more is lost, calls go alone, longer each time
-// they try the team again in vain. A single interruption is no reason: time gained is credit, up to what one
-// costs.
+// another that has no core, or the pool for its last thread: milliseconds, many times the work. So what team
+// calls lose by waiting is set against what they gain by the other threads' work, some 0.6 of the time not
+// waited for each thread. Where a stretch of calls loses, the next ones go alone, for twice as long each time
+// that the team is tried again in vain. A stretch is long, for an interruption now and then is no reason, and
+// short in doubt.
 class Solitude {
  public:
   bool lasts(Clock::time_point now) const { return ticks(now) < until_.load(std::memory_order_relaxed); }
@@ -42,26 +42,30 @@ class Solitude {
   // of a call: threads, its time, and how much of that its members waited
   void learn(int threads, Clock::duration total, Clock::duration waited, Clock::time_point now) {
     const Clock::rep lost = std::min(waited, total).count(), worked = total.count() - lost;
-    const Clock::rep balance = balance_.load(std::memory_order_relaxed) + worked * (threads - 1) / 2 - lost;
+    const Clock::rep all_lost = lost_.load(std::memory_order_relaxed) + lost;
+    const Clock::rep all_worked = worked_.load(std::memory_order_relaxed) + worked;
     Clock::rep span = span_.load(std::memory_order_relaxed);
-    if (balance < 0 && waited > kShortWait) {
-      span = std::clamp(2 * span, 8 * lost, ticks(kLongest));
+    const bool over = all_lost + all_worked > ticks(span ? kInDoubt : kStretch);
+    lost_.store(over ? 0 : all_lost, std::memory_order_relaxed);
+    worked_.store(over ? 0 : all_worked, std::memory_order_relaxed);
+    if (!over) return;
+    if (5 * all_lost > 3 * (threads - 1) * all_worked) {
+      span = std::clamp(2 * span, 16 * all_lost, ticks(kLongest));
       until_.store(ticks(now) + span, std::memory_order_relaxed);
-      balance_.store(0, std::memory_order_relaxed);
     } else {
-      span = std::max<Clock::rep>(0, span - 4 * worked);  // forgotten once as much has gone well
-      balance_.store(std::clamp<Clock::rep>(balance, 0, ticks(kCredit)), std::memory_order_relaxed);
+      span = span > ticks(kInDoubt) ? span / 4 : 0;
     }
     span_.store(span, std::memory_order_relaxed);
   }
 
  private:
-  static constexpr auto kShortWait = std::chrono::microseconds(100);
-  static constexpr auto kCredit = std::chrono::milliseconds(16);  // some time slices of the system's
-  static constexpr auto kLongest = std::chrono::milliseconds(500);
+  static constexpr auto kStretch = std::chrono::milliseconds(48), kInDoubt = std::chrono::milliseconds(8);
+  static constexpr auto kLongest = std::chrono::seconds(1);
   static constexpr Clock::rep ticks(Clock::duration time) { return time.count(); }
   static Clock::rep ticks(Clock::time_point time) { return time.time_since_epoch().count(); }
-  std::atomic<Clock::rep> until_{0}, span_{0}, balance_{0};
+  std::atomic<Clock::rep> until_{0};             // calls go alone
+  std::atomic<Clock::rep> span_{0};              // for how long they last did; 0: there is no doubt
+  std::atomic<Clock::rep> lost_{0}, worked_{0};  // in this stretch
 };
 Solitude solitude;
 
