@@ -113,10 +113,11 @@ $(VENV)/.torch:
 	exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install $(TORCH)
+	$(PY) -m pip install numpy  # without it torch's import warns
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.torch
-	$(PY) -m pip install numpy 'setuptools>=77' wheel ninja
+	$(PY) -m pip install 'setuptools>=77' wheel ninja
 	touch $@
 
 $(VENV)/.package: $(VENV)/.tools pyproject.toml setup.py
