@@ -6,6 +6,7 @@ Each pair has a folder of its own under build/matrix: a clone, in which the last
 environment of 1 to 6 GB, which `make test` fills there. Both stay, so that a later run compiles only what has
 changed. What came of a pair is written at once to tests/results/versions.json, and docs/versions.md is made
 from it. A pair that has a result of this commit is left out: what was interrupted goes on where it stopped.
+So is one whose Python is not there.
 """
 
 import argparse
@@ -28,17 +29,13 @@ PAIRS = [f"{python}:{torch}" for python, torch in product(PYTHONS, TORCHES)]
 COLUMNS = ("Python", "torch", "passed", "failed", "skipped", "left out", "date", "commit")
 
 
-class Failed(Exception):
-    """What stands between a pair and its tests, in one sentence."""
-
-
 def git(*arguments, folder=ROOT):
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def find_python(version):
-    """A program that is this Python: on PATH, or one of pyenv's."""
+    """A program that is this Python, on PATH or one of pyenv's, or None."""
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
     on_path = shutil.which(f"python{version}")
     for program in filter(None, [on_path, *sorted(pyenv.glob(f"versions/{version}.*/bin/python"))]):
@@ -46,7 +43,7 @@ def find_python(version):
         said = subprocess.run(asked, capture_output=True, text=True)
         if said.stdout.strip() == version:
             return str(program)
-    raise Failed(f"no Python {version} here")
+    return None
 
 
 def check_out(folder, commit):
@@ -71,29 +68,24 @@ def count(report):
     return {"passed": all_ - failed - skipped, "failed": failed, "skipped": skipped}
 
 
-def test(pair, commit, without, folder, arguments):
-    """What came of a pair."""
+def test(pair, program, commit, without, folder, arguments):
+    """What came of a pair; `program` is its Python."""
     python, torch = pair.split(":")
     source, venv, report = folder / "source", folder / "venv", folder / "tests.xml"
-    result = {"python": python, "torch": torch, "left_out": without, "commit": commit}
-    try:
-        program = find_python(python)
-        check_out(source, commit)
-        report.unlink(missing_ok=True)
-        ignored = [f"--ignore-glob=tests/test_{name}.py" for name in without]
-        options = " ".join([*ignored, f"--junit-xml={report}", *arguments])
-        command = ["make", "test", f"VENV={venv}", f"PYTHON={program}", f"TORCH=torch=={torch}"]
-        ran = subprocess.run([*command, f"TEST_ARGS={options}"], cwd=source)
-        if not report.exists():
-            raise Failed(f"`make test` ended with status {ran.returncode} before a test")
-        result |= count(report)
-        asked = "import platform, torch; print(platform.python_version(), torch.__version__)"
-        ours = [str(venv / "bin/python"), "-c", asked]
-        said = subprocess.run(ours, check=True, capture_output=True, text=True)
-        result["python"], result["torch"] = said.stdout.split()
-    except Failed as error:
-        result["error"] = str(error)
-    return result | {"date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"}
+    today = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    result = {"python": python, "torch": torch, "left_out": without, "date": today, "commit": commit}
+    check_out(source, commit)
+    report.unlink(missing_ok=True)
+    ignored = [f"--ignore-glob=tests/test_{name}.py" for name in without]
+    options = " ".join([*ignored, f"--junit-xml={report}", *arguments])
+    command = ["make", "test", f"VENV={venv}", f"PYTHON={program}", f"TORCH=torch=={torch}"]
+    ran = subprocess.run([*command, f"TEST_ARGS={options}"], cwd=source)
+    if not report.exists():
+        return result | {"error": f"`make test` ended with status {ran.returncode} before a test"}
+    asked = "import platform, torch; print(platform.python_version(), torch.__version__)"
+    ours = [str(venv / "bin/python"), "-c", asked]
+    said = subprocess.run(ours, check=True, capture_output=True, text=True).stdout.split()
+    return result | dict(zip(("python", "torch"), said, strict=True)) | count(report)
 
 
 def table(results):
@@ -147,9 +139,13 @@ def main(arguments=None):
         if not options.again and results.get(pair, {}).get("commit") == commit:
             print(f"{pair}: has a result of {commit}")
             continue
+        program = find_python(pair.partition(":")[0])
+        if program is None:
+            print(f"{pair}: this Python is not here, left out")
+            continue
         print(f"{pair}: {commit}", flush=True)
         folder = (options.folder / pair.replace(":", "-")).resolve()
-        results[pair] = test(pair, commit, options.without, folder, options.pytest)
+        results[pair] = test(pair, program, commit, options.without, folder, options.pytest)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
         print(f"{pair}: {results[pair]}", flush=True)

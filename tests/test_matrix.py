@@ -1,7 +1,7 @@
 """tests/matrix.py without its builds: what it counts, what it leaves out, and the page of its results."""
 
 import json
-import re
+import sys
 
 import matrix
 import pytest
@@ -29,11 +29,12 @@ def tested(monkeypatch, tmp_path):
     """The pairs that would have been built and tested; results and page lie in tmp_path."""
     pairs = []
 
-    def test(pair, commit, without, folder, arguments):
+    def test(pair, program, commit, without, folder, arguments):
         pairs.append(pair)
         return DONE | {"commit": commit, "left_out": without}
 
     monkeypatch.setattr(matrix, "test", test)
+    monkeypatch.setattr(matrix, "find_python", lambda version: None if version == "2.99" else "it")
     monkeypatch.setattr(matrix, "RESULTS", tmp_path / "versions.json")
     monkeypatch.setattr(matrix, "DOCS", tmp_path / "versions.md")
     matrix.DOCS.write_text(f"above\n{matrix.BEGIN}old\n{matrix.END}\nbelow\n")
@@ -82,9 +83,23 @@ def test_what_is_no_pair_is_one_sentence(pair, capsys):
     assert capsys.readouterr().err.endswith(f"error: '{pair}' is no pair as 3.11:2.13.0\n")
 
 
-def test_a_python_that_is_not_there_is_named():
-    with pytest.raises(matrix.Failed, match=re.escape("no Python 2.99 here")):
-        matrix.find_python("2.99")
+def test_a_python_that_is_not_there_is_left_out(tested, capsys):
+    assert matrix.main(["2.99:2.11.0", "3.11:2.11.0"]) == 0
+    assert "2.99:2.11.0: this Python is not here, left out" in capsys.readouterr().out
+    assert tested == ["3.11:2.11.0"] == list(json.loads(matrix.RESULTS.read_text()))
+
+
+def test_a_python_is_asked_for_its_version(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    for name in ("python2.98", "versions/2.98.1/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(
+            f"#!{sys.executable}\nprint({'2.97' if name == 'python2.98' else '2.98'})\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    assert matrix.find_python("2.98") == str(tmp_path / "versions/2.98.1/bin/python")
+    assert matrix.find_python("2.97") is None
 
 
 def test_the_page_is_made_of_the_results():
