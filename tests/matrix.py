@@ -3,10 +3,10 @@
 python tests/matrix.py [PYTHON:TORCH ...] [--without NAME ...] [--docs]
 
 Each pair has a folder of its own under build/matrix: a clone, in which the last commit is checked out, and an
-environment of 1 to 6 GB, which `make test` fills there. Both stay, so that a later run compiles only what has
-changed. What came of a pair is written at once to tests/results/versions.json, and docs/versions.md is made
-from it. A pair that has a result of this commit is left out: what was interrupted goes on where it stopped.
-So is one whose Python is not there.
+environment of 1 to 6 GB, which `make test` fills there. Both stay until `make clean`, so that a later run
+compiles only what has changed. What came of a pair is written at once to tests/results/versions.json, and
+docs/versions.md is made from it. A pair that has a result of this commit is left out, so that what was
+interrupted goes on where it stopped; so is one whose Python is not there.
 """
 
 import argparse
