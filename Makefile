@@ -25,7 +25,7 @@ GPU_ARGS   ?=
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_ARGS ?=
 
-.PHONY: help gpu-check device-check demo test test-clients fuzz fuzz-arm bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest lint format build wheel test-matrix clean force
+.PHONY: help gpu-check device-check demo test test-clients fuzz fuzz-arm bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest docs lint format build wheel test-matrix clean force
 .DEFAULT_GOAL := build
 
 help:  ## this list
@@ -82,6 +82,10 @@ gpu-check:  ## everything that needs a GPU, in stages
 device-check:  ## compiles the program for that, which needs no torch
 	$(GPU_PYTHON) tests/gpu_check.py --build-device-check
 
+# site/index.html opens from the disk. A warning, as of a link to what is not there, is an error.
+docs: $(VENV)/.package  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 lint: $(VENV)/.package  ## ruff, mypy and clang-format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -103,7 +107,7 @@ wheel: $(VENV)/.package  ## dist/: a wheel for this Python and torch (RNNFAST_CU
 
 # Removes what was compiled; the virtual environment stays.
 clean:  ## removes what was compiled
-	rm -rf build rnnfast.egg-info rnnfast/_C.*.so rnnfast/_C.*.json $(EXT)
+	rm -rf build site rnnfast.egg-info rnnfast/_C.*.so rnnfast/_C.*.json $(EXT)
 
 # Python, its headers and a compiler are looked for before anything is downloaded.
 $(VENV)/.torch:
@@ -121,7 +125,7 @@ $(VENV)/.tools: $(VENV)/.torch
 	touch $@
 
 $(VENV)/.package: $(VENV)/.tools pyproject.toml setup.py
-	$(PY) -m pip install --no-build-isolation -e '.[demo,test,bench,dev]'
+	$(PY) -m pip install --no-build-isolation -e '.[demo,test,bench,docs,dev]'
 	touch $@
 
 # Everything is pinned, so that pip has nothing to look for: --no-deps. rnnfast is installed as a user has it.

@@ -29,6 +29,7 @@ SOURCES = [
     "csrc/ops/module.cpp",
     "csrc/ops/launch.cpp",
     "csrc/ops/memory.cpp",
+    "csrc/ops/rows.cpp",
     "csrc/ops/gradients.cpp",
     "csrc/ops/layer.cpp",
     "csrc/ops/cpu_layer.cpp",

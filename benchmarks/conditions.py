@@ -1,21 +1,21 @@
 """Times of single calls where a process has company: python -m benchmarks.conditions --help.
 
 One thread and more threads than cores, inside a parallel region, in a forked worker, beside other processes;
-and the first call of a process. The slow calls matter as much as the usual one: so every call is timed by
+and the first call of a process; training steps beside busy processes, and forked workers' memory, are of
+benchmarks.company. The slow calls matter as much as the usual one: so every call is timed by
 itself, and the mean, the 99th percentile and the maximum stand beside the median.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 import rnnfast
 
-from . import record
+from . import company, record
 from .cases import Case
+from .describe import describe
 
 PEERS = {"torch.nn": nn, "rnnfast": rnnfast}
 SHAPES = [
@@ -149,17 +150,6 @@ def take(function: Callable, *arguments) -> Samples:
     return merged(record.in_processes(TOGETHER, function, arguments, share, given))
 
 
-def describe(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    return {
-        "median_ms": median(ordered) * 1e3,
-        "mean_ms": fmean(ordered) * 1e3,
-        "p99_ms": ordered[math.ceil(0.99 * len(ordered)) - 1] * 1e3,
-        "max_ms": ordered[-1] * 1e3,
-        "calls": len(ordered),
-    }
-
-
 def first_call(peer: str, case: Case, threads: int) -> dict[str, float]:
     """The first call of a process that has used torch before, and the median of the next ones."""
     torch.set_num_threads(threads)
@@ -198,7 +188,7 @@ def run(threads: int, quick: bool, command: str) -> dict:
     for case in tqdm(first, desc="first calls"):
         peers = first_calls(case, threads, repeats, start)
         result["first"].append({"shape": f"{case.cell} {case.shape}", "peers": peers})
-    return result
+    return result | company.run(quick)
 
 
 def to_one_thread(result: dict, row: dict, peer: str) -> float:
@@ -241,7 +231,7 @@ def first_table(result: dict) -> record.Table:
 
 
 def markdown(result: dict) -> str:
-    """What the README says."""
+    """What docs/results.md says."""
     speedups = [speedup(row) for row in result["rows"]]
     slowest = {peer: max(to_one_thread(result, row, peer) for row in result["rows"]) for peer in PEERS}
     firsts = [
@@ -253,7 +243,7 @@ def markdown(result: dict) -> str:
         f"torch.nn's, and the slowest of all took {slowest['rnnfast']:.0f} times the median of one thread "
         f"(torch.nn: {slowest['torch.nn']:.0f}). The first call of a process that has multiplied matrices "
         f"before takes as long as {max(firsts):.0f} later ones at most: "
-        "[docs/conditions.md](docs/conditions.md)."
+        "[conditions.md](conditions.md)."
     )
 
 
@@ -280,7 +270,8 @@ The first call of a process that has multiplied matrices before, and the median 
 of several processes):
 
 {record.pipes(first_table(result), 1)}
-"""
+
+{company.section(result) if "company" in result else ""}"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -288,7 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
     result = run(options.threads, options.quick, record.command("conditions", arguments))
     folder = options.out or (record.PART if options.quick else record.RESULTS)
     record.save(result, folder, "conditions")
-    print(record.aligned(table(result), 2), record.aligned(first_table(result), 1), sep="\n\n")
+    tables = (record.aligned(table(result), 2), record.aligned(first_table(result), 1))
+    print(*tables, record.aligned(company.table(result), 2), sep="\n\n")
     print(f"\nWritten to {folder}: conditions.json")
     return 0
 

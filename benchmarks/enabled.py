@@ -123,7 +123,7 @@ def cost(result: dict) -> str:
 
 
 def markdown(result: dict) -> str:
-    """What the README says."""
+    """What docs/results.md says."""
     rounds = f"Medians of {len(result['cell']['torch'])} rounds in turns."
     return f"{record.pipes(table(result), 1)}\n\n{cost(result)} {rounds} {record.machine(result)}"
 

@@ -162,7 +162,7 @@ def table(result: dict) -> record.Table:
 
 
 def markdown(result: dict) -> str:
-    """What the README says."""
+    """What docs/results.md says."""
     note = (
         "Times are of one call with `lengths=` or `resets=`; the other columns are how many times as long it "
         "takes otherwise: packed and padded by torch (64 rows, 0.65 full), split wherever a row is reset, "

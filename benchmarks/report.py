@@ -1,9 +1,9 @@
-"""What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the README's tables.
+"""What a run of the benchmarks leaves: terminal table, JSON, CSV, chart, and the tables of README and docs.
 
 python -m benchmarks.report JSON ... --readme README.md
-puts what each JSON says between its markers in the README, from the JSON and nothing else; all rows of a
-bench go into docs/benchmarks.md, and what conditions says into docs/conditions.md. Of several benches, of
-other machines, the README has the means.
+puts what each JSON says between its markers in docs/results.md, from the JSON and nothing else; ten rows of a
+bench and their picture go into the README, all its rows into docs/benchmarks.md, what conditions says into
+docs/conditions.md. Of several benches, of other machines, docs/results.md has the means.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from rnnfast.bench.roofline import SLACK
 
-from . import conditions, enabled, episodes, memory, record, smooth
+from . import conditions, enabled, episodes, headline, memory, record, smooth
 
 OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
 
@@ -186,7 +186,7 @@ def checked(result: dict) -> dict:
 
 
 def markdown(result: dict, *others: dict) -> str:
-    """What the README says of a run, and of others on other machines."""
+    """What docs/results.md says of a run, and of others on other machines."""
     parts = [header(checked(result)).replace("\n", "  \n")]
     if shapes := len({row["shape"] for row in result["rows"] if row["required"]}):
         parts.append(f"Over {shapes} shapes, the same for all three cells (I = H, float32):")
@@ -197,7 +197,7 @@ def markdown(result: dict, *others: dict) -> str:
         where = "The same on another machine" if same else "On another machine, at an earlier commit"
         parts.append(f"{where}: {record.machine(checked(other))}")
         parts += [record.pipes(summary(other), 1), lost(other)]
-    parts.append("Every row, with times and limits: [docs/benchmarks.md](docs/benchmarks.md).")
+    parts.append("Every row, with times and limits: [benchmarks.md](benchmarks.md).")
     return "\n\n".join(parts)
 
 
@@ -223,19 +223,22 @@ def markers(kind: str) -> tuple[str, str]:
     return f"<!-- {kind}:begin -->", f"<!-- {kind}:end -->"
 
 
-def readme(text: str, kind: str, results: list[dict]) -> str:
-    """`text` with what the results of one kind say between its markers."""
+def fill(text: str, kind: str, body: str) -> str:
+    """`text` with `body` between the markers of its kind."""
     begin, end = markers(kind)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
-        raise ValueError(f"the README needs {begin} and, after it, {end}, once each")
-    if len(results) > 1 and kind != "bench":
-        raise ValueError(f"{len(results)} results of {kind}, expected one")
-    body = README[kind](*results)
+        raise ValueError(f"there should be {begin} and, after it, {end}, once each")
     return text[: text.index(begin)] + f"{begin}\n{body}\n" + text[text.index(end) :]
 
 
-# What the README says of a result, by its kind.
-README = {
+def piece(kind: str, results: list[dict]) -> str:
+    if len(results) > 1 and kind != "bench":
+        raise ValueError(f"{len(results)} results of {kind}, expected one")
+    return PIECES[kind](*results)
+
+
+# What docs/results.md says of a result, by its kind.
+PIECES = {
     "bench": markdown,
     "memory": memory.markdown,
     "smooth": smooth.markdown,
@@ -343,15 +346,20 @@ def main(arguments: list[str] | None = None) -> None:
     for path in options.json:
         result = json.loads(path.read_text())
         kinds.setdefault(result["kind"], []).append(result)
-    text = options.readme.read_text()
+    docs = options.readme.parent / "docs"
+    results = docs / "results.md"
+    texts = {options.readme: options.readme.read_text(), results: results.read_text()}
     try:
-        for kind, results in kinds.items():
-            text = readme(text, kind, results)
+        for kind, found in kinds.items():
+            texts[results] = fill(texts[results], kind, piece(kind, found))
+        if "bench" in kinds:
+            first = kinds["bench"][0]
+            texts[options.readme] = fill(texts[options.readme], "headline", headline.markdown(first))
+            headline.chart(first, options.readme.parent / headline.PICTURE)
     except ValueError as error:
         sys.exit(f"benchmarks.report: {error}")
-    options.readme.write_text(text)
-    docs = options.readme.parent / "docs"
-    docs.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text)
     for kind in kinds.keys() & PAGES.keys():
         name, make = PAGES[kind]
         (docs / name).write_text(make(*kinds[kind]))

@@ -159,7 +159,7 @@ def jumps(result: dict) -> list[tuple[float, str]]:
 def markdown(result: dict) -> str:
     ratio, place = jumps(result)[0]
     return (
-        "![Microseconds a step at every size](benchmarks/results/smooth.png)\n\n"
+        "![Microseconds a step at every size](../benchmarks/results/smooth.png)\n\n"
         "Inference: from one size to the next the time for a unit of work rises by at most "
         f"{ratio:.2f}× ({place}; `{result['meta']['command']}`)."
     )

@@ -18,9 +18,10 @@ from . import _by_torch, ops, reference
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """For `torch.export.ExportedProgram.run_decompositions`: a program of torch's core operators only.
 
-    >>> import torch, rnnfast
-    >>> program = torch.export.export(rnnfast.GRU(10, 20), (torch.randn(5, 3, 10),))
-    >>> program = program.run_decompositions(rnnfast.decompositions())
+    Examples:
+        >>> import torch, rnnfast
+        >>> program = torch.export.export(rnnfast.GRU(10, 20), (torch.randn(5, 3, 10),))
+        >>> program = program.run_decompositions(rnnfast.decompositions())
 
     It can be saved, and be loaded where there is no rnnfast. Where the number of steps is dynamic the loop
     over time is torch's scan, else it is unrolled.

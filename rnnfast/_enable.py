@@ -32,12 +32,13 @@ def enable() -> None:
     Twice is as once, and `disable` ends it. Call it before other threads run recurrent layers: torch's tables
     are changed, and torch does not wait for those that look into them.
 
-    >>> import torch, rnnfast
-    >>> rnnfast.enable()
-    >>> y, state = torch.nn.LSTM(10, 20)(torch.randn(5, 3, 10))
-    >>> rnnfast.info.counts()["aten::lstm.input"]
-    {'taken': 1}
-    >>> rnnfast.disable()
+    Examples:
+        >>> import torch, rnnfast
+        >>> rnnfast.enable()
+        >>> y, state = torch.nn.LSTM(10, 20)(torch.randn(5, 3, 10))
+        >>> rnnfast.info.counts()["aten::lstm.input"]
+        {'taken': 1}
+        >>> rnnfast.disable()
 
     Raises:
         RuntimeError: something else has replaced one of the operators.

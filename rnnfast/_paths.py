@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autocast, _by_torch, _episodes, info, ops, reference
+from . import _autocast, _by_torch, _episodes, ops, reference
 from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
@@ -282,6 +282,8 @@ def explain(
 
     rows: of its fullest step; units: of h, the projected one of an LSTM that has it.
     """
+    from . import info  # not before: `python -m rnnfast.info` is the first to load it
+
     plain = "plain torch (rnnfast.reference)"
     if _transformed():
         return f"{layer}: {plain}, because a torch.func transform or forward-mode AD is active."

@@ -25,19 +25,18 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Long short-term memory, one or more layers.
 
-    .. code-block:: text
-
         i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
         g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
         c' = f ⊙ c + i ⊙ g                        h' = o ⊙ tanh(c')
 
-    Shapes: L layers, D directions, P = proj_size or H.
+    Shapes: T steps, B rows, I features, H units, L layers, D directions, P = proj_size or H.
 
-    >>> import torch, rnnfast
-    >>> w = [torch.randn(12, 2), torch.randn(12, 3), torch.randn(12), torch.randn(12)]
-    >>> y, (h, c) = rnnfast.functional.lstm(torch.randn(5, 4, 2), None, [w])
-    >>> y.shape, h.shape, c.shape
-    (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]), torch.Size([1, 4, 3]))
+    Examples:
+        >>> import torch, rnnfast
+        >>> w = [torch.randn(12, 2), torch.randn(12, 3), torch.randn(12), torch.randn(12)]
+        >>> y, (h, c) = rnnfast.functional.lstm(torch.randn(5, 4, 2), None, [w])
+        >>> y.shape, h.shape, c.shape
+        (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]), torch.Size([1, 4, 3]))
 
     Args:
         x: [T, B, I], or [B, T, I] if batch_first, or packed [N, I] with batch_sizes.
@@ -45,9 +44,11 @@ def lstm(
         weights: for each layer and direction in turn a list of w_ih [4H, I], w_hh [4H, P], b_ih [4H],
             b_hh [4H], w_hr [P, H], without the biases or w_hr where there are none:
             ``torch.nn.LSTM(...).all_weights``.
+        bidirectional: D = 2: each layer has a direction that runs from the last step to the first.
+        batch_first: x is [B, T, I].
         batch_sizes: int64 [T] on the CPU, as in PackedSequence.
         dropout: probability of an element of every layer's output but the last to be zeroed, while training.
-
+        training: whether there is dropout.
         lengths: int64 [B], on the CPU or where x is, in any order: row b has the first lengths[b] steps, 0 to
             T. The reverse direction begins with the last of them. After them y is zero, x is not read and
             gets no gradient; h_n and c_n are those of a row's last step, or h_0 and c_0 if it has none.
@@ -91,19 +92,20 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent unit, one or more layers; the reset gate acts after the hidden product.
 
-    .. code-block:: text
-
         r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
         n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
         h' = (1 − z) ⊙ n + z ⊙ h
 
-    >>> import torch, rnnfast
-    >>> w = [torch.randn(9, 2), torch.randn(9, 3), torch.randn(9), torch.randn(9)]
-    >>> y, h = rnnfast.functional.gru(torch.randn(5, 4, 2), None, [w])
-    >>> y.shape, h.shape
-    (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]))
+    Shapes: as `lstm`, with 3H for 4H, no c and no projection.
 
-    Args, Returns, Raises: as `lstm`, with 3H for 4H, no c and no projection.
+    Examples:
+        >>> import torch, rnnfast
+        >>> w = [torch.randn(9, 2), torch.randn(9, 3), torch.randn(9), torch.randn(9)]
+        >>> y, h = rnnfast.functional.gru(torch.randn(5, 4, 2), None, [w])
+        >>> y.shape, h.shape
+        (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]))
+
+    Args, Returns, Raises: as `lstm`.
 
     Source: Cho et al. 2014, in the form of cuDNN and torch.nn.
     """
@@ -129,16 +131,20 @@ def rnn(
     reset_state: Tensor | None = None,
     return_all_states: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Elman network, one or more layers: h' = tanh or relu (W_i x + b_i + W_h h + b_h).
+    """Elman network, one or more layers.
 
-    >>> import torch, rnnfast
-    >>> w = [torch.randn(3, 2), torch.randn(3, 3), torch.randn(3), torch.randn(3)]
-    >>> y, h = rnnfast.functional.rnn(torch.randn(5, 4, 2), None, [w], nonlinearity="relu")
-    >>> y.shape, h.shape
-    (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]))
+        h' = tanh(W_i x + b_i + W_h h + b_h)      with nonlinearity "relu": relu for tanh
 
-    Args, Returns, Raises: as `lstm`, with H for 4H, no c and no projection; ValueError for a nonlinearity
-    that is neither "tanh" nor "relu".
+    Shapes: as `lstm`, with H for 4H, no c and no projection.
+
+    Examples:
+        >>> import torch, rnnfast
+        >>> w = [torch.randn(3, 2), torch.randn(3, 3), torch.randn(3), torch.randn(3)]
+        >>> y, h = rnnfast.functional.rnn(torch.randn(5, 4, 2), None, [w], nonlinearity="relu")
+        >>> y.shape, h.shape
+        (torch.Size([5, 4, 3]), torch.Size([1, 4, 3]))
+
+    Args, Returns, Raises: as `lstm`; ValueError for a nonlinearity that is neither "tanh" nor "relu".
 
     Source: Elman 1990.
     """
@@ -160,21 +166,23 @@ def deep_transition(
 ) -> tuple[Tensor, Tensor]:
     """Deep-transition RNN: each step is a multi-layer perceptron over [x, h].
 
-    .. code-block:: text
+        a = [x, h]
+        a = leaky_relu(W_l a + b_l)      for every layer l of the perceptron but the last
+        h' = W a + b
 
-        a = [x, h];  a = leaky_relu(W_l a + b_l) for every l but the last;  h' = W a + b
-
-    >>> import torch, rnnfast
-    >>> w = [torch.randn(8, 2 + 3), torch.randn(3, 8)]
-    >>> y, h = rnnfast.functional.deep_transition(torch.randn(4, 5, 2), None, w)
-    >>> y.shape, h.shape
-    (torch.Size([4, 5, 3]), torch.Size([4, 3]))
+    Examples:
+        >>> import torch, rnnfast
+        >>> w = [torch.randn(8, 2 + 3), torch.randn(3, 8)]
+        >>> y, h = rnnfast.functional.deep_transition(torch.randn(4, 5, 2), None, w)
+        >>> y.shape, h.shape
+        (torch.Size([4, 5, 3]), torch.Size([4, 3]))
 
     Args:
         x: [B, T, I], or [T, I] for a single sequence.
         h0: [B, H], or [H]; None is zeros.
         weights: [W_0, I + H], [W_1, W_0], ..., [H, W].
         biases: one for each weight, or None.
+        negative_slope: of leaky_relu.
 
     Returns:
         all states y [B, T, H] and the last one h [B, H], or [T, H] and [H].

@@ -111,12 +111,14 @@ def set_batch_invariant(on: bool | None) -> None:
 
     Six products come nearer to the exact result than float32's multiply-adds, three nearer than TF32, and one
     is that of the numbers rounded to bfloat16.
+
     Whether it is faster has to be measured: where other programs use the unit at the same time it was slower.
     What `freeze` packs is then larger by 2 bytes for each part of a weight, and serves small calls and the
     precision of that moment; large calls of another one read the weights themselves.
 
     Args:
-        on: None is so from the start, unless RNNFAST_BATCH_INVARIANT is 0 (False) or 1 (True).
+        on: a column of the table. None holds from the start, unless RNNFAST_BATCH_INVARIANT is 0 (False) or
+            1 (True).
     """
     _C.set_batch_invariant(None if on is None else bool(on))
 
@@ -141,12 +143,12 @@ def set_cuda_kernel(name: str | None) -> None:
 
     The resident kernel takes layers without projection that fit the device, on an H100 an LSTM with 8 rows of
     the batch or fewer of 2112 units (backward: 1760) in bfloat16 or float16, and in float32 where TF32 is
-    allowed (torch.backends.cudnn.rnn.fp32_precision) of 1152 (backward: 880); fewer units with more rows.
-    Forced, it raises RuntimeError for others.
+    allowed (`torch.backends.cudnn.rnn.fp32_precision`) of 1152 (backward: 880); fewer units with more rows.
     RNNFAST_CUDA_KERNEL forces from the start.
 
     Raises:
-        RuntimeError: there is no such kernel.
+        RuntimeError: there is no such kernel; at the next call, if the resident one is forced and cannot take
+            the layer.
     """
     _C.set_cuda_kernel(name or "")
 
@@ -179,11 +181,14 @@ def cuda_failure() -> bool:
 def last_run() -> dict:
     """The last kernel call of this process.
 
-    On the CPU: op, isa, split, members (threads that ran), wanted, parts, and `products` as of that function.
-    `cuda` is the last one on a GPU,
-    or None: op, kernel ("resident" or "stepwise") and how a resident one lies on the device: team ("block",
-    "cluster", "grid"), blocks of a team, warps of a block, split (warps that share a sum), held (parts of W
-    in shared memory), batches (times 8 rows that a team takes).
+    On the CPU: `op`, `isa`, `split`, `members` (threads that ran), `wanted`, `parts`, and `products` as of
+    that function. `cuda` is the last one on a GPU, or None: `op`, `kernel` ("resident" or "stepwise"), and
+    how a resident one lies on the device:
+
+    - `team`: "block", "cluster" or "grid", and `blocks` of a team, `warps` of a block;
+    - `split`: warps that share a sum;
+    - `held`: parts of W in shared memory;
+    - `batches`: times 8 rows that a team takes.
     """
     return dict(_C.last_run()) | {"cuda": _C.last_cuda_run()}
 
@@ -255,8 +260,10 @@ def _why(variable, automatic):
 def counts() -> dict[str, dict[str, int]]:
     """Of torch's operators what became of their calls since `rnnfast.enable()` or `reset_counts()`.
 
-    {"aten::lstm.input": {"taken": 12, "a dtype without a kernel": 1}}: how many were taken, and how many were
-    passed on to torch's own kernel, by the reason. Calls while rnnfast is not enabled are not counted.
+        {"aten::lstm.input": {"taken": 12, "a dtype without a kernel": 1}}
+
+    How many were taken, and how many were passed on to torch's own kernel, by the reason. Calls while rnnfast
+    is not enabled are not counted.
     """
     return _C.aten.counts()
 

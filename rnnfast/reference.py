@@ -17,11 +17,13 @@ __all__ = ["deep_transition", "gru_cell", "lstm_cell", "recurrent", "rnn_relu_ce
 
 State = TypeVar("State", Tensor, None)
 
-# A cell takes u = W_i x + b_i [B, G·H], v = W_h h + b_h [B, G·H], h [B, H] and c [B, H] and returns (h', c').
-# Only the LSTM has a c; the others hand it through.
-
 
 def lstm_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
+    """Of one step of an LSTM what comes after the products; the formula stands in the source.
+
+    Shapes: u = W_i x + b_i [B, G·H], v = W_h h + b_h [B, G·H], h [B, H], c [B, H] -> (h' [B, H], c' [B, H]),
+    with G = 4 gates. Only the LSTM has a c; the other cells hand on what they are given.
+    """
     i, f, g, o = (u + v).chunk(4, -1)
     # i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
     # g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
@@ -32,6 +34,7 @@ def lstm_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]
 
 
 def gru_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
+    """The same of a GRU, as `lstm_cell`: G = 3, c is handed on."""
     u_r, u_z, u_n = u.chunk(3, -1)
     v_r, v_z, v_n = v.chunk(3, -1)
     # r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
@@ -43,11 +46,13 @@ def gru_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
 
 
 def rnn_tanh_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
+    """The same of an Elman network with tanh, as `lstm_cell`: G = 1, c is handed on."""
     # h' = tanh(W_i x + b_i + W_h h + b_h)
     return (u + v).tanh(), c
 
 
 def rnn_relu_cell(u: Tensor, v: Tensor, h: Tensor, c: State) -> tuple[Tensor, State]:
+    """The same of an Elman network with relu, as `lstm_cell`: G = 1, c is handed on."""
     # h' = relu(W_i x + b_i + W_h h + b_h)
     return (u + v).relu(), c
 
@@ -93,13 +98,17 @@ def recurrent(
     Args:
         mode: a name of `CELLS`.
         x: [T, B, I], or [B, T, I] if batch_first, or packed [N, I] with batch_sizes.
-        h0, c0: [D, B, P] and [D, B, H] (LSTM only), D directions, P = proj_size or H.
+        h0: [D, B, P], D directions, P = proj_size or H.
+        c0: [D, B, H], of an LSTM; else None.
         weights: w_ih [G·H, I], w_hh [G·H, P], b_ih [G·H], b_hh [G·H], w_hr [P, H], and as many of the reverse
             direction; None where there is none.
+        batch_first: x is [B, T, I], and y alike.
         batch_sizes: int64 [T], how many rows take part in each step; never grows.
         lengths: int64 [B], how many steps each row takes part in; y is zero after them.
-        resets: bool [T, B], or [B, T] if batch_first: before such a step the state of the row becomes
-        reset_h, reset_c: [D, B or 1, P] and [D, B or 1, H]; None is zeros.
+        resets: bool [T, B], or [B, T] if batch_first: before such a step the state of the row becomes that
+            of reset_h and reset_c.
+        reset_h: [D, B or 1, P]; None is zeros.
+        reset_c: [D, B or 1, H]; None is zeros.
         all_states: whether c of every step is returned.
         walk: the loop over time.
 

@@ -12,23 +12,32 @@ __all__ = ["DEVICES", "DTYPES", "TOLERANCE", "Timing", "assert_close_to_oracle",
 
 Results = Tensor | Sequence[Tensor | None]
 
-DEVICES = ["cpu"]  # those that this build has kernels for
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+DEVICES = ["cpu"]
+"""The devices that the tests of every path run on."""
 
-# How far a result may lie from the float64 oracle beyond twice the error of torch itself, as a part of the
-# largest value of the oracle. Half types are rounded when they are stored (half an ulp), and h once more when
-# it is carried to the next step: one ulp of a value at the scale. Arithmetic between is float and adds
-# nothing that shows.
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+"""The dtypes that have kernels."""
+
 TOLERANCE = {
     torch.float64: 1e-10,  # thousands of roundings of 1e-16, and polynomials good to 1e-15
     torch.float32: 1e-6,  # eight ulp: other orders of summation, where torch's own error happens to be nil
     torch.bfloat16: 2**-7,  # one ulp of 8 significant bits
     torch.float16: 2**-10,  # one ulp of 11 significant bits
 }
+"""How far a result may lie from the float64 oracle beyond twice the error of torch itself, as a part of the
+largest value of the oracle.
+
+Half types are rounded when they are stored (half an ulp), and h once more when it is carried to the next
+step: one ulp of a value at the scale. Arithmetic between is float and adds nothing that shows.
+"""
 
 
 def error(result: Tensor, oracle: Tensor) -> float:
-    """Largest absolute difference in float64; equal infinities and NaN in the same places count as none."""
+    """Largest absolute difference in float64; equal infinities and NaN in the same places count as none.
+
+    Raises:
+        AssertionError: the shapes differ.
+    """
     a, b = result.detach().double(), oracle.detach().double()
     if a.shape != b.shape:
         raise AssertionError(f"shape {list(a.shape)}, oracle has {list(b.shape)}")
@@ -47,9 +56,9 @@ def assert_close_to_oracle(
     """Each tensor lies at most twice as far from the oracle as torch's own, plus TOLERANCE of the scale.
 
     Args:
-        ours, peer, oracle: a tensor each, or as many of them: rnnfast's, torch's in the same dtype, and the
-            float64 result from the same (rounded) inputs. None is allowed where all three are None. For
-            float64 the peer may be the oracle.
+        ours: a tensor or several, rnnfast's.
+        peer: as many, torch's in the same dtype; for float64 they may be the oracle's.
+        oracle: as many, in float64 from the same (rounded) inputs. None is allowed where all three are None.
         names: what to call them in the message.
         dtype: row of the table; that of ours if not given.
 
@@ -110,12 +119,13 @@ def interleave(
 ) -> Timing:
     """Time contenders A B A B ..., so that a noisy machine meets them alike.
 
-    >>> import torch
-    >>> from rnnfast.testing import interleave
-    >>> x = torch.randn(8, 8)
-    >>> timing = interleave({"mm": lambda: x @ x, "add": lambda: x + x}, rounds=3, min_time=1e-4)
-    >>> sorted(timing.seconds), len(timing.ratios("mm", "add"))
-    (['add', 'mm'], 3)
+    Examples:
+        >>> import torch
+        >>> from rnnfast.testing import interleave
+        >>> x = torch.randn(8, 8)
+        >>> timing = interleave({"mm": lambda: x @ x, "add": lambda: x + x}, rounds=3, min_time=1e-4)
+        >>> sorted(timing.seconds), len(timing.ratios("mm", "add"))
+        (['add', 'mm'], 3)
 
     Args:
         contenders: name -> a call without arguments.

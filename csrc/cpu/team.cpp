@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <thread>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -18,32 +19,49 @@ namespace {
 
 using Clock = Team::Clock;
 
-constexpr int kSpins = 2000;  // about 30 us: more than a step takes
-constexpr auto kPatience = std::chrono::milliseconds(1);
+constexpr int kSpins = 2000;                              // about 30 us: more than a step takes
+constexpr auto kPatience = std::chrono::milliseconds(4);  // for who has not come
 
-// The pool ends a call only when its last thread has come, be there work left for it or not. Where others
-// hold the cores (more processes, another library's spinning threads) that takes milliseconds, many times the
-// work. So after two calls in a row that waited for a third of their time calls go alone for a while: long
-// enough that the waiting is a few percent of all. One may have met a thread that had gone to sleep.
+// For a thread that is late: it may wait for this core or, behind another process, for any, which is given to
+// it only when this one sleeps. That takes a tenth of a millisecond, so at first it does without.
+inline void give_way(Clock::duration waited) {
+  if (waited < std::chrono::microseconds(300)) return void(sched_yield());
+  std::this_thread::sleep_for(std::chrono::microseconds(20));
+}
+
+// Where others hold the cores (more processes, another library's spinning threads), a member waits for
+// another that has no core, or the pool for its last thread: milliseconds, many times the work. So an account
+// is kept of what team calls lose by waiting, against what they gain by the other threads' work: about
+// (threads - 1) / 2 of the time that was not waited. Where more is lost, calls go alone, longer each time
+// they try the team again in vain. A single interruption is no reason: time gained is credit, up to what one
+// costs.
 class Solitude {
  public:
-  bool lasts(Clock::time_point now) const {
-    return now.time_since_epoch().count() < until_.load(std::memory_order_relaxed);
-  }
-  void learn(Clock::duration total, Clock::duration waited, Clock::time_point now) {
-    const bool in_vain = 3 * waited > total && waited > kShortWait;
-    if (in_vain && again_.load(std::memory_order_relaxed)) {
-      const auto end = now + std::min<Clock::duration>(32 * waited, kLongest);
-      until_.store(end.time_since_epoch().count(), std::memory_order_relaxed);
+  bool lasts(Clock::time_point now) const { return ticks(now) < until_.load(std::memory_order_relaxed); }
+
+  // of a call: threads, its time, and how much of that its members waited
+  void learn(int threads, Clock::duration total, Clock::duration waited, Clock::time_point now) {
+    const Clock::rep lost = std::min(waited, total).count(), worked = total.count() - lost;
+    const Clock::rep balance = balance_.load(std::memory_order_relaxed) + worked * (threads - 1) / 2 - lost;
+    Clock::rep span = span_.load(std::memory_order_relaxed);
+    if (balance < 0 && waited > kShortWait) {
+      span = std::clamp(2 * span, 8 * lost, ticks(kLongest));
+      until_.store(ticks(now) + span, std::memory_order_relaxed);
+      balance_.store(0, std::memory_order_relaxed);
+    } else {
+      span = std::max<Clock::rep>(0, span - 4 * worked);  // forgotten once as much has gone well
+      balance_.store(std::clamp<Clock::rep>(balance, 0, ticks(kCredit)), std::memory_order_relaxed);
     }
-    again_.store(in_vain, std::memory_order_relaxed);
+    span_.store(span, std::memory_order_relaxed);
   }
 
  private:
   static constexpr auto kShortWait = std::chrono::microseconds(100);
-  static constexpr auto kLongest = std::chrono::seconds(1);
-  std::atomic<Clock::rep> until_{0};
-  std::atomic<bool> again_{false};
+  static constexpr auto kCredit = std::chrono::milliseconds(16);  // some time slices of the system's
+  static constexpr auto kLongest = std::chrono::milliseconds(500);
+  static constexpr Clock::rep ticks(Clock::duration time) { return time.count(); }
+  static Clock::rep ticks(Clock::time_point time) { return time.time_since_epoch().count(); }
+  std::atomic<Clock::rep> until_{0}, span_{0}, balance_{0};
 };
 Solitude solitude;
 
@@ -190,10 +208,7 @@ int Team::Member::next() noexcept {
       if (!patient) waited_ += Clock::now() - lost;
       break;
     }
-    if (patient)
-      relax();
-    else
-      sched_yield();
+    patient ? relax() : give_way(Clock::now() - lost);
   }
   ++now_;
   known_.reset();
@@ -253,11 +268,14 @@ void Team::enter(int64_t begin, int64_t end) noexcept {
     while (waited < least && !meeting_.compare_exchange_weak(least, waited)) {
     }
   }
+  waited_.fetch_add(member.waited_.count(), std::memory_order_relaxed);
   const Clock::time_point start = Clock::now();
-  if (!over_.exchange(true)) end_ = start - member.waited_;
+  if (!over_.exchange(true)) end_ = start;
   // Who has not come may be waiting for this very core, and the pool would wait for him without giving it
   // away.
-  while (came_.load(std::memory_order_relaxed) < wanted_ && Clock::now() - start < kPatience) sched_yield();
+  for (Clock::duration waited{}; came_.load(std::memory_order_relaxed) < wanted_ && waited < kPatience;
+       waited = Clock::now() - start)
+    give_way(waited);
 }
 
 double Team::meeting_ns() { return distance.ns(Clock::now()); }
@@ -282,7 +300,8 @@ int Team::run(int wanted, int parts, bool flush, bool steps, void (*work)(void*,
       [](int64_t begin, int64_t end, void* self) { static_cast<Team*>(self)->enter(begin, end); }, &team);
   if (team.members_.load() == 0) return alone();  // the pool failed
   const Clock::time_point now = Clock::now();
-  solitude.learn(now - start, now - team.end_, now);
+  const Clock::duration waited(team.waited_.load() / (wanted - 1));  // all wait for the same one
+  solitude.learn(wanted, now - start, now - team.end_ + waited, now);
   const int worked = team.worked_.load();
   if (worked > 1 && team.meeting_ != kUnknown) distance.learn(team.meeting_, now);
   return worked;

@@ -99,7 +99,8 @@ class Team {
   std::atomic<int> came_{0};                  // how many of the wanted shares they stand for
   std::atomic<int> worked_{0};                // how many of them did a part
   std::atomic<bool> over_{false};
-  Clock::time_point end_;  // of the work, when it is over, less what its member waited
+  Clock::time_point end_;              // of the work
+  std::atomic<Clock::rep> waited_{0};  // by all members, longer than their patience
   const int wanted_, parts_;
   const bool measures_;
   std::atomic<uint64_t> meeting_{kUnknown};  // in ticks, of the member that waited least

@@ -9,7 +9,7 @@
 #include "ops/checks.h"
 #include "ops/gradients.h"
 #include "ops/launch.h"
-#include "ops/memory.h"
+#include "ops/rows.h"
 #include "ops/ops.h"
 #include "ops/walk.h"
 

@@ -2,14 +2,13 @@
 // that make the gradients.
 #include "ops/cpu_layer.h"
 
-#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <cstring>
 
 #include "ops/cpu_tensors.h"
 #include "ops/gradients.h"
-#include "ops/launch.h"
+#include "ops/rows.h"
 
 namespace rnnfast::cpu {
 namespace {
@@ -131,7 +130,7 @@ template <class E>
 Tensor gradient_rows(int64_t rows, int64_t columns, const at::TensorOptions& options) {
   const Tensor whole = kept_empty({rows, whole_lines<E>(columns)}, options);
   if (whole.size(1) == columns) return whole;
-  whole.narrow(1, columns, whole.size(1) - columns).zero_();
+  clear_columns(whole, columns, whole.size(1));
   return whole.narrow(1, 0, columns);
 }
 
@@ -270,7 +269,7 @@ class Backward : public LayerBackward {
     const Tensor rows = gradient_of(dx, s.I);
     if (!episodes.lengths.defined()) return rows;
     const std::vector<int64_t> index = kept_rows(walk.walk);
-    return at::zeros({s.N, s.I}, rows.options()).index_copy_(0, at::tensor(index), rows);
+    return spread_rows(rows, index, s.N);
   }
   Tensor empty(at::IntArrayRef size, at::ScalarType dtype) const override {
     return kept_empty(size, at::TensorOptions(dtype));
@@ -280,7 +279,7 @@ class Backward : public LayerBackward {
 }  // namespace
 
 Tensor of_each_row(const Tensor& state, int64_t B) {
-  return !state.defined() || state.size(1) == B ? state : state.expand({-1, B, -1}).contiguous();
+  return !state.defined() || state.size(1) == B ? state : contiguous(state.expand({-1, B, -1}));
 }
 
 void run_forward(const char* op, const Kernels& k, const LayerMemory& m, at::ScalarType element) {

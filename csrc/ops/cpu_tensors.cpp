@@ -4,47 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/launch.h"
+#include "ops/converter.h"
+#include "ops/rows.h"
 
 namespace rnnfast::cpu {
-namespace {
-
-// Numbers of one dtype to another, rounded to that of a layer in between
-struct Converter {
-  const Kernels& k;
-  const at::ScalarType from, layer, to;
-
-  bool rounds() const { return at::isReducedFloatingType(layer) && layer != from && layer != to; }
-
-  void run(const void* x, void* y, int64_t n) const {
-    const auto* const floats = static_cast<const float*>(x);
-    const auto* const halves = static_cast<const uint16_t*>(x);
-    auto* const to_floats = static_cast<float*>(y);
-    auto* const to_halves = static_cast<uint16_t*>(y);
-    const bool widens = at::isReducedFloatingType(from), narrows = at::isReducedFloatingType(to);
-    if (!rounds()) {
-      if (from == to) return void(x == y || std::memcpy(y, x, n * c10::elementSize(from)));
-      if (!narrows) return of(from).widen(halves, to_floats, n);
-      if (!widens) return of(to).round_off(floats, to_halves, n);
-    }
-    constexpr int64_t kPiece = 256;
-    float wide[kPiece];
-    uint16_t narrow[kPiece];
-    for (int64_t i = 0; i < n; i += kPiece) {
-      const int64_t m = std::min(kPiece, n - i);
-      widens ? of(from).widen(halves + i, wide, m) : void(std::memcpy(wide, floats + i, m * sizeof *wide));
-      if (rounds()) of(layer).round_off(wide, narrow, m), of(layer).widen(narrow, wide, m);
-      narrows ? of(to).round_off(wide, to_halves + i, m)
-              : void(std::memcpy(to_floats + i, wide, m * sizeof *wide));
-    }
-  }
-
- private:
-  const Conversion& of(at::ScalarType type) const { return type == at::kHalf ? k.of_half : k.of_bfloat16; }
-};
-
-}  // namespace
-
 at::ScalarType element_type(const Kernels& k, at::ScalarType layer) {
   return layer == at::kDouble || (layer == at::kBFloat16 && k.bf16) ? layer : at::kFloat;
 }
@@ -80,20 +43,13 @@ void Operands::convert(const void* x, at::ScalarType from, void* y, at::ScalarTy
       std::memset(out + n * written, 0, (line - n) * written);
     }
   };
-  constexpr int64_t kShare = 1 << 17;  // numbers that are worth another thread
-  const int64_t most = std::min<int64_t>(rows, rows * line / kShare);
-  if (most <= 1 || forced_serial() || (from == to && x == y)) return run(0, rows);
-  const auto parts = static_cast<int>(std::min<int64_t>(most, Team::usable_threads()));
-  launch_with(nullptr, {parts > 1 ? Split::kRows : Split::kSerial, parts}, /*flush=*/false,
-              [&](Plan, void*, Team::Member* member) -> size_t {
-                if (member) member->phase([&](int i) { run(rows * i / parts, rows * (i + 1) / parts); });
-                return 0;
-              });
+  if (from == to && x == y) return run(0, rows);
+  share_rows(rows, line, run);
 }
 
 const void* Operands::read(const Tensor& t, at::ScalarType type, int64_t n, int64_t line) {
   const Tensor* rows = &t;
-  if (!t.is_contiguous()) rows = &blocks_.emplace_back(t.contiguous());
+  if (!t.is_contiguous()) rows = &blocks_.emplace_back(contiguous(t));
   const void* const own = rows->const_data_ptr();
   const at::ScalarType from = t.scalar_type();
   // bfloat16 is read by pairs

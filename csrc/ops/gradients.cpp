@@ -1,8 +1,8 @@
 // Products for gradients; see gradients.h.
 #include "ops/gradients.h"
 
-#include "ops/launch.h"
 #include "ops/memory.h"
+#include "ops/rows.h"
 
 namespace rnnfast {
 namespace {
@@ -70,7 +70,7 @@ at::Tensor gradient_buffer(int64_t M, int64_t N, const at::TensorOptions& option
 }
 
 at::Tensor gradient_of(const at::Tensor& buffer, int64_t N) {
-  return buffer.size(1) == N ? buffer : buffer.narrow(1, 0, N).contiguous();
+  return buffer.size(1) == N ? buffer : contiguous(buffer.narrow(1, 0, N));
 }
 
 void weight_gradients(const Kernels& k, at::ArrayRef<WeightGradient> gradients) {

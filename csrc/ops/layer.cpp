@@ -3,6 +3,8 @@
 
 #include <ATen/ops/zeros.h>
 
+#include "ops/rows.h"
+
 namespace rnnfast {
 
 LayerBackward::LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, WalkStorage rows)
@@ -53,8 +55,8 @@ RecurrentGradients LayerBackward::run() {
   for (int i = 0; i < kGradients; ++i) {
     if (!wanted[i])
       grads[i] = empty({0}, type);
-    else if (grads[i].scalar_type() != type)
-      grads[i] = grads[i].to(type);
+    else
+      grads[i] = cast(grads[i], type);
   }
   return grads;
 }

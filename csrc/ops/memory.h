@@ -21,14 +21,4 @@ struct CacheFacts {
 };
 CacheFacts cache_facts();
 
-// t.to(type), which asks the dispatcher even where there is nothing to do: half a microsecond of a small call
-inline at::Tensor cast(const at::Tensor& t, at::ScalarType type) {
-  return t.scalar_type() == type ? t : t.to(type);
-}
-
-// dense and in this dtype, or undefined
-inline at::Tensor dense(const at::Tensor& t, at::ScalarType type) {
-  return !t.defined() || (t.scalar_type() == type && t.is_contiguous()) ? t : t.to(type).contiguous();
-}
-
 }  // namespace rnnfast

@@ -101,14 +101,17 @@ _BY_NONLINEARITY = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 
 @drop_in_for(torch.nn.RNNCell)
 class RNNCell(_Cell):
-    """One step of an Elman network, h' = tanh or relu (W_i x + b_i + W_h h + b_h). For `torch.nn.RNNCell`.
+    """One step of an Elman network. Drop-in for `torch.nn.RNNCell`.
+
+        h' = tanh(W_i x + b_i + W_h h + b_h)      with nonlinearity="relu": relu for tanh
 
     Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros. resets and reset_state:
     as `LSTMCell`, without c.
 
-    >>> import torch, rnnfast
-    >>> rnnfast.RNNCell(10, 20)(torch.randn(3, 10)).shape
-    torch.Size([3, 20])
+    Examples:
+        >>> import torch, rnnfast
+        >>> rnnfast.RNNCell(10, 20)(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
 
     Args: input_size, hidden_size, bias=True, nonlinearity="tanh" (or "relu"), device=None, dtype=None.
 
@@ -150,16 +153,21 @@ class RNNCell(_Cell):
 
 @drop_in_for(torch.nn.LSTMCell)
 class LSTMCell(_Cell):
-    """One step of a long short-term memory (formula: `LSTM`). Drop-in for `torch.nn.LSTMCell`.
+    """One step of a long short-term memory. Drop-in for `torch.nn.LSTMCell`.
+
+        i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
+        c' = f ⊙ c + i ⊙ g                        h' = o ⊙ tanh(c')
 
     Shapes: input [B, I], hx = (h [B, H], c [B, H]) -> (h' [B, H], c' [B, H]); or [I], ([H], [H]).
     hx None is zeros. A call also takes, by name, resets, bool [B] (or []): such a row goes on from
     reset_state, (h [B or 1, H], c [B or 1, H]), default zeros.
 
-    >>> import torch, rnnfast
-    >>> h, c = rnnfast.LSTMCell(10, 20)(torch.randn(3, 10))
-    >>> h.shape, c.shape
-    (torch.Size([3, 20]), torch.Size([3, 20]))
+    Examples:
+        >>> import torch, rnnfast
+        >>> h, c = rnnfast.LSTMCell(10, 20)(torch.randn(3, 10))
+        >>> h.shape, c.shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
 
     Args: input_size, hidden_size, bias=True, device=None, dtype=None.
 
@@ -199,14 +207,19 @@ class LSTMCell(_Cell):
 
 @drop_in_for(torch.nn.GRUCell)
 class GRUCell(_Cell):
-    """One step of a gated recurrent unit (formula: `GRU`). Drop-in for `torch.nn.GRUCell`.
+    """One step of a gated recurrent unit. Drop-in for `torch.nn.GRUCell`.
+
+        r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+        h' = (1 − z) ⊙ n + z ⊙ h
 
     Shapes: input [B, I], hx [B, H] -> [B, H]; or [I], [H] -> [H]. hx None is zeros. resets and reset_state:
     as `LSTMCell`, without c.
 
-    >>> import torch, rnnfast
-    >>> rnnfast.GRUCell(10, 20)(torch.randn(3, 10)).shape
-    torch.Size([3, 20])
+    Examples:
+        >>> import torch, rnnfast
+        >>> rnnfast.GRUCell(10, 20)(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
 
     Args: input_size, hidden_size, bias=True, device=None, dtype=None.
 

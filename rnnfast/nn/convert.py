@@ -49,11 +49,12 @@ def convert(model: M, *, verbose: bool = False) -> M:
     pickling of its own, a module whose forward was replaced, a name of theirs that rnnfast's class needs,
     what is scripted, traced or quantized.
 
-    >>> import torch, rnnfast
-    >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
-    >>> rnnfast.convert(model, verbose=True)[0]
-    rnnfast.convert: 0: torch.nn.LSTM -> rnnfast.LSTM
-    LSTM(10, 20)
+    Examples:
+        >>> import torch, rnnfast
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
+        >>> rnnfast.convert(model, verbose=True)[0]
+        rnnfast.convert: 0: torch.nn.LSTM -> rnnfast.LSTM
+        LSTM(10, 20)
 
     Args:
         model: a module.
@@ -73,9 +74,10 @@ def revert(model: M, *, verbose: bool = False) -> M:
     As with `convert`, everything but the class stays; packed weights of `freeze` go. A `DeepTransitionRNN`
     and subclasses of rnnfast's classes stay, and are named in a UserWarning.
 
-    >>> import torch, rnnfast
-    >>> type(rnnfast.revert(rnnfast.GRU(10, 20)))
-    <class 'torch.nn.modules.rnn.GRU'>
+    Examples:
+        >>> import torch, rnnfast
+        >>> type(rnnfast.revert(rnnfast.GRU(10, 20)))
+        <class 'torch.nn.modules.rnn.GRU'>
 
     Args, Raises: as `convert`.
     """

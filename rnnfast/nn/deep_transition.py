@@ -22,9 +22,9 @@ def _check_size(name, value):
 class DeepTransitionRNN(ForTools, Module):
     """Deep-transition RNN: each step is a multi-layer perceptron over [x, h]; batch first.
 
-    .. code-block:: text
-
-        a = [x, h];  a = leaky_relu(W_l a + b_l) for every l but the last;  h' = W a + b;  h starts at zero
+        a = [x, h]
+        a = leaky_relu(W_l a + b_l)      for every layer l of the perceptron but the last
+        h' = W a + b                     h starts at zero
 
     Shapes: x [B, T, I] and h0 [B, H] -> (all h [B, T, H], last h [B, H]). With output_size the head `ff`
     reads the last state -> [B, O], or with step_output every state -> [B, T, O]. Unbatched: x [T, I],
@@ -34,23 +34,29 @@ class DeepTransitionRNN(ForTools, Module):
     that of the hand-written model. Its weights are read at every forward, after pruning and norms of
     torch.nn.utils have made them; its modules are not called, and other hooks of theirs do not run.
 
-    >>> import torch, rnnfast
-    >>> model = rnnfast.DeepTransitionRNN(40, 30, output_size=2, depth=3, width=100)
-    >>> model(torch.randn(8, 150, 40)).shape
-    torch.Size([8, 2])
+    Examples:
+        >>> import torch, rnnfast
+        >>> model = rnnfast.DeepTransitionRNN(40, 30, output_size=2, depth=3, width=100)
+        >>> model(torch.randn(8, 150, 40)).shape
+        torch.Size([8, 2])
 
     Args:
-        input_size, hidden_size: I and H.
+        input_size: I, features of a step.
+        hidden_size: H, units of the state.
         output_size: O, width of the head; None is no head.
         depth: how many Linear layers one step has, at least 1.
         width: width of the inner layers; None is hidden_size.
         negative_slope: of LeakyReLU, at least 0.
         bias: whether the Linear layers, the head too, have one.
         step_output: the head reads every state, not only the last.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: arguments of a wrong type or out of range, x of neither 2 nor 3 dimensions.
-        RuntimeError: x or h0 of a wrong size, no time step.
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range, x of neither 2 nor 3 dimensions or of another dtype than the
+            weights.
+        RuntimeError: x or h0 of a wrong size, no time step, a Linear layer that something else has replaced.
 
     Source: Pascanu et al. 2013, "How to construct deep recurrent neural networks".
     """
@@ -65,9 +71,9 @@ class DeepTransitionRNN(ForTools, Module):
         negative_slope: float = 0.01,
         bias: bool = True,
         step_output: bool = False,
-        device=None,
-        dtype=None,
-    ):
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         width = hidden_size if width is None else width
         _check_size("input_size", input_size)

@@ -49,13 +49,15 @@ def freeze(model: M) -> M:
 
     A layer or cell of torch.nn's is left as it is, also while rnnfast is enabled, and named in a UserWarning.
 
-    Raises RuntimeError for a model in training mode, and for weights of another dtype, not on the CPU, not
-    contiguous, or made in inference mode. Then nothing is frozen that was not.
+    Examples:
+        >>> import torch, rnnfast
+        >>> model = rnnfast.freeze(rnnfast.LSTM(10, 20).eval())
+        >>> with torch.inference_mode():
+        ...     y, state = model(torch.randn(1, 1, 10))
 
-    >>> import torch, rnnfast
-    >>> model = rnnfast.freeze(rnnfast.LSTM(10, 20).eval())
-    >>> with torch.inference_mode():
-    ...     y, state = model(torch.randn(1, 1, 10))
+    Raises:
+        RuntimeError: a model in training mode, or weights of another dtype, not on the CPU, not contiguous,
+            or made in inference mode. Then nothing is frozen that was not.
     """
     unmask(model)
     packed, left = [], []

@@ -284,15 +284,18 @@ class _Layers(ForTools, Freezable, RNNBase):
 
 @drop_in_for(torch.nn.RNN)
 class RNN(_Layers):
-    """Elman network: h' = tanh or relu (W_i x + b_i + W_h h + b_h). Drop-in for `torch.nn.RNN`.
+    """Elman network. Drop-in for `torch.nn.RNN`.
+
+        h' = tanh(W_i x + b_i + W_h h + b_h)      with nonlinearity="relu": relu for tanh
 
     Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and
     h_0 [L·D, B, H] -> output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
 
-    >>> import torch, rnnfast
-    >>> output, h_n = rnnfast.RNN(10, 20, num_layers=2, nonlinearity="relu")(torch.randn(5, 3, 10))
-    >>> output.shape, h_n.shape
-    (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    Examples:
+        >>> import torch, rnnfast
+        >>> output, h_n = rnnfast.RNN(10, 20, num_layers=2, nonlinearity="relu")(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
 
     Args: as `torch.nn.RNN`: input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
     batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None. What else this class and its
@@ -326,8 +329,6 @@ class RNN(_Layers):
 class LSTM(_Layers):
     """Long short-term memory. Drop-in for `torch.nn.LSTM`.
 
-    .. code-block:: text
-
         i = σ(W_ii x + b_ii + W_hi h + b_hi)      f = σ(W_if x + b_if + W_hf h + b_hf)
         g = tanh(W_ig x + b_ig + W_hg h + b_hg)   o = σ(W_io x + b_io + W_ho h + b_ho)
         c' = f ⊙ c + i ⊙ g                        h' = o ⊙ tanh(c')      (with proj_size: h' = W_hr h')
@@ -336,10 +337,12 @@ class LSTM(_Layers):
     h_0 [L·D, B, P], c_0 [L·D, B, H] -> output [T, B, D·P], (h_n [L·D, B, P], c_n [L·D, B, H]); L layers,
     D directions, P = proj_size or H.
 
-    >>> import torch, rnnfast
-    >>> output, (h_n, c_n) = rnnfast.LSTM(10, 20, batch_first=True, bidirectional=True)(torch.randn(3, 5, 10))
-    >>> output.shape, h_n.shape, c_n.shape
-    (torch.Size([3, 5, 40]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
+    Examples:
+        >>> import torch, rnnfast
+        >>> lstm = rnnfast.LSTM(10, 20, batch_first=True, bidirectional=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(3, 5, 10))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([3, 5, 40]), torch.Size([2, 3, 20]), torch.Size([2, 3, 20]))
 
     Args: as `torch.nn.LSTM`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
     dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None. And, by name:
@@ -351,16 +354,17 @@ class LSTM(_Layers):
 
     - lengths: int64 [B] on the CPU or the input's device, in any order: row b has the first lengths[b] steps.
     - resets: bool [T, B] ([B, T] with batch_first, [T] unbatched): before such a step the row's state, in
-      every layer, becomes
+      every layer, becomes that of reset_state.
     - reset_state: (h [L·D, B or 1, P], c [L·D, B or 1, H]); default: what a call without hx begins from.
     - return_all_states=True: the third result is (h, c) of every step and layer, [L·D, T, B, .].
 
-    >>> layer, x = rnnfast.LSTM(10, 20, learn_initial_state=True), torch.randn(5, 3, 10)
-    >>> output, state, (h, c) = layer(x, lengths=torch.tensor([2, 5, 0]), return_all_states=True)
-    >>> h.shape
-    torch.Size([1, 5, 3, 20])
-    >>> begins = torch.rand(5, 3) < 0.1  # where an episode begins
-    >>> output, state = layer(x, resets=begins)
+    Examples:
+        >>> layer, x = rnnfast.LSTM(10, 20, learn_initial_state=True), torch.randn(5, 3, 10)
+        >>> output, state, (h, c) = layer(x, lengths=torch.tensor([2, 5, 0]), return_all_states=True)
+        >>> h.shape
+        torch.Size([1, 5, 3, 20])
+        >>> begins = torch.rand(5, 3) < 0.1  # where an episode begins
+        >>> output, state = layer(x, resets=begins)
 
     `rnnfast.functional.lstm` says more of them.
 
@@ -396,8 +400,6 @@ class LSTM(_Layers):
 class GRU(_Layers):
     """Gated recurrent unit; the reset gate acts after the hidden product. Drop-in for `torch.nn.GRU`.
 
-    .. code-block:: text
-
         r = σ(W_ir x + b_ir + W_hr h + b_hr)      z = σ(W_iz x + b_iz + W_hz h + b_hz)
         n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
         h' = (1 − z) ⊙ n + z ⊙ h
@@ -405,10 +407,11 @@ class GRU(_Layers):
     Shapes: input [T, B, I] (or [B, T, I] with batch_first, [T, I] unbatched, PackedSequence) and
     h_0 [L·D, B, H] -> output [T, B, D·H], h_n [L·D, B, H]; L layers, D directions.
 
-    >>> import torch, rnnfast
-    >>> output, h_n = rnnfast.GRU(10, 20)(torch.randn(5, 3, 10))
-    >>> output.shape, h_n.shape
-    (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
+    Examples:
+        >>> import torch, rnnfast
+        >>> output, h_n = rnnfast.GRU(10, 20)(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
 
     Args: as `torch.nn.GRU`: input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None. What else this class and its calls take: see `LSTM`,

@@ -1,0 +1,47 @@
+// Runs of numbers of one dtype as another.
+#pragma once
+#include <c10/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/dispatch.h"
+
+namespace rnnfast {
+
+// Numbers of one dtype to another, rounded to that of a layer in between: float, bfloat16, float16, and to
+// itself any
+struct Converter {
+  const Kernels& k;
+  const at::ScalarType from, layer, to;
+
+  bool rounds() const { return at::isReducedFloatingType(layer) && layer != from && layer != to; }
+
+  void run(const void* x, void* y, int64_t n) const {
+    const auto* const floats = static_cast<const float*>(x);
+    const auto* const halves = static_cast<const uint16_t*>(x);
+    auto* const to_floats = static_cast<float*>(y);
+    auto* const to_halves = static_cast<uint16_t*>(y);
+    const bool widens = at::isReducedFloatingType(from), narrows = at::isReducedFloatingType(to);
+    if (!rounds()) {
+      if (from == to) return void(x == y || std::memcpy(y, x, n * c10::elementSize(from)));
+      if (!narrows) return of(from).widen(halves, to_floats, n);
+      if (!widens) return of(to).round_off(floats, to_halves, n);
+    }
+    constexpr int64_t kPiece = 256;
+    float wide[kPiece];
+    uint16_t narrow[kPiece];
+    for (int64_t i = 0; i < n; i += kPiece) {
+      const int64_t m = std::min(kPiece, n - i);
+      widens ? of(from).widen(halves + i, wide, m) : void(std::memcpy(wide, floats + i, m * sizeof *wide));
+      if (rounds()) of(layer).round_off(wide, narrow, m), of(layer).widen(narrow, wide, m);
+      narrows ? of(to).round_off(wide, to_halves + i, m)
+              : void(std::memcpy(to_floats + i, wide, m * sizeof *wide));
+    }
+  }
+
+ private:
+  const Conversion& of(at::ScalarType type) const { return type == at::kHalf ? k.of_half : k.of_bfloat16; }
+};
+
+}  // namespace rnnfast
