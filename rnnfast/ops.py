@@ -5,29 +5,14 @@ the vector-Jacobian product is taken again through ``reference`` and differentia
 """
 
 import itertools
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from . import reference
+from ._load import load
 
-try:
-    from . import _C as _C  # registers torch.ops.rnnfast.*; info reads it from here
-except ImportError as error:
-    folder = Path(__file__).parents[1]
-    if (folder / "setup.py").exists() and not list(Path(__file__).parent.glob("_C.*")):
-        hint = (
-            f"this is the source folder {folder}, in which nothing is built: change to another folder to use "
-            "the rnnfast that is installed, or build here with `make`."
-        )
-    else:
-        hint = (
-            f"{error}: build it against the torch that is installed with "
-            "`pip install --no-build-isolation .` in rnnfast's source folder."
-        )
-    raise ImportError(f"rnnfast's compiled extension did not load: {hint}") from error
-
+_C = load()  # registers torch.ops.rnnfast.*; info reads it from here
 
 recurrent = torch.ops.rnnfast.recurrent.default
 recurrent_backward = torch.ops.rnnfast.recurrent_backward.default

