@@ -5,6 +5,7 @@ import os
 import re
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 
+import compiling
 import pytest
 import torch
 
@@ -97,6 +98,12 @@ def pytest_runtest_protocol(item):
             reason = (str(error).splitlines() or [repr(error)])[0]
             pytest.exit(f"the CUDA context is lost: {reason}", returncode=1)
     return result
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """The folder of what this run compiles, for `compiling`."""
+    return compiling.folder_of(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
