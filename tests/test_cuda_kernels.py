@@ -64,11 +64,26 @@ KERNELS = {
 }
 
 
+def no_nvdisasm():
+    """Why not; nothing where it is."""
+    try:
+        sass.nvdisasm()
+    except sass.Error as error:
+        return str(error)
+
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+needs_nvdisasm = pytest.mark.skipif(no_nvdisasm() is not None, reason=str(no_nvdisasm()))
 
 
 @pytest.fixture(scope="session")
-def compiled(programs):
+def kept(programs):
+    """Where the compiler leaves the machine code whose cycles are reckoned."""
+    return programs / "kept"
+
+
+@pytest.fixture(scope="session")
+def compiled(programs, kept):
     """Every file of kernels, by its name, for Ampere and Hopper: the object, and what ptxas said."""
     own = device_check.FOLDER
     files = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *own.glob("*.cu"), *(own / "gpu").glob("*.cu")]
@@ -82,7 +97,10 @@ def compiled(programs):
         f"-I{own / 'gpu'}",
     ]
     command += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
-    made = compiling.compile_all(programs, files, *command)
+    kept.mkdir(parents=True, exist_ok=True)
+    keep = {cycles.SOURCE: ["-lineinfo", "--keep", f"--keep-dir={kept}"]}
+    commands = [(f"{path.stem}.o", [*command, *keep.get(path, []), "-c", path]) for path in files]
+    made = compiling.make_all(programs, commands)
     assert compiling.files(made)
     return {one.file.stem: one for one in made}
 
@@ -115,18 +133,24 @@ CYCLES = {
 
 
 @needs_nvcc
-def test_a_step_takes_no_more_cycles_than_it_did(tmp_path):
-    try:
-        sass.nvdisasm()
-    except sass.Error as error:
-        pytest.skip(str(error))
-    assert cycles.main(["--json", str(tmp_path / "cycles.json")]) == 0
+@needs_nvdisasm
+def test_a_step_takes_no_more_cycles_than_it_did(compiled, kept, tmp_path):
+    cubin = kept / f"{cycles.SOURCE.stem}.compute_90.cubin"
+    assert cycles.main(["--cubin", str(cubin), "--json", str(tmp_path / "cycles.json")]) == 0
     kernels = json.loads((tmp_path / "cycles.json").read_text())["kernels"]
     found = {kernel["case"]: kernel["cycles"] for kernel in kernels}
     assert set(found) == set(CYCLES)
     # another release of nvcc may order a few instructions otherwise
     worse = {case: (n, CYCLES[case]) for case, n in found.items() if n > 1.03 * CYCLES[case]}
     assert not worse, "cycles, and how many they may be"
+
+
+@needs_nvcc
+@needs_nvdisasm
+def test_kernels_are_compiled_and_disassembled_where_no_cubin_is_given(tmp_path):
+    cubin = sass.compile_cubin(ROOT / "csrc" / "cuda" / "device.cu", tmp_path / "device.cubin")
+    (function,) = sass.read(sass.disassemble(cubin)).values()
+    assert any(sass.sources(one) for one in function.code)
 
 
 @pytest.fixture(scope="session")
