@@ -11,6 +11,7 @@ import torch
 
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
 NO_DEVICE = 77  # exit status
+COMPILED = {"programs", "on_gpu"}  # the fixtures of tests for which something is compiled
 FAILED = pytest.StashKey[bool]()  # of a test: whether a part of it has failed
 
 # The asserts of what several files of tests share then say as much as a test's own.
@@ -45,6 +46,12 @@ def pytest_configure(config):
     if config.getoption("--own-warnings"):
         for line in "default", "error:::rnnfast":
             config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(config, items):
+    """One of several workers begins with what is compiled, or others would wait for it at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: COMPILED.isdisjoint(item.fixturenames))
 
 
 def pytest_sessionstart(session):
