@@ -5,12 +5,14 @@ import os
 import re
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 
+import compiling
 import pytest
 import torch
 
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
 KNOWN_TORCH = (2, 13)  # that of the Makefile: its warnings are known, and errors as ours are
 NO_DEVICE = 77  # exit status
+COMPILED = {"programs", "on_gpu"}  # the fixtures of tests for which something is compiled
 FAILED = pytest.StashKey[bool]()  # of a test: whether a part of it has failed
 
 # The asserts of what several files of tests share then say as much as a test's own.
@@ -51,6 +53,12 @@ def pytest_configure(config):
     if config.getoption("--own-warnings"):
         for line in "default", "error:::rnnfast":
             config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(config, items):
+    """One of several workers begins with what is compiled, or others would wait for it at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: COMPILED.isdisjoint(item.fixturenames))
 
 
 def pytest_sessionstart(session):
@@ -104,6 +112,12 @@ def pytest_runtest_protocol(item):
             reason = (str(error).splitlines() or [repr(error)])[0]
             pytest.exit(f"the CUDA context is lost: {reason}", returncode=1)
     return result
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """The folder of what this run compiles, for `compiling`."""
+    return compiling.folder_of(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

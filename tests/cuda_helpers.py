@@ -7,12 +7,12 @@ hardware.
 """
 
 import random
-import subprocess
 
+import compiling
 import device_check
 import pytest
 import torch
-from helpers import COMPILER, EMULATION, GPU, MODES, ROOT, compile_all, draw
+from helpers import COMPILER, EMULATION, GPU, MODES, ROOT, draw
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from rnnfast import _C, info
@@ -47,19 +47,14 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, tor
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
+def emulated(programs):
     """The ops of a GPU, emulated: name -> an op on CPU tensors."""
-    folder = tmp_path_factory.mktemp("emulated")
-    includes = [*EMULATION, *(f"-isystem{path}" for path in include_paths())]
-    objects = compile_all([ROOT / source for source in SOURCES], folder, *FLAGS, *includes)
-    objects += device_check.emulated_kernels(tmp_path_factory.getbasetemp())
-    library = folder / "emulated.so"
+    command = [*COMPILER, "-std=c++20", *FLAGS, *EMULATION, *(f"-isystem{path}" for path in include_paths())]
+    made = compiling.compile_all(programs, [ROOT / source for source in SOURCES], *command)
+    objects = compiling.files(made) + device_check.emulated_kernels(programs)
     links = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-    linked = subprocess.run(
-        [*COMPILER, "-shared", *objects, *links, "-o", str(library)], capture_output=True, text=True
-    )
-    assert linked.returncode == 0, linked.stderr[-6000:]
-    torch.ops.load_library(str(library))
+    made = compiling.make(programs, "emulated.so", [*COMPILER, "-shared", *objects, *links])
+    torch.ops.load_library(str(*compiling.files([made])))
     return {name: getattr(torch.ops.rnnfast_emulated, name).default for name in OPS}
 
 

@@ -1,41 +1,42 @@
-"""Native programs and libraries in which this host stands for a GPU: its kernels, compiled once for all, and
-tests/native/device_check."""
+"""Native programs and libraries in which this host stands for a GPU: its kernels, and the program of
+tests/native/device_check. `programs` is the fixture."""
 
-import functools
 import os
 import subprocess
 
-from helpers import COMPILER, EMULATION, ROOT, compile_all
+import compiling
+from helpers import COMPILER, EMULATION, ROOT
 
 FOLDER = ROOT / "tests" / "native" / "device_check"
 CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ["-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
-@functools.cache
-def emulated_kernels(temporary):
-    """The objects of all kernels, in a folder of this session."""
+def objects_of(programs, sources, *flags):
+    """Of C++, or of CUDA as C++."""
+    command = [*COMPILER, "-std=c++20", *FLAGS, *flags, "-x", "c++"]
+    return compiling.files(compiling.compile_all(programs, sources, *command))
+
+
+def emulated_kernels(programs):
+    """The objects of all kernels."""
     sources = [path for path in sorted(CUDA.glob("*.cu")) if path.stem != "device"]
-    return compile_all(sources, temporary / "emulated_kernels", *FLAGS, *EMULATION)
+    return objects_of(programs, sources, *EMULATION)
 
 
-@functools.cache
-def host_objects(temporary):
-    """What is the same for every device, in a folder of this session."""
+def host_objects(programs):
+    """What is the same for every device."""
     sources = [*sorted(FOLDER.glob("*.cpp")), CUDA / "plan.cpp"]
-    return compile_all(sources, temporary / "device_check_host", *FLAGS, f"-I{FOLDER}", f"-I{ROOT / 'csrc'}")
+    return objects_of(programs, sources, f"-I{FOLDER}", f"-I{ROOT / 'csrc'}")
 
 
-@functools.cache
-def build_emulated(temporary):
-    """The program, with this host as its device, in a folder of this session."""
-    folder, includes = temporary / "device_check_emulated", [f"-I{FOLDER}", f"-I{FOLDER / 'emulated'}"]
+def build_emulated(programs):
+    """The program, with this host as its device."""
     sources = [*sorted(FOLDER.glob("*.cu")), FOLDER / "emulated" / "access.cpp"]
-    objects = compile_all(sources, folder, *FLAGS, *EMULATION, *includes)
-    objects += [path for path in emulated_kernels(temporary) if path.stem.startswith("resident")]
-    program = folder / "device_check"
-    subprocess.run([*COMPILER, *objects, *host_objects(temporary), "-o", str(program)], check=True)
-    return program
+    objects = objects_of(programs, sources, *EMULATION, f"-I{FOLDER}", f"-I{FOLDER / 'emulated'}")
+    objects += [path for path in emulated_kernels(programs) if path.stem.startswith("resident")]
+    made = compiling.make(programs, "device_check", [*COMPILER, *objects, *host_objects(programs)])
+    return compiling.files([made])[0]
 
 
 def run(program, *words, faults="", timeout=300):

@@ -5,8 +5,6 @@ import functools
 import os
 import platform
 import shlex
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -77,21 +75,6 @@ def peer_of(name):
     if hasattr(torch.nn, name):
         return getattr(torch.nn, name)
     return type(name, (_ThroughReference, getattr(rnnfast, name)), {})
-
-
-def compile_all(sources, folder, *options):
-    """The objects of these sources of C++ (or CUDA, as C++), compiled side by side."""
-    folder.mkdir(exist_ok=True)
-
-    def compile_one(source):
-        target = folder / f"{source.stem}.o"
-        command = [*COMPILER, "-std=c++20", *options, "-c", "-x", "c++", str(source), "-o", str(target)]
-        built = subprocess.run(command, capture_output=True, text=True)
-        assert built.returncode == 0, built.stderr[-6000:]
-        return target
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(compile_one, sources))
 
 
 def pair(kind, *args, seed=0, **kwargs):

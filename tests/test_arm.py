@@ -8,11 +8,10 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import PROCESSORS, ROOT
-from test_native import JOBS
+from test_native import build, sources_of_fuzz
 from torch.utils.cpp_extension import include_paths
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -40,23 +39,11 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def fuzz(tmp_path_factory):
+def fuzz(programs):
     """The command of the program, on a processor that has everything."""
-    folder = tmp_path_factory.mktemp("arm")
-    names = ["plan", "profile", "dispatch", *(f"isa_{isa}" for isa in ISAS)]
-    sources = [
-        ROOT / "tests/native/fuzz/main.cpp",
-        *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names),
-    ]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    with ThreadPoolExecutor(JOBS) as pool:
-        done = list(
-            pool.map(lambda source, to: run(COMPILER, *FLAGS, "-c", source, "-o", to), sources, objects)
-        )
-    done.append(run(COMPILER, "-static", "-pthread", *objects, "-o", folder / "fuzz"))
-    wrong = "".join(step.stderr for step in done if step.returncode)
+    program, wrong = build(programs, sources_of_fuzz(ISAS), [COMPILER, *FLAGS], "-static")
     assert not wrong, wrong[-6000:]
-    return [EMULATOR, "-cpu", "max", folder / "fuzz"]
+    return [EMULATOR, "-cpu", "max", program]
 
 
 @pytest.mark.timeout(900)

@@ -62,6 +62,15 @@ def test_a_lost_context_ends_the_process_and_is_blamed_on_the_test_that_lost_it(
     assert "test_comes_after" not in text
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_under_xdist_what_compiles_comes_first(tmp_path, workers):
+    pytest.importorskip("xdist")
+    tests = "def test_is_quick(): pass\ndef test_compiles(programs): pass\n"
+    code, _, _, text = pytest_with(tmp_path, "-p", "xdist", "-n", str(workers), tests=tests)
+    assert code == 0
+    assert (text.index("::test_compiles") < text.index("::test_is_quick")) == bool(workers)
+
+
 def test_under_xdist_the_next_test_runs_in_a_new_process(tmp_path):
     pytest.importorskip("xdist")
     code, passed, failed, text = pytest_with(tmp_path, "-p", "xdist", "-n", "1")

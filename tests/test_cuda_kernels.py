@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
 
+import compiling
 import device_check
 import pytest
 from helpers import COMPILER, EMULATION, ROOT
@@ -66,18 +64,28 @@ KERNELS = {
 }
 
 
+def no_nvdisasm():
+    """Why not; nothing where it is."""
+    try:
+        sass.nvdisasm()
+    except sass.Error as error:
+        return str(error)
+
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-
-
-class Compiled(NamedTuple):
-    object: Path
-    report: str  # what ptxas said
+needs_nvdisasm = pytest.mark.skipif(no_nvdisasm() is not None, reason=str(no_nvdisasm()))
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Every file of kernels, by its name, for Ampere and Hopper."""
-    folder, own = tmp_path_factory.mktemp("kernels"), device_check.FOLDER
+def kept(programs):
+    """Where the compiler leaves the machine code whose cycles are reckoned."""
+    return programs / "kept"
+
+
+@pytest.fixture(scope="session")
+def compiled(programs, kept):
+    """Every file of kernels, by its name, for Ampere and Hopper: the object, and what ptxas said."""
+    own = device_check.FOLDER
     files = [*(ROOT / "csrc" / "cuda").glob("*.cu"), *own.glob("*.cu"), *(own / "gpu").glob("*.cu")]
     command = [
         "nvcc",
@@ -89,21 +97,18 @@ def compiled(tmp_path_factory):
         f"-I{own / 'gpu'}",
     ]
     command += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
-
-    def compile_one(path):
-        target = folder / f"{path.stem}.o"
-        built = subprocess.run([*command, "-c", path, "-o", target], capture_output=True, text=True)
-        assert built.returncode == 0, built.stderr[-4000:]
-        return Compiled(target, built.stderr)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return {path.stem: result for path, result in zip(files, pool.map(compile_one, files), strict=True)}
+    kept.mkdir(parents=True, exist_ok=True)
+    keep = {cycles.SOURCE: ["-lineinfo", "--keep", f"--keep-dir={kept}"]}
+    commands = [(f"{path.stem}.o", [*command, *keep.get(path, []), "-c", path]) for path in files]
+    made = compiling.make_all(programs, commands)
+    assert compiling.files(made)
+    return {one.file.stem: one for one in made}
 
 
 @needs_nvcc
 def test_every_kernel_compiles_without_stack_or_spills(compiled):
     assert set(compiled) == set(REGISTERS)
-    for name, (_, report) in compiled.items():
+    for name, (_, _, report) in compiled.items():
         used = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
         frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", report)
         kernels = KERNELS.get(name) or KERNELS[name.split("_")[0]]
@@ -128,12 +133,10 @@ CYCLES = {
 
 
 @needs_nvcc
-def test_a_step_takes_no_more_cycles_than_it_did(tmp_path):
-    try:
-        sass.nvdisasm()
-    except sass.Error as error:
-        pytest.skip(str(error))
-    assert cycles.main(["--json", str(tmp_path / "cycles.json")]) == 0
+@needs_nvdisasm
+def test_a_step_takes_no_more_cycles_than_it_did(compiled, kept, tmp_path):
+    cubin = kept / f"{cycles.SOURCE.stem}.compute_90.cubin"
+    assert cycles.main(["--cubin", str(cubin), "--json", str(tmp_path / "cycles.json")]) == 0
     kernels = json.loads((tmp_path / "cycles.json").read_text())["kernels"]
     found = {kernel["case"]: kernel["cycles"] for kernel in kernels}
     assert set(found) == set(CYCLES)
@@ -142,15 +145,21 @@ def test_a_step_takes_no_more_cycles_than_it_did(tmp_path):
     assert not worse, "cycles, and how many they may be"
 
 
+@needs_nvcc
+@needs_nvdisasm
+def test_kernels_are_compiled_and_disassembled_where_no_cubin_is_given(tmp_path):
+    cubin = sass.compile_cubin(ROOT / "csrc" / "cuda" / "device.cu", tmp_path / "device.cubin")
+    (function,) = sass.read(sass.disassemble(cubin)).values()
+    assert any(sass.sources(one) for one in function.code)
+
+
 @pytest.fixture(scope="session")
-def program(compiled, tmp_path_factory):
+def program(compiled, programs):
     """device_check for a GPU, as it is carried to a machine that has one."""
-    program = tmp_path_factory.mktemp("device_check_gpu") / "device_check"
-    kernels = [made.object for name, made in compiled.items() if not name.startswith("stepwise")]
+    kernels = [made.file for name, made in compiled.items() if not name.startswith("stepwise")]
     static = ["-cudart", "static", "-Xcompiler=-static-libstdc++,-static-libgcc", "-Xlinker=-s"]
-    objects = [*kernels, *device_check.host_objects(tmp_path_factory.getbasetemp())]
-    subprocess.run(["nvcc", *static, *objects, "-o", program], check=True)
-    return program
+    objects = [*kernels, *device_check.host_objects(programs)]
+    return compiling.files([compiling.make(programs, "device_check", ["nvcc", *static, *objects])])[0]
 
 
 @needs_nvcc
@@ -161,8 +170,8 @@ def test_the_program_for_a_gpu_is_one_small_file_that_needs_no_cuda(program):
 
 
 @needs_nvcc
-def test_the_program_for_a_gpu_lists_what_the_emulated_one_does(program, tmp_path_factory):
-    emulated = device_check.build_emulated(tmp_path_factory.getbasetemp())
+def test_the_program_for_a_gpu_lists_what_the_emulated_one_does(program, programs):
+    emulated = device_check.build_emulated(programs)
     assert device_check.run(program, "list") == device_check.run(emulated, "list")
 
 

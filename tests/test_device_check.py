@@ -23,8 +23,8 @@ ONE_OF_EACH_KIND = [
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    return device_check.build_emulated(tmp_path_factory.getbasetemp())
+def program(programs):
+    return device_check.build_emulated(programs)
 
 
 @pytest.fixture(scope="session")

@@ -121,9 +121,9 @@ def test_what_is_wrong_hangs_or_faults_has_its_own_line_and_the_others_run(check
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
+def emulated(programs):
     """The real program, with this host as its device."""
-    return device_check.build_emulated(tmp_path_factory.getbasetemp())
+    return device_check.build_emulated(programs)
 
 
 def test_what_the_real_program_says_and_how_it_ends_is_understood(emulated, check, monkeypatch):

@@ -8,23 +8,19 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
+import compiling
 import pytest
 from helpers import COMPILER, ISA_FLAG, ISAS, PROCESSOR, ROOT
 from torch.utils.cpp_extension import include_paths
 
 LAYERS = int(os.environ.get("RNNFAST_FUZZ", 1000))
-JOBS = int(os.environ.get("MAX_JOBS", len(os.sched_getaffinity(0))))
 
 ADDRESS, THREAD = "address,undefined", "thread"  # two programs: they do not go together
 FLAGS = ["-std=c++20", "-Og", "-g1", "-pthread", "-ffp-contract=off", "-fno-sanitize-recover=all"]
 # -Wtsan: the thread sanitizer does not know fences. The one in team.cpp orders atomics alone.
 FLAGS += ["-DRNNFAST_CHECKED=1", "-Wno-tsan", ISA_FLAG]
 FLAGS += [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths())]
-
-NAMES = ["plan", "profile", "dispatch", *(f"isa_{isa}" for isa in ISAS)]  # the fuzz includes team.cpp
-SOURCES = [ROOT / "tests/native/fuzz/main.cpp", *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in NAMES)]
 
 LAUNCHERS = [[], ["setarch", "-R"]] if shutil.which("setarch") else [[]]
 
@@ -33,26 +29,27 @@ def run(*command, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def build(folder, sanitizer, sources):
+def sources_of_fuzz(isas):
+    """The slowest to compile come first; the fuzz includes team.cpp."""
+    names = [*(f"isa_{isa}" for isa in isas), "dispatch", "profile", "plan"]
+    return [*(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in names), ROOT / "tests/native/fuzz/main.cpp"]
+
+
+def build(programs, sources, compiler, *links):
     """The program, and what went wrong on the way: nothing, if it is there."""
-    command = [*COMPILER, *FLAGS, f"-fsanitize={sanitizer}"]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    with ThreadPoolExecutor(JOBS) as pool:
-        steps = list(pool.map(lambda source, to: run(*command, "-c", source, "-o", to), sources, objects))
-    program = folder / "program"
-    steps.append(run(*command, *objects, "-o", program))
-    return program, "".join(step.stderr for step in steps if step.returncode)
+    made = compiling.compile_all(programs, sources, *compiler)
+    made.append(compiling.make(programs, "fuzz", [*compiler, *links, *(one.file for one in made)]))
+    return made[-1].file, compiling.wrong(made)
 
 
 @pytest.fixture(scope="module")
-def fuzz(tmp_path_factory):
+def fuzz(programs):
     """A function of a sanitizer that gives the command of its program, compiled at the first call."""
 
     @functools.cache
     def command(sanitizer):
-        folder = tmp_path_factory.mktemp(f"empty_{sanitizer}")
-        (folder / "main.cpp").write_text("int main() {}\n")
-        empty, wrong = build(folder, sanitizer, [folder / "main.cpp"])
+        compiler = [*COMPILER, *FLAGS, f"-fsanitize={sanitizer}"]
+        empty, wrong = build(programs, [ROOT / "tests/native/empty.cpp"], compiler)
         if wrong:
             pytest.skip(f"{COMPILER[0]} does not link -fsanitize={sanitizer}: {wrong.strip()[-200:]}")
         # some kernels place programs where the thread sanitizer cannot work, unless told not to
@@ -60,7 +57,7 @@ def fuzz(tmp_path_factory):
         launcher = next((launcher for launcher, ran in started if ran.returncode == 0), None)
         if launcher is None:
             pytest.skip(f"-fsanitize={sanitizer} does not start here: {started[0][1].stderr.strip()[-200:]}")
-        program, wrong = build(tmp_path_factory.mktemp(f"fuzz_{sanitizer}"), sanitizer, SOURCES)
+        program, wrong = build(programs, sources_of_fuzz(ISAS), compiler)
         assert not wrong, wrong[-6000:]
         return [*launcher, program]
 

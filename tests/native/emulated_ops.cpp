@@ -10,6 +10,7 @@
 #include "cuda/primitives.cuh"
 #include "ops/on_stack.h"
 #include "ops/ops.h"
+#include "ops/rows.h"
 
 namespace rnnfast::cuda {
 Device device = assumed_device(90, 132, 232448);
@@ -21,6 +22,11 @@ uint32_t* failure_word() {
   return &word;
 }
 }  // namespace rnnfast::cuda
+
+namespace rnnfast {
+// as csrc/ops/rows.cpp does with a tensor of a GPU
+at::Tensor converted(const at::Tensor& t, at::ScalarType type) { return t.to(type); }
+}  // namespace rnnfast
 
 TORCH_LIBRARY(rnnfast_emulated, m) {
   for (const std::string name :
