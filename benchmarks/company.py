@@ -108,12 +108,12 @@ def step_times(peer: str, stack: Stack, threads: int, seconds: float, least: int
     return times
 
 
-def steps_in(company: Company, peer: str, stack: Stack, seconds: float, least: int) -> dict[str, float]:
+def steps_in(company: Company, peer: str, stack: Stack, seconds: float, least: int) -> list[float]:
     barrier = multiprocessing.get_context("forkserver").Barrier(company.processes)
     arguments = (peer, stack, company.threads, seconds, least)
     with busy_processes(company.busy):
         found = record.in_processes(company.processes, step_times, arguments, meet_at, [barrier])
-    return describe([time for times in found for time in times])
+    return [time for times in found for time in times]
 
 
 def private() -> int:
@@ -153,14 +153,21 @@ def worker_memory(steps: int, workers: int, loops: int) -> dict[str, float]:
 
 def run(quick: bool) -> dict:
     """The parts of the result of benchmarks.conditions that are made here."""
-    seconds, least = (0.02, 2) if quick else (3.0, 200)
+    seconds, least, rounds = (0.02, 2, 1) if quick else (3.0, 200, 3)
     stacks = STACKS[:1] if quick else STACKS
     companies = [ALONE] if quick else list(dict.fromkeys(one for pair in PAIRS.values() for one in pair[:2]))
-    rows = []
-    for stack, company in tqdm([(s, c) for s in stacks for c in companies], desc="company"):
-        steps = steps_in(company, "rnnfast", stack, seconds, least)
-        rows.append({"shape": stack.shape, **company._asdict(), "steps": steps})
-    theirs = [] if quick else [steps_in(Company(1, 2, 1), "torch.nn", stack, seconds, 2) for stack in stacks]
+    rows, theirs = [], []
+    for stack in tqdm(stacks, desc="company"):
+        times: dict[Company, list[float]] = {company: [] for company in companies}
+        for _ in range(rounds):  # in turns, for the machine is not the same for a minute
+            for company, found in times.items():
+                found += steps_in(company, "rnnfast", stack, seconds, least)
+        rows += [
+            {"shape": stack.shape, **company._asdict(), "steps": describe(found)}
+            for company, found in times.items()
+        ]
+        if not quick:
+            theirs.append(describe(steps_in(Company(1, 2, 1), "torch.nn", stack, seconds, 2)))
     workers = record.in_process(worker_memory, 100, 2 if quick else WORKERS, 2 if quick else WORKER_STEPS)
     workers |= {"workers": 2 if quick else WORKERS, "shape": "LSTM T=100 B=32 I=64 H=256"}
     return {"company": rows, "torch_beside_one": theirs, "workers": workers}
@@ -197,7 +204,7 @@ def section(result: dict) -> str:
 
 A training step of two threads, set against one thread alone in its process and on the machine (alone, and
 beside one busy process) or against one thread in the same company. Each process does nothing else, for 3
-seconds and 200 steps at least; milliseconds.{beside}
+seconds and 200 steps at least; all of them three times, in turns; milliseconds.{beside}
 
 {record.pipes(table(result), 2)}
 

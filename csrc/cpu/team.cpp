@@ -59,7 +59,7 @@ class Solitude {
   }
 
  private:
-  static constexpr auto kStretch = std::chrono::milliseconds(48), kInDoubt = std::chrono::milliseconds(8);
+  static constexpr auto kStretch = std::chrono::milliseconds(48), kInDoubt = std::chrono::milliseconds(3);
   static constexpr auto kLongest = std::chrono::seconds(1);
   static constexpr Clock::rep ticks(Clock::duration time) { return time.count(); }
   static Clock::rep ticks(Clock::time_point time) { return time.time_since_epoch().count(); }
