@@ -45,7 +45,7 @@ test-clients: $(CLIENTS_VENV)/.clients  ## other people's libraries over rnnfast
 	$(CLIENTS_VENV)/bin/python clients/run.py $(if $(TIMES),--times) $(CLIENTS_ARGS)
 
 # Python and torch in other versions, an environment of 1 to 6 GB for each pair. MATRIX: 3.11:2.11.0 3.12:2.13.0;
-# MATRIX_ARGS: --without NAME ... (of files of tests), --again, --docs, --pytest -n 2
+# MATRIX_ARGS: --without NAME ... or --only NAME ... (of files of tests), --again, --docs, --pytest -n 2
 test-matrix:  ## build and tests with other versions of Python and torch (MATRIX="3.11:2.11.0"), for docs/versions.md
 	$(PYTHON) tests/matrix.py $(MATRIX) $(MATRIX_ARGS)
 

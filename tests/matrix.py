@@ -1,6 +1,6 @@
 """Builds and tests rnnfast with other versions of Python and torch: make test-matrix MATRIX="3.11:2.11.0"
 
-python tests/matrix.py [PYTHON:TORCH ...] [--without NAME ...] [--docs]
+python tests/matrix.py [PYTHON:TORCH ...] [--without NAME ... | --only NAME ...] [--docs]
 
 Each pair has a folder of its own under build/matrix: a clone, in which the last commit is checked out, and an
 environment of 1 to 6 GB, which `make test` fills there. Both stay until `make clean`, so that a later run
@@ -26,7 +26,7 @@ RESULTS, DOCS = ROOT / "tests/results/versions.json", ROOT / "docs/versions.md"
 BEGIN, END = "<!-- versions:begin -->\n", "<!-- versions:end -->"
 PYTHONS, TORCHES = ("3.10", "3.11", "3.12", "3.13", "3.14"), ("2.11.0", "2.13.0", "2.14.1")
 PAIRS = [f"{python}:{torch}" for python, torch in product(PYTHONS, TORCHES)]
-COLUMNS = ("Python", "torch", "passed", "failed", "skipped", "left out", "date", "commit")
+COLUMNS = ("Python", "torch", "passed", "failed", "skipped", "tests", "date", "commit")
 
 
 def git(*arguments, folder=ROOT):
@@ -68,16 +68,24 @@ def count(report):
     return {"passed": all_ - failed - skipped, "failed": failed, "skipped": skipped}
 
 
-def test(pair, program, commit, without, folder, arguments):
+def choose(only, without):
+    """(pytest's arguments, what the page says) for the files tests/test_NAME.py that are asked for."""
+    if only:
+        return [f"tests/test_{name}.py" for name in only], "only " + ", ".join(f"`{name}`" for name in only)
+    ignored = [f"--ignore-glob=tests/test_{name}.py" for name in without]
+    return ignored, "all" + (" but " if without else "") + ", ".join(f"`{name}`" for name in without)
+
+
+def test(pair, program, commit, chosen, folder, arguments):
     """What came of a pair; `program` is its Python."""
     python, torch = pair.split(":")
     source, venv, report = folder / "source", folder / "venv", folder / "tests.xml"
     today = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
-    result = {"python": python, "torch": torch, "left_out": without, "date": today, "commit": commit}
+    files, words = chosen
+    result = {"python": python, "torch": torch, "tests": words, "date": today, "commit": commit}
     check_out(source, commit)
     report.unlink(missing_ok=True)
-    ignored = [f"--ignore-glob=tests/test_{name}.py" for name in without]
-    options = " ".join([*ignored, f"--junit-xml={report}", *arguments])
+    options = " ".join([*files, f"--junit-xml={report}", *arguments])
     command = ["make", "test", f"VENV={venv}", f"PYTHON={program}", f"TORCH=torch=={torch}"]
     ran = subprocess.run([*command, f"TEST_ARGS={options}"], cwd=source)
     if not report.exists():
@@ -98,8 +106,7 @@ def table(results):
     for pair in sorted(results, key=numbers):
         of = results[pair]
         found = [of.get(name, "–") for name in ("passed", "failed", "skipped")]
-        left_out = of.get("error") or ", ".join(f"`{name}`" for name in of["left_out"]) or "none"
-        cells = [of["python"], of["torch"], *found, left_out, of["date"], of["commit"]]
+        cells = [of["python"], of["torch"], *found, of.get("error", of["tests"]), of["date"], of["commit"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -118,6 +125,7 @@ def parse(arguments):
     parser.add_argument(
         "--without", nargs="*", default=[], metavar="NAME", help="files tests/test_NAME.py, * and ? allowed"
     )
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these files alone")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/matrix")
     parser.add_argument("--again", action="store_true", help="also pairs that have a result of this commit")
     parser.add_argument("--docs", action="store_true", help="test nothing, make the page from the results")
@@ -134,7 +142,7 @@ def parse(arguments):
 def main(arguments=None):
     options = parse(arguments)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    commit = git("rev-parse", "--short", "HEAD")
+    commit, chosen = git("rev-parse", "--short", "HEAD"), choose(options.only, options.without)
     for pair in [] if options.docs else options.pairs or PAIRS:
         if not options.again and results.get(pair, {}).get("commit") == commit:
             print(f"{pair}: has a result of {commit}")
@@ -145,7 +153,7 @@ def main(arguments=None):
             continue
         print(f"{pair}: {commit}", flush=True)
         folder = (options.folder / pair.replace(":", "-")).resolve()
-        results[pair] = test(pair, program, commit, options.without, folder, options.pytest)
+        results[pair] = test(pair, program, commit, chosen, folder, options.pytest)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
         print(f"{pair}: {results[pair]}", flush=True)

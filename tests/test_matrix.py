@@ -9,7 +9,7 @@ import pytest
 DONE = {
     "python": "3.11.7",
     "torch": "2.11.0+cpu",
-    "left_out": ["native"],
+    "tests": "all but `native`",
     "date": "2026-01-02",
     "commit": "abc",
 }
@@ -17,7 +17,7 @@ DONE |= {"passed": 7, "failed": 0, "skipped": 1}
 LACKING = {
     "python": "3.9",
     "torch": "2.11.0",
-    "left_out": [],
+    "tests": "all",
     "date": "2026-01-02",
     "commit": "abc",
     "error": "none",
@@ -29,9 +29,9 @@ def tested(monkeypatch, tmp_path):
     """The pairs that would have been built and tested; results and page lie in tmp_path."""
     pairs = []
 
-    def test(pair, program, commit, without, folder, arguments):
+    def test(pair, program, commit, chosen, folder, arguments):
         pairs.append(pair)
-        return DONE | {"commit": commit, "left_out": without}
+        return DONE | {"commit": commit, "tests": chosen[1]}
 
     monkeypatch.setattr(matrix, "test", test)
     monkeypatch.setattr(matrix, "find_python", lambda version: None if version == "2.99" else "it")
@@ -65,8 +65,17 @@ def test_the_page_keeps_what_stands_around_the_table(tested):
     rows = [line for line in text.splitlines() if line.startswith("| 3.")]
     assert rows == [
         "| 3.9 | 2.11.0 | – | – | – | none | 2026-01-02 | abc |",
-        "| 3.11.7 | 2.11.0+cpu | 7 | 0 | 1 | `native` | 2026-01-02 | abc |",
+        "| 3.11.7 | 2.11.0+cpu | 7 | 0 | 1 | all but `native` | 2026-01-02 | abc |",
     ]
+
+
+def test_the_page_says_which_tests_ran():
+    assert matrix.choose([], []) == ([], "all")
+    assert matrix.choose([], ["nn", "cuda*"]) == (
+        ["--ignore-glob=tests/test_nn.py", "--ignore-glob=tests/test_cuda*.py"],
+        "all but `nn`, `cuda*`",
+    )
+    assert matrix.choose(["nn"], []) == (["tests/test_nn.py"], "only `nn`")
 
 
 def test_a_test_that_breaks_down_counts_as_failed(tmp_path):
