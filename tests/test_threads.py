@@ -318,8 +318,8 @@ def test_a_forked_child_and_its_parent_both_go_on():
 
 
 def members_of(function):
-    """The largest team in some calls: after a late partner calls go alone, but for a second at most."""
-    largest, end = 0, time.monotonic() + 3
+    """The largest team in some calls: beside busy processes they go alone, but for a second at a time."""
+    largest, end = 0, time.monotonic() + 60
     while largest < torch.get_num_threads() and time.monotonic() < end:
         function()
         largest = max(largest, info.last_run()["members"])
