@@ -1,16 +1,14 @@
-"""A layer in company: in a training step nothing large waits for torch's pool, and beside busy processes
+"""A layer in company: in backward nothing large waits for torch's pool, and beside busy processes
 calls of several threads go alone."""
 
 import os
-import subprocess
-import sys
-from contextlib import ExitStack
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
+from benchmarks.company import busy_processes
 
 T, B, H = 40, 32, 300  # H is no multiple of 16: rows of the gradients are padded
 POOLED = 32768  # numbers from which on torch's pool shares a loop
@@ -110,11 +108,7 @@ def test_calls_of_several_threads_go_alone_beside_busy_processes():
     torch.set_num_threads(threads)
     layer, x = rnnfast.LSTM(64, 200), torch.randn(40, 16, 64)
     members = []
-    with ExitStack() as stack:
-        for _ in range(2 * threads):
-            busy = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"])
-            stack.callback(busy.wait)
-            stack.callback(busy.kill)
+    with busy_processes(2 * threads):
         for _ in range(300):
             layer(x)[0].mean().backward()
             run = rnnfast.info.last_run()

@@ -9,8 +9,8 @@
 #include "ops/checks.h"
 #include "ops/gradients.h"
 #include "ops/launch.h"
-#include "ops/rows.h"
 #include "ops/ops.h"
+#include "ops/rows.h"
 #include "ops/walk.h"
 
 namespace rnnfast::cpu {
