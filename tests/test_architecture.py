@@ -304,6 +304,45 @@ def test_only_the_objects_of_wide_instruction_sets_hold_wide_registers(objects):
         assert found or isa == "generic"
 
 
+def tiles_through_memory(path):
+    """Those of an object file's tiles of products whose vector registers go to the stack, and how often."""
+    found = {}
+    name = ""
+    for line in output_of("objdump", "-d", "--demangle", "--no-show-raw-insn", path).splitlines():
+        if line.endswith(">:"):
+            name = line
+        elif "multiply_tile" in name and re.search(r"mm\d+,.*\(%r[sb]p\)|\(%r[sb]p\),.*mm\d", line):
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+@pytest.mark.skipif("avx2" not in ISAS, reason="needs AVX2")
+def test_no_tile_of_16_registers_keeps_a_sum_in_memory(objects):
+    # a sum that is stored and loaded again at every step of k costs half the speed of many rows
+    if ROOT / "build" not in objects["avx2"].parents:
+        pytest.skip("the extension was not built here: its optimized objects are elsewhere")
+    assert tiles_through_memory(objects["avx2"]) == {}
+
+
+@pytest.mark.skipif("avx2" not in ISAS, reason="needs AVX2")
+def test_a_tile_with_more_sums_than_registers_is_found(tmp_path):
+    source = tmp_path / "tile.cpp"
+    source.write_text("""
+typedef float V __attribute__((vector_size(32)));
+__attribute__((target("avx2,fma"))) void multiply_tile(const float* a, const V* b, V* c, long K) {
+  V sum[20] = {};
+  for (long k = 0; k < K; ++k)
+#pragma GCC unroll 20
+    for (int i = 0; i < 20; ++i) sum[i] += a[k] * b[k * 20 + i];
+#pragma GCC unroll 20
+  for (int i = 0; i < 20; ++i) c[i] = sum[i];
+}
+""")
+    compile_object(source, tmp_path / "tile.o", "-O3")
+    (times,) = tiles_through_memory(tmp_path / "tile.o").values()
+    assert times > 2
+
+
 def test_a_weak_symbol_outside_a_namespace_is_found(tmp_path):
     source = tmp_path / "weak.cpp"
     source.write_text("template <class V> V twice(V v) { return v + v; }\ntemplate float twice(float);\n")

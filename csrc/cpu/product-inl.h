@@ -16,19 +16,27 @@ constexpr bool kMatrixUnit = false;
 constexpr int64_t kUnitWords = 1;
 #endif
 #ifdef RNNFAST_MANY_REGISTERS
-constexpr bool kManyRegisters = true;  // 32, not 16
+constexpr int kRegisters = 32;
 #else
-constexpr bool kManyRegisters = false;
+constexpr int kRegisters = 16;
 #endif
+constexpr bool kManyRegisters = kRegisters == 32;
 constexpr int kMaxRows = 8;
 constexpr int kTurnedRows = kMatrixUnit ? 0 : 3;
 constexpr int kMaxVectors = kMatrixUnit ? 4 : 8;
 
-// Rows of a tile, by its vectors: as many accumulators as the registers hold beside a row of B.
+// Rows of a tile, by its vectors: as many accumulators as the registers hold beside what a step of k reads
+// again.
 constexpr int tile_rows(int vectors) {
   constexpr int wide[] = {0, 8, 8, 8, 6, 5, 4, 3, 3};
   constexpr int narrow[] = {0, 8, 6, 4, 3, 2, 2, 1, 1};
   return kManyRegisters ? wide[vectors] : narrow[vectors];
+}
+
+// Whether a step of k holds a row of B and reads the numbers of A one by one, or the other way round. One
+// register more than there are costs half the speed: a sum then goes through memory at every step.
+constexpr bool holds_row(int rows, int vectors) {
+  return vectors <= rows || rows * vectors + vectors + 1 <= kRegisters;
 }
 
 // Steps of k between two looks at its end: 16 registers have no room for what is read ahead.
@@ -65,15 +73,27 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
   const W* b = tile.b;
 #pragma GCC unroll kUnroll
   for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
-    Operand row[kVectors];
     if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
+    if constexpr (holds_row(kRows, kVectors)) {
+      Operand row[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
+      for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      const Operand x = a[m][k] - Operand{};
+      for (int m = 0; m < kRows; ++m) {
+        const Operand x = a[m][k] - Operand{};
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
+        for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
+      }
+    } else {
+      Operand x[kRows];
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) x[m] = a[m][k] - Operand{};
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const Operand row = load(b + v * L);
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) acc[m][v] = fma(x[m], row, acc[m][v]);
+      }
     }
   }
 #pragma GCC unroll 8
