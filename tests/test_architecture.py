@@ -318,7 +318,7 @@ def tiles_through_memory(path):
 
 @pytest.mark.skipif("avx2" not in ISAS, reason="needs AVX2")
 def test_no_tile_of_16_registers_keeps_a_sum_in_memory(objects):
-    # a sum that is stored and loaded again at every step of k costs half the speed of many rows
+    # a sum that is stored and loaded again at every step of k takes longer than the step's multiply-adds
     if ROOT / "build" not in objects["avx2"].parents:
         pytest.skip("the extension was not built here: its optimized objects are elsewhere")
     assert tiles_through_memory(objects["avx2"]) == {}

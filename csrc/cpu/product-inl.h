@@ -33,8 +33,9 @@ constexpr int tile_rows(int vectors) {
   return kManyRegisters ? wide[vectors] : narrow[vectors];
 }
 
-// Whether a step of k holds a row of B and reads the numbers of A one by one, or the other way round. One
-// register more than there are costs half the speed: a sum then goes through memory at every step.
+// Whether a step of k holds a row of B and reads the numbers of A one by one, or the other way round. With
+// one register too few a sum goes through memory at every step, which takes longer than all its
+// multiply-adds.
 constexpr bool holds_row(int rows, int vectors) {
   return vectors <= rows || rows * vectors + vectors + 1 <= kRegisters;
 }
