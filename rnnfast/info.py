@@ -258,7 +258,7 @@ def _why(variable, automatic):
 
 
 def counts() -> dict[str, dict[str, int]]:
-    """Of torch's operators what became of their calls since `rnnfast.enable()` or `reset_counts()`.
+    """Of torch's operators what became of their calls since the process began, or since `reset_counts()`.
 
         {"aten::lstm.input": {"taken": 12, "a dtype without a kernel": 1}}
 

@@ -63,6 +63,7 @@ def without_torchs_warnings(test):
 @pytest.fixture
 def a_place_to_run_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a block may write files
+    rnnfast.info.reset_counts()
     yield
     rnnfast.disable()
 

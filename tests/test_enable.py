@@ -89,6 +89,18 @@ def test_a_subclass_a_function_and_a_module_made_before_are_taken():
     assert taken("aten::lstm.input") == 2
 
 
+def test_counts_go_on_until_they_are_reset_and_leave_out_what_is_called_meanwhile():
+    module, x = nn.LSTM(4, 6), draw(5, 3, 4, dtype=torch.float32)
+    for _ in range(2):
+        rnnfast.enable()
+        module(x)
+        rnnfast.disable()
+        module(x)
+    assert rnnfast.info.counts() == {"aten::lstm.input": {"taken": 2}}
+    rnnfast.info.reset_counts()
+    assert rnnfast.info.counts() == {}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_scripts_and_traces_saved_and_loaded_are_taken():
     class Model(nn.Module):
