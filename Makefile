@@ -111,7 +111,7 @@ clean:  ## removes what was compiled
 
 # Python, its headers and a compiler are looked for before anything is downloaded.
 $(VENV)/.torch:
-	@$(PYTHON) -B -c 'import setup; setup.check_python(); setup.check_compiler()'
+	@$(PYTHON) -B -c 'import setup; setup.check_system(); setup.check_python(); setup.check_compiler()'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "rnnfast: $(PYTHON) cannot make virtual \
 	environments; install its venv package (Debian/Ubuntu: sudo apt install python3-venv) and run make again." >&2; \
 	exit 1; }

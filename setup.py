@@ -72,10 +72,13 @@ COMPILE_ARGS = [
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-ffp-contract=off",  # only the packs' explicit fma: tiles of 6 rows and of 1 row then round alike
-    "-fschedule-insns",  # the cells of two rows, which stand one after the other, are computed side by side
-    "-fsched-pressure",  # but the sums of a tile stay in registers
     "-Wall",
     "-Werror=psabi",  # a vector passed by another convention gives wrong numbers, and this is the only sign
+]
+# Of g++; clang ends at the second.
+GCC_ARGS = [
+    "-fschedule-insns",  # the cells of two rows, which stand one after the other, are computed side by side
+    "-fsched-pressure",  # but the sums of a tile stay in registers
 ]
 
 NVCC_ARGS = ["-std=c++20", "-O3", "-Xcompiler=-fvisibility=hidden"]
@@ -101,8 +104,27 @@ def check_python():
         )
 
 
+def check_system():
+    if sys.platform == "win32":
+        stop(
+            "the kernels need g++ or clang, which torch for Windows does not build extensions with; "
+            "run this in Linux (Windows has it as WSL)."
+        )
+
+
+def cxx():
+    """The C++ compiler's command, as torch chooses it."""
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def understands(arguments):
+    """Whether the C++ compiler does."""
+    asked = [*cxx(), *arguments, "-x", "c++", "-fsyntax-only", "-"]
+    return subprocess.run(asked, input="", capture_output=True, text=True).returncode == 0
+
+
 def check_compiler():
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    compiler = cxx()
     if shutil.which(compiler[0]) is None:
         stop(
             f"no C++ compiler found (looked for {compiler[0]!r}); install one "
@@ -232,6 +254,7 @@ def extension(toolkit=None):
     from torch.utils import cpp_extension
 
     sources, cuda = SOURCES, {}
+    arguments = COMPILE_ARGS + (GCC_ARGS if understands(GCC_ARGS) else [])
     macros = [("RNNFAST_X86", "1")] * X86 + [("RNNFAST_ARM", "1")] * ARM
     if toolkit:
         folder, (major, minor) = toolkit
@@ -251,12 +274,13 @@ def extension(toolkit=None):
         include_dirs=[str(ROOT / "csrc")],
         define_macros=macros,
         depends=["setup.py"] + sorted(str(path.relative_to(ROOT)) for path in headers),
-        extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": NVCC_ARGS},
+        extra_compile_args={"cxx": arguments, "nvcc": NVCC_ARGS},
         **cuda,
     )
 
 
 def main():
+    check_system()
     check_python()
     check_compiler()
     check_torch()

@@ -43,6 +43,10 @@ def _recurrent(*values):
         directions = [d for d in (w[:5], w[5:]) if d[0] is not None]
         options = (len(directions) == 2, a.batch_first, 0.0, False)
         y, hn, cn = _by_torch.layers(a.mode, a.x, a.h0, a.c0, directions, options, None)
+        if torch.__version__ < (2, 13) and a.c0 is not None:
+            # in a program that is decomposed once more, as for ONNX, torch 2.11 gives the states of all its
+            # LSTMs but the first a dimension more
+            hn, cn = hn.view(a.h0.shape), cn.view(a.c0.shape)
         cs = y.new_empty(0)
     else:
         walk = reference.walk if isinstance(T, int) else _scan

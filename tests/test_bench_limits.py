@@ -76,5 +76,8 @@ def test_rates_only_rise():
 def test_the_measured_peak_is_at_least_torchs_own_product(dtype):
     machine = Team(1)
     peak = machine.flops(dtype)
-    assert set(machine._rates) == {("mm", dtype, 1024), ("mm", dtype, 2048), ("fma", dtype)}
+    large, always = ("mm", dtype, 2048), {("mm", dtype, 1024), ("fma", dtype)}
+    assert set(machine._rates) - {large} == always
+    quick = 2 * 2048**3 / machine._rates["mm", dtype, 1024][1] < 1.0
+    assert (large in machine._rates) == quick
     assert peak == max(rate for _, rate in machine._rates.values())

@@ -79,6 +79,21 @@ def test_missing_compiler_is_one_sentence(tmp_path, env):
     assert_one_sentence(run_setup(tmp_path, **env), "no C++ compiler", "apt install g++", "CXX")
 
 
+def test_windows_is_one_sentence(tmp_path):
+    assert_one_sentence(run_setup(tmp_path, before="sys.platform = 'win32'"), "g++ or clang", "Linux", "WSL")
+
+
+def test_a_compiler_gets_only_arguments_that_it_understands(tmp_path, monkeypatch):
+    setup = load_setup()
+    compiler = tmp_path / "other++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-fsched-pressure*) exit 1; esac\nexit 0\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert setup.extension().extra_compile_args["cxx"] == setup.COMPILE_ARGS
+    monkeypatch.setenv("CXX", "true")
+    assert setup.extension().extra_compile_args["cxx"] == setup.COMPILE_ARGS + setup.GCC_ARGS
+
+
 def test_too_old_python_is_one_sentence(tmp_path):
     result = run_setup(tmp_path, before="sys.version_info = (3, 9, 18, 'final', 0)")
     assert_one_sentence(result, "too old", "Python 3.10")

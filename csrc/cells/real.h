@@ -35,15 +35,15 @@ constexpr S kFactorial = n < 2 ? S(1) : S(n) * kFactorial<S, (n < 2 ? 1 : n - 1)
 template <class S, int n>
 constexpr S kExpSeries = S(1) / kFactorial<S, n>;
 template <>
-constexpr float kExpSeries<float, 2> = 0.499999970f;
+inline constexpr float kExpSeries<float, 2> = 0.499999970f;
 template <>
-constexpr float kExpSeries<float, 3> = 0.166665435f;
+inline constexpr float kExpSeries<float, 3> = 0.166665435f;
 template <>
-constexpr float kExpSeries<float, 4> = 0.0416672006f;
+inline constexpr float kExpSeries<float, 4> = 0.0416672006f;
 template <>
-constexpr float kExpSeries<float, 5> = 0.00836651493f;
+inline constexpr float kExpSeries<float, 5> = 0.00836651493f;
 template <>
-constexpr float kExpSeries<float, 6> = 0.00138825225f;
+inline constexpr float kExpSeries<float, 6> = 0.00138825225f;
 
 // V with its constants and the integers of its shape
 template <class V>

@@ -17,6 +17,8 @@
 #endif
 #if defined(RNNFAST_ARM) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(RNNFAST_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace rnnfast {
@@ -93,6 +95,10 @@ bool has_neon_bf16() {
 #ifdef __linux__
   constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
   return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found != 0;
 #else
   return false;
 #endif
@@ -145,14 +151,15 @@ const std::vector<Candidate>& candidates() {
 }
 
 const Kernels* find(const std::string& name) {
-  std::string built, usable;
-  for (const Candidate& c : candidates()) {
+  for (const Candidate& c : candidates())
     if (name == c.kernels->name && c.usable) return c.kernels;
-    built += std::string(built.empty() ? "" : ", ") + c.kernels->name;
-    if (c.usable) usable += std::string(usable.empty() ? "" : ", ") + c.kernels->name;
-  }
-  throw std::runtime_error("instruction set '" + name + "' cannot run here: built are " + built +
-                           ", this processor has " + usable);
+  const auto listed = [](const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& one : names) text += (text.empty() ? "" : ", ") + one;
+    return text;
+  };
+  throw std::runtime_error("instruction set '" + name + "' cannot run here: built are " +
+                           listed(built_isas()) + ", this processor has " + listed(isas()));
 }
 
 const Kernels* choose() {
@@ -165,11 +172,13 @@ const Kernels* choose() {
 
 std::atomic<const Kernels*> current{nullptr};
 
-std::atomic<std::optional<bool>>& batch_invariant() {
-  static std::atomic<std::optional<bool>> value = []() -> std::optional<bool> {
+enum class Invariance { kByPrecision, kOff, kOn };
+
+std::atomic<Invariance>& batch_invariant() {
+  static std::atomic<Invariance> value = [] {
     const char* const asked = std::getenv("RNNFAST_BATCH_INVARIANT");
-    if (!asked || !*asked) return std::nullopt;
-    return std::string(asked) != "0";
+    if (!asked || !*asked) return Invariance::kByPrecision;
+    return std::string(asked) == "0" ? Invariance::kOff : Invariance::kOn;
   }();
   return value;
 }
@@ -202,11 +211,15 @@ bool fills_unit(int64_t batch, int64_t units) {
 
 const Kernels& kernels_for(int64_t batch, int64_t units, Precision precision) {
   const Kernels& k = kernels();
-  const bool invariant = batch_invariant().load().value_or(precision == Precision::kFloat32);
+  const Invariance asked = batch_invariant().load();
+  const bool invariant =
+      asked == Invariance::kOn || (asked == Invariance::kByPrecision && precision == Precision::kFloat32);
   return k.in_parts && fills_unit(batch, units) && !invariant ? k.in_parts[static_cast<int>(precision)] : k;
 }
 
-void set_batch_invariant(std::optional<bool> on) { batch_invariant().store(on); }
+void set_batch_invariant(std::optional<bool> on) {
+  batch_invariant().store(!on ? Invariance::kByPrecision : *on ? Invariance::kOn : Invariance::kOff);
+}
 
 void set_isa(const std::string& name) { current.store(name.empty() ? choose() : find(name)); }
 
@@ -214,6 +227,12 @@ std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Candidate& c : candidates())
     if (c.usable) names.push_back(c.kernels->name);
+  return names;
+}
+
+std::vector<std::string> built_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) names.push_back(c.kernels->name);
   return names;
 }
 

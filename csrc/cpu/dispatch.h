@@ -91,5 +91,7 @@ void set_batch_invariant(std::optional<bool> on);
 void set_isa(const std::string& name);
 // all that were built and that this processor has, the plainest first
 std::vector<std::string> isas();
+// those that it lacks, too
+std::vector<std::string> built_isas();
 
 }  // namespace rnnfast

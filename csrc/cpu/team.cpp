@@ -143,6 +143,7 @@ class FlushDenormals {
 #endif
 };
 
+#ifdef __linux__
 int cgroup_cpus() {
   int cpus = Team::kMaxMembers;
   if (FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
@@ -154,18 +155,27 @@ int cgroup_cpus() {
   return cpus;
 }
 
+// how many processors this thread may run on, and what is granted of them
+int usable_processors() {
+  static const int quota = cgroup_cpus();
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? std::min(CPU_COUNT(&set), quota) : quota;
+}
+#else
+int usable_processors() {
+  static const int all = static_cast<int>(std::thread::hardware_concurrency());
+  return all > 0 ? all : Team::kMaxMembers;
+}
+#endif
+
 }  // namespace
 
 int Team::usable_threads() {
-  static const int quota = cgroup_cpus();
   uint32_t threads = 1;
   torch_get_num_threads(&threads);
   if (threads <= 1) return 1;
-  cpu_set_t set;
-  int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : kMaxMembers;
-  if (quota < cpus) cpus = quota;
-  if (static_cast<int>(threads) < cpus) cpus = static_cast<int>(threads);
-  return cpus < 1 ? 1 : cpus < kMaxMembers ? cpus : kMaxMembers;
+  const int most = static_cast<int>(std::min<uint32_t>(threads, kMaxMembers));
+  return std::clamp(usable_processors(), 1, most);
 }
 
 bool Team::Member::claim(int part) noexcept {
@@ -240,8 +250,10 @@ void Team::Member::finish(int part) noexcept {
 
 // A pool's thread wakes where it last ran, which may be where another member runs now, and it is not moved
 // while it has so little to do: then the one only ever runs when the other waits. So it steps over to a
-// processor that no member has, for good, with its own set of processors left as it is.
+// processor that no member has, for good, with its own set of processors left as it is. (Elsewhere than on
+// Linux no thread may choose.)
 void Team::spread() noexcept {
+#ifdef __linux__
   const auto take = [&](int cpu) {
     const uint64_t bit = uint64_t{1} << (cpu % 64);
     return cpu < 0 || cpu >= kCpus || !(cpus_[cpu / 64].fetch_or(bit, std::memory_order_relaxed) & bit);
@@ -255,6 +267,7 @@ void Team::spread() noexcept {
   if (CPU_COUNT(&free) == 0 || sched_setaffinity(0, sizeof free, &free) != 0) return;
   take(sched_getcpu());
   sched_setaffinity(0, sizeof mine, &mine);
+#endif
 }
 
 void Team::enter(int64_t begin, int64_t end) noexcept {

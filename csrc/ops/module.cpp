@@ -27,7 +27,7 @@ py::dict build_info() {
 #else
   d["cuda"] = false;
 #endif
-  d["isas"] = isas();
+  d["isas"] = built_isas();
   return d;
 }
 

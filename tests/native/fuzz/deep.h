@@ -15,7 +15,8 @@ Numbers deep_reference(const DeepParams<A>& p, const Numbers& in) {
   Numbers out{std::vector<double>(p.walk.total * p.H), in[1]};
   for (int64_t t = 0; t < p.walk.steps; ++t)
     for (int64_t b = 0; b < p.walk.batch; ++b) {
-      const auto x = in[0].begin() + p.walk.row(t, b) * p.I, h = out[1].begin() + b * p.H;
+      const double* const x = in[0].data() + p.walk.row(t, b) * p.I;
+      double* const h = out[1].data() + b * p.H;
       std::vector<double> read(x, x + p.I), value;
       read.insert(read.end(), h, h + p.H);
       for (int l = 0; l < p.depth; ++l, read = value) {
