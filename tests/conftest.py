@@ -3,6 +3,7 @@ one test on a GPU from making others red or green."""
 
 import os
 import re
+import sys
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 
 import compiling
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
-KNOWN_TORCH = (2, 13)  # that of the Makefile: its warnings are known, and errors as ours are
+# whose warnings are known, and errors as ours are: the Makefile's torch, and Pythons of which it says nothing
+KNOWN_TORCH, KNOWN_PYTHONS = (2, 13), [(3, 10), (3, 11), (3, 12)]
 NO_DEVICE = 77  # exit status
 COMPILED = {"programs", "on_gpu"}  # the fixtures of tests for which something is compiled
 FAILED = pytest.StashKey[bool]()  # of a test: whether a part of it has failed
@@ -35,9 +37,10 @@ def _why_not_compiled():
     return None
 
 
-def warns_as_known(version):
-    """Whether this is the torch whose warnings are known; others have more of their own."""
-    return tuple(int(number) for number in version.split(".")[:2]) == KNOWN_TORCH
+def warns_as_known(version, python=sys.version_info):
+    """Whether the warnings of this torch in this Python are known; others have more of their own."""
+    release = tuple(int(number) for number in version.split(".")[:2])
+    return release == KNOWN_TORCH and tuple(python[:2]) in KNOWN_PYTHONS
 
 
 def pytest_addoption(parser):
@@ -45,7 +48,7 @@ def pytest_addoption(parser):
         "--own-warnings",
         action="store_true",
         default=not warns_as_known(torch.__version__),
-        help="of warnings only rnnfast's are errors, as beside another torch than the one of the Makefile",
+        help="of warnings only rnnfast's are errors, as beside a torch or in a Python that has more of its own",
     )
 
 
