@@ -48,7 +48,7 @@ def pytest_addoption(parser):
         "--own-warnings",
         action="store_true",
         default=not warns_as_known(torch.__version__),
-        help="of warnings only rnnfast's are errors, as beside a torch or in a Python that has more of its own",
+        help="of warnings only rnnfast's are errors, as beside a torch or in a Python that has more",
     )
 
 

@@ -108,9 +108,11 @@ def _face_class(ours):
         return None
     if ours in TO_TORCH:  # torch.jit reads no subclass; one that was converted has the forward of its base
         theirs = next(base for base in theirs.__mro__ if base in FROM_TORCH)
-    # torch.jit looks for the source of a class by its name
-    names = {"__module__": theirs.__module__, "__qualname__": theirs.__qualname__}
-    return type(theirs.__name__, (Face, theirs), {"_behind": ours, **names})
+    # torch.jit looks for the source of a class by its name, and from Python 3.13 on by its line
+    place = {"__module__": theirs.__module__, "__qualname__": theirs.__qualname__}
+    if "__firstlineno__" in vars(theirs):
+        place["__firstlineno__"] = theirs.__firstlineno__
+    return type(theirs.__name__, (Face, theirs), {"_behind": ours, **place})
 
 
 def as_scriptable(module):
