@@ -109,7 +109,7 @@ wheel: $(VENV)/.package  ## dist/: a wheel for this Python and torch (RNNFAST_CU
 clean:  ## removes what was compiled
 	rm -rf build site rnnfast.egg-info rnnfast/_C.*.so rnnfast/_C.*.json $(EXT)
 
-# Python, its headers and a compiler are looked for before anything is downloaded.
+# The system, Python, its headers and a compiler are looked for before anything is downloaded.
 $(VENV)/.torch:
 	@$(PYTHON) -B -c 'import setup; setup.check_system(); setup.check_python(); setup.check_compiler()'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "rnnfast: $(PYTHON) cannot make virtual \
