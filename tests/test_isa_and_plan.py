@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -446,3 +447,11 @@ def test_a_profile_says_where_the_time_goes(split):
     with info.profile() as seconds:
         pass  # what ran before is not counted
     assert seconds["product"] == 0 and seconds["outside"] == seconds["elapsed"]
+
+
+def test_a_profile_of_calls_side_by_side_has_nothing_below_zero(monkeypatch):
+    found = {"elapsed": 1.0, "kernels": 1.9, "product": 3.0, "cell": 1.0}
+    monkeypatch.setattr(info, "_C", SimpleNamespace(start_profile=lambda: None, stop_profile=lambda: found))
+    with info.profile() as seconds:
+        pass
+    assert seconds == {"elapsed": 1.0, "outside": 0.0, "product": 0.75, "cell": 0.25}
