@@ -3,7 +3,6 @@
 // A room that includes this file gives, in the same namespace and before it:
 //   Real<V>      the constants of V's scalar type, and Int, the integers of V's shape
 //   fma(V,V,V)   one multiply-add
-//   scale(p, k)  p 2^k for an integer k, for any k that exp's argument can lead to
 //   lesser(a, b), greater(a, b)   b where either is NaN
 //   Real<V>::kRough   whether exp2_roughly(V) and reciprocal_roughly(V), which it gives then, are exact
 //   enough
@@ -34,31 +33,30 @@ RNNFAST_INLINE V expm1_polynomial(V r) {
   return fma(exp_series<V, 2>(r) * r, r, r);
 }
 
-// x = k ln(2) + r, with k an integer and |r| <= ln(2)/2; returns r
-template <class V>
-RNNFAST_INLINE V reduce(V x, V& k) {
-  // adding 1.5 * 2^mantissa rounds to an integer
-  const V magic = fill<V>(Real<V>::kMagic);
-  k = fma(x, fill<V>(Real<V>::kLog2E), magic) - magic;
+// x = k ln(2) + r, with k an integer and |r| <= ln(2)/2; returns r, and 2^(k + n), a normal number
+template <int n, class V>
+RNNFAST_INLINE V reduce(V x, V& power) {
+  typedef typename Real<V>::Int Int;
+  // adding 1.5 * 2^mantissa rounds to an integer, which stands in the low bits of the sum then: shifted to
+  // its place, an exponent
+  const V magic = fill<V>(Real<V>::kMagic + (Real<V>::kBias + n));
+  const V sum = fma(x, fill<V>(Real<V>::kLog2E), magic), k = sum - magic;
+  power = __builtin_bit_cast(V, __builtin_bit_cast(Int, sum) << Real<V>::kMantissa);
   return fma(k, fill<V>(-Real<V>::kLn2Low), fma(k, fill<V>(-Real<V>::kLn2High), x));
 }
 
-// exp(x) = (1 + expm1(r)) 2^k
-template <class V>
-RNNFAST_INLINE V exp(V x) {
-  x = lesser(fill<V>(Real<V>::kExpHigh), x);
-  x = greater(fill<V>(Real<V>::kExpLow), x);
-  V k;
-  const V r = reduce(x, k);
-  return scale(exp_series<V, 0>(r), k);
-}
-
-// sigmoid(x) = 1 / (1 + exp(-x))
+// sigmoid(x) = 1 / (1 + exp(-x)) = s / (s + s exp(-x)): with the power of two s the sum is finite for every
+// result that is not 0
 template <class V>
 RNNFAST_INLINE V sigmoid(V x) {
   if constexpr (Real<V>::kRough)
     return reciprocal_roughly(Real<V>::kOne + exp2_roughly(x * -Real<V>::kLog2E));
-  return Real<V>::kOne / (Real<V>::kOne + exp(-x));
+  V y = lesser(fill<V>(Real<V>::kSigmoidHigh), -x);
+  y = greater(fill<V>(Real<V>::kSigmoidLow), y);
+  V power;
+  const V r = reduce<-Real<V>::kMantissa - 1>(y, power);
+  const V s = fill<V>(Real<V>::kHalfUlp);
+  return s / fma(exp_series<V, 0>(r), power, s);
 }
 
 // tanh(x) = 1 - 2 / (1 + exp(2 x)), and x - x^3/3 + 2 x^5/15 where that would lose too many digits
@@ -80,9 +78,8 @@ RNNFAST_INLINE V tanh(V x) {
   V y = __builtin_bit_cast(V, __builtin_bit_cast(Int, x) ^ sign);
   y = y + y;
   y = lesser(fill<V>(Real<V>::kTanhHigh), y);
-  V k;
-  const V p = expm1_polynomial(reduce(y, k));
-  const V power = scale(fill<V>(Real<V>::kOne), k);
+  V power;
+  const V p = expm1_polynomial(reduce<0>(y, power));
   const V e = fma(power, p, power - Real<V>::kOne);
   const V t = e / (e + (Real<V>::kOne + Real<V>::kOne));
   return __builtin_bit_cast(V, __builtin_bit_cast(Int, t) | sign);

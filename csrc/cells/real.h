@@ -1,5 +1,5 @@
-// What math.h asks for, for rooms that have nothing better: the constants of each scalar type, scale, lesser
-// and greater.
+// What math.h asks for, for rooms that have nothing better: the constants of each scalar type, lesser and
+// greater.
 // No include guard on purpose, as in math.h.
 
 template <class S>
@@ -11,7 +11,8 @@ struct Constants<float> {
   static constexpr bool kRough = false;
   static constexpr float kZero = 0, kOne = 1, kLog2E = 1.442695041f, kMagic = 12582912.f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kExpHigh = 89.f, kExpLow = -104.f, kTanhHigh = 20.f;
+  static constexpr float kSigmoidHigh = 104.5f, kSigmoidLow = -70.f, kTanhHigh = 20.f;
+  static constexpr float kHalfUlp = 0x1p-24f;  // of 1
   static constexpr int kOrder = 6, kMantissa = 23;
   static constexpr int32_t kBias = 127, kSign = INT32_MIN;
 };
@@ -22,7 +23,8 @@ struct Constants<double> {
   static constexpr bool kRough = false;
   static constexpr double kZero = 0, kOne = 1, kLog2E = 1.4426950408889634, kMagic = 6755399441055744.0;
   static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
-  static constexpr double kExpHigh = 710, kExpLow = -746, kTanhHigh = 44;
+  static constexpr double kSigmoidHigh = 746, kSigmoidLow = -670, kTanhHigh = 44;
+  static constexpr double kHalfUlp = 0x1p-53;
   static constexpr int kOrder = 13, kMantissa = 52;
   static constexpr int64_t kBias = 1023, kSign = INT64_MIN;
 };
@@ -48,21 +50,6 @@ inline constexpr float kExpSeries<float, 6> = 0.00138825225f;
 // V with its constants and the integers of its shape
 template <class V>
 struct Real;
-
-// 2^n for an n in the range of normal exponents
-template <class V>
-RNNFAST_INLINE V power_of_two(typename Real<V>::Int n) {
-  return __builtin_bit_cast(V, (n + Real<V>::kBias) << Real<V>::kMantissa);
-}
-
-// p 2^k, the power in two factors because k passes both ends of the exponent
-template <class V>
-RNNFAST_INLINE V scale(V p, V k) {
-  typedef typename Real<V>::Int Int;
-  const V magic = V{} + Real<V>::kMagic;  // an integer added to it stands in its low bits
-  const Int n = __builtin_bit_cast(Int, k + magic) - __builtin_bit_cast(Int, magic), half = n >> 1;
-  return p * power_of_two<V>(half) * power_of_two<V>(n - half);
-}
 
 template <class V>
 RNNFAST_INLINE V lesser(V a, V b) {

@@ -10,8 +10,6 @@
 #define RNNFAST_LESSER_F64(a, b) _mm512_maskz_min_pd(0xff, a, b)
 #define RNNFAST_GREATER_F32(a, b) _mm512_maskz_max_ps(0xffff, a, b)
 #define RNNFAST_GREATER_F64(a, b) _mm512_maskz_max_pd(0xff, a, b)
-#define RNNFAST_SCALE_F32(p, k) _mm512_maskz_scalef_ps(0xffff, p, k)
-#define RNNFAST_SCALE_F64(p, k) _mm512_maskz_scalef_pd(0xff, p, k)
 #define RNNFAST_MASKED_LOAD(V, p, n)                                                            \
   (sizeof *(p) == 4 ? __builtin_bit_cast(V, _mm512_maskz_loadu_epi32(0xffffu >> (16 - (n)), p)) \
                     : __builtin_bit_cast(V, _mm512_maskz_loadu_epi64(0xffu >> (8 - (n)), p)))

@@ -1,8 +1,8 @@
 // Everything of one instruction set, in the order in which it builds on itself. Included once in each
 // isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32,
 // RNNFAST_FMA_F64 and what else the set has in one instruction: RNNFAST_LESSER_*, RNNFAST_GREATER_*,
-// RNNFAST_SCALE_*, RNNFAST_MASKED_*, for bfloat16 what bfloat16-inl.h asks for, and RNNFAST_MANY_REGISTERS
-// if it has 32 of them.
+// RNNFAST_MASKED_*, for bfloat16 what bfloat16-inl.h asks for, and RNNFAST_MANY_REGISTERS if it has 32 of
+// them.
 // clang-format off: each needs what the one before it gives
 #include "cells/real.h"
 #include "cpu/pack-inl.h"
@@ -16,11 +16,6 @@ RNNFAST_INLINE f32v lesser(f32v a, f32v b) { return RNNFAST_LESSER_F32(a, b); }
 RNNFAST_INLINE f64v lesser(f64v a, f64v b) { return RNNFAST_LESSER_F64(a, b); }
 RNNFAST_INLINE f32v greater(f32v a, f32v b) { return RNNFAST_GREATER_F32(a, b); }
 RNNFAST_INLINE f64v greater(f64v a, f64v b) { return RNNFAST_GREATER_F64(a, b); }
-#endif
-
-#ifdef RNNFAST_SCALE_F32
-RNNFAST_INLINE f32v scale(f32v p, f32v k) { return RNNFAST_SCALE_F32(p, k); }
-RNNFAST_INLINE f64v scale(f64v p, f64v k) { return RNNFAST_SCALE_F64(p, k); }
 #endif
 
 // clang-format off: each needs what the one before it gives
@@ -86,7 +81,7 @@ void apply_math(char function, const A* x, A* y, int64_t n) {
   constexpr int L = Vec<A>::kLanes;
   for (int64_t i = 0; i < n; i += L) {
     const auto v = load_part(x + i, n - i);
-    store_part(y + i, function == 'e' ? exp(v) : function == 's' ? sigmoid(v) : tanh(v), n - i);
+    store_part(y + i, function == 's' ? sigmoid(v) : tanh(v), n - i);
   }
 }
 
