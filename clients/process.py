@@ -16,12 +16,10 @@ and, where it has to be told,
     NOISE                  parts of names of parameters whose gradient is nothing but rounding: not compared
 """
 
-import contextlib
 import functools
 import importlib.util
 import random
 import sys
-import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +29,6 @@ import torch
 
 LIBRARIES = Path(__file__).parent / "libraries"
 STEPS = 3
-KINDS = "lstm", "gru", "rnn_tanh", "rnn_relu"
-OPERATORS = [f"aten::{kind}{cell}" for kind in KINDS for cell in ("", "_cell")]
 
 
 def load(name):
@@ -105,47 +101,17 @@ def values(client, way):
     return result | {"counts": rnnfast.info.counts(), "layers": layers, "rnnfast": rnnfast.__version__}
 
 
-def share(call):
-    """The part of a call's time that torch's recurrent operators and their backward take, by its profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        start = time.perf_counter()
-        call()
-        whole = 1e6 * (time.perf_counter() - start)
-    events = sorted(profile.events(), key=lambda e: e.time_range.start)
-    taken, inside = 0.0, set()  # inside: numbers that autograd gives the nodes that an operator makes
-    for k, event in enumerate(events):
-        if event.name in OPERATORS:
-            taken += event.cpu_time_total
-            later = (e for e in events[k:] if e.thread == event.thread and e.sequence_nr >= 0)
-            following = next((e for e in later if e.time_range.start >= event.time_range.end), None)
-            if event.sequence_nr >= 0 and following is not None:
-                inside.update(range(event.sequence_nr, following.sequence_nr))
-    node = "autograd::engine::evaluate_function"
-    taken += sum(e.cpu_time_total for e in events if e.name.startswith(node) and e.sequence_nr in inside)
-    return taken / whole
-
-
 def times(client, rounds):
-    """Seconds of outputs and of training, a figure a round, each way in turns; and the operators' share."""
-    import rnnfast
+    """Of outputs and of training, each way in turns."""
+    import timing
 
-    ways = ["torch", "enabled"] + ["converted"] * (not hasattr(client, "NOT_CONVERTED"))
+    ways = ["torch.nn", "enabled"] + ["converted"] * (not hasattr(client, "NOT_CONVERTED"))
     built = {way: build(client, way) for way in ways}
-
-    def run(part, way):
-        with rnnfast.enabled() if way == "enabled" else contextlib.nullcontext():
-            start = time.perf_counter()
-            part(client, *built[way])
-            return time.perf_counter() - start
-
-    found = {"threads": torch.get_num_threads()}
-    for part in (forward, train):
-        for way in ways:
-            run(part, way)  # to warm up
-        rows = [{way: run(part, way) for way in ways} for _ in range(rounds)]
-        found[part.__name__] = {way: [row[way] for row in rows] for way in ways}
-        found[part.__name__]["share"] = share(functools.partial(run, part, "torch"))
-    return found
+    of_parts = {
+        part.__name__: timing.of_part(functools.partial(part, client), built, rounds)
+        for part in (forward, train)
+    }
+    return of_parts | {"threads": torch.get_num_threads()}
 
 
 def main(name, way, file):

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import torch
 
+from rnnfast.bench.model import expected, over
+
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs/clients.md"
 BEGIN, END = "<!-- clients:begin -->\n", "<!-- clients:end -->"
@@ -165,23 +167,34 @@ def line(row):
     return [name, row["what"], found, differs("enabled"), layers, differs("converted")]
 
 
-def timed(row):
-    cells = [row["name"], str(row["times"]["threads"])]
-    for part in ("forward", "train"):
-        seconds = row["times"][part]
-        cells += [f"{1e3 * statistics.median(seconds['torch']):.1f}", f"{100 * seconds['share']:.0f} %"]
-        for way in WAYS:
-            pairs = zip(seconds["torch"], seconds.get(way, ()), strict=way in seconds)
-            cells.append(f"{statistics.median(a / b for a, b in pairs):.2f}×" if way in seconds else "–")
-    return cells
+def timed(row, part):
+    """A line: torch's time, the layers' share and gain, and the whole's, expected by these and measured."""
+    seconds = row["times"][part]
+    whole, layers = seconds["whole"], seconds["layers"]
+
+    def gain(times, way):
+        return f"{over(times['torch.nn'], times[way]):.2f}×" if {"torch.nn", way} <= times.keys() else "–"
+
+    of_torch = 1e3 * statistics.median(whole["torch.nn"])
+    found = expected(whole, [layers]) if layers else None
+    return [
+        row["name"],
+        f"{of_torch:.{2 if of_torch < 10 else 0}f}",
+        f"{100 * found['share']:.0f} %" if found else "–",
+        gain(layers, "enabled"),
+        *([gain(seconds["inside"], "enabled")] if part == "forward" else []),
+        f"{found['expected']['enabled']:.2f}×" if found else "–",
+        *(gain(whole, way) for way in WAYS),
+    ]
 
 
 COLUMNS = "library|what runs|calls taken|enabled: differ by|layers converted|converted: differ by".split("|")
-TIMED = (
-    "library",
-    "threads",
-    *(f"{part}, {x}" for part in ("outputs", "training") for x in ("ms", "layers' share", *WAYS)),
-)
+TIMED = ["library", "torch, ms", "layers' share", "layers alone"]
+TIMED_WHOLE = ["expected", *WAYS]
+PARTS = {
+    "forward": ("Outputs", [*TIMED, "inside", *TIMED_WHOLE]),
+    "train": ("Training", [*TIMED, *TIMED_WHOLE]),
+}
 
 
 def report(result):
@@ -196,12 +209,14 @@ def report(result):
     if result["missing"]:
         text += f"\nNot installed: {', '.join(result['missing'])}.\n"
     if with_times := [row for row in good if "times" in row]:
-        rounds = len(with_times[0]["times"]["train"]["torch"])
+        times = with_times[0]["times"]
+        rounds = len(times["train"]["whole"]["torch.nn"])
         text += (
-            f"\nMeasured by `make test-clients TIMES=1`, medians of {rounds} rounds in turns: torch's time, "
-            "the part of it that its recurrent operators take, by its profiler, and torch's over ours. "
-            f"{m['cpu']} ({m['machine']}).\n\n{pipes(TIMED, [timed(row) for row in with_times])}\n"
+            f"\nMeasured by `make test-clients TIMES=1`: medians of {rounds} rounds in turns, "
+            f"{times['threads']} threads, {m['cpu']} ({m['machine']}).\n"
         )
+        for part, (title, columns) in PARTS.items():
+            text += f"\n{title}:\n\n{pipes(columns, [timed(row, part) for row in with_times])}\n"
     return text
 
 

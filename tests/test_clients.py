@@ -71,13 +71,22 @@ def test_training_that_changes_no_parameter_is_a_fault(monkeypatch):
     assert faults(monkeypatch, torch=still, enabled=still, converted=still) == ["training moves no parameter"]
 
 
-def test_times_are_told_by_how_they_were_measured():
-    seconds = {"torch": [2.0, 4.0, 9.0], "enabled": [1.0, 2.0, 3.0], "share": 0.5}
-    result = json.loads((CLIENTS / "results/clients.json").read_text())
-    assert "TIMES=1" not in run.report(result)
-    result["rows"][0]["times"] = {"threads": 2, "forward": seconds, "train": seconds}
-    told = run.report(result)
-    assert "make test-clients TIMES=1" in told and "| 2 | 4000.0 | 50 % | 2.00× | – |" in told
+def test_times_are_told_beside_what_the_layers_let_one_expect():
+    result = {"meta": run.meta(), "rows": [], "missing": []}
+    whole = {"torch.nn": [2.0, 4.0, 9.0], "enabled": [1.6, 3.2, 7.0]}
+    layers = {"torch.nn": [1.0, 2.0, 4.5], "enabled": [0.5, 1.0, 2.0]}
+    part = {"whole": whole, "layers": layers, "inside": {"torch.nn": [1.0], "enabled": [0.4]}}
+    row = of_process() | {"name": "it", "what": "", "not_taken": None, "not_converted": None, "faults": []}
+    row |= {"enabled": {}, "converted": {}}
+    assert "TIMES=1" not in run.report(result | {"rows": [row]})
+    timed = row | {"times": {"threads": 2, "forward": part, "train": part}}
+    told = run.report(result | {"rows": [timed]})
+    assert "make test-clients TIMES=1" in told and "medians of 3 rounds in turns, 2 threads" in told
+    assert "| it | 4000 | 50 % | 2.00× | 2.50× | 1.33× | 1.25× | – |" in told
+    assert "| it | 4000 | 50 % | 2.00× | 1.33× | 1.25× | – |" in told
+    # of a client that holds no layer that can be called alone
+    timed["times"]["train"] = part | {"layers": {}, "inside": {}}
+    assert "| it | 4000 | – | – | – | 1.25× | – |" in run.report(result | {"rows": [timed]})
 
 
 def test_the_page_has_the_tables_of_the_committed_result():
