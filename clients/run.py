@@ -148,7 +148,9 @@ def meta():
 
 def save(result, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clients.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1)
+    numbers = re.compile(r"\[\s+([^\[\]{}\"]+?)\s+\]")  # a list of them is one line
+    (folder / "clients.json").write_text(numbers.sub(lambda m: f"[{' '.join(m[1].split())}]", text) + "\n")
 
 
 def pipes(columns, lines):

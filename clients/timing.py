@@ -8,6 +8,7 @@ import functools
 import time
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import rnnfast
 from rnnfast.bench.find import RECURRENT, mapped, tensors
@@ -17,12 +18,19 @@ SLOW = 0.1  # seconds of which one turn is enough
 
 
 @contextlib.contextmanager
-def hooked(model, before, after=None):
-    """Recurrent layers tell before(layer, args, kwargs) and after(layer, args, y) of their calls."""
-    layers = [module for module in model.modules() if isinstance(module, RECURRENT)]
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+def hooked(before, after=None):
+    """All recurrent layers tell before(layer, args) and after(layer, args, y) of their calls.
+
+    Hooks of all modules, for TorchScript, which a client may make of its model, would compile a layer's own.
+    These are not told of arguments by name.
+    """
+
+    def of_recurrent(hook):
+        return lambda module, *rest: hook(module, *rest) if isinstance(module, RECURRENT) else None
+
+    handles = [register_module_forward_pre_hook(of_recurrent(before))]
     if after:
-        handles += [layer.register_forward_hook(after) for layer in layers]
+        handles.append(register_module_forward_hook(of_recurrent(after)))
     try:
         yield
     finally:
@@ -30,26 +38,25 @@ def hooked(model, before, after=None):
             handle.remove()
 
 
-def heard(model, run):
-    """The calls of the model's recurrent layers in one run: layer, arguments, whether with a graph."""
+def heard(run):
+    """The calls of recurrent layers in one run: layer, arguments, whether with a graph."""
     calls = []
 
-    def note(layer, args, kwargs):
+    def note(layer, args):
         def kept(x):
             return x.detach().clone().requires_grad_(x.requires_grad)
 
-        calls.append((layer, mapped(kept, (args, kwargs)), torch.is_grad_enabled()))
+        calls.append((layer, mapped(kept, args), torch.is_grad_enabled()))
 
-    with hooked(model, note):
+    with hooked(note):
         run()
     return calls
 
 
-def inside(model, run):
+def inside(run):
     """Seconds that the recurrent layers' forward takes in one run."""
     began, spent = [], []
     with hooked(
-        model,
         lambda *_: began.append(time.perf_counter()),
         lambda *_: spent.append(time.perf_counter() - began.pop()),
     ):
@@ -60,9 +67,8 @@ def inside(model, run):
 def replay(calls):
     """The same calls again, and backward from all outputs where there was a graph."""
     for layer, arguments, graph in calls:
-        args, kwargs = arguments
         with torch.set_grad_enabled(graph):
-            ys = [y for y in tensors(layer(*args, **kwargs)) if y.requires_grad]
+            ys = [y for y in tensors(layer(*arguments)) if y.requires_grad]
         if ys:
             wanted = [x for x in (*tensors(arguments), *layer.parameters()) if x.requires_grad]
             torch.autograd.grad(ys, wanted, [torch.ones_like(y) for y in ys], allow_unused=True)
@@ -85,12 +91,11 @@ def of_part(part, built, rounds):
     built: the model and its data for each way. `inside` is what the layers' forward takes within the part.
     """
     calls = {("whole", way): functools.partial(part, *given) for way, given in built.items()}
-    models = {way: model for way, (model, _) in built.items()}
-    for way, model in models.items():
+    for way in built:
         run = calls["whole", way]
         with surroundings(way):
             run()  # to warm up
-            if again := heard(model, run):
+            if again := heard(run):
                 calls["layers", way] = functools.partial(replay, again)
     with undisturbed():
         times = interleave(
@@ -108,6 +113,6 @@ def of_part(part, built, rounds):
         for way in found["layers"]:
             with surroundings(way):
                 for _ in range(2):  # once to wake the threads
-                    spent = inside(models[way], calls["whole", way])
+                    spent = inside(calls["whole", way])
             found["inside"].setdefault(way, []).append(spent)
     return found
