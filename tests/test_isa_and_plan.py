@@ -196,6 +196,30 @@ def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, dtype,
 
 
 @isas
+@cells
+@pytest.mark.parametrize("H", [19, 261])
+def test_so_many_rows_give_the_bits_of_other_numbers_of_rows(isa, cell, H):
+    # how panels stand and what a tile takes of them go by the rows: of the batch, and of a step, if packed
+    layer = make(ours_of, cell, 270, H, torch.float32)
+    x = torch.randn(2, 9, 270)
+    info.set_isa(isa)
+
+    def rows_and_gradient(rows):
+        some = x[:, :rows].clone().requires_grad_()
+        y = layer(some)[0]
+        return y.detach(), torch.autograd.grad(y.square().sum(), some)[0]
+
+    y, dx = rows_and_gradient(9)
+    for rows in range(1, 9):
+        of_some = rows_and_gradient(rows)
+        assert torch.equal(of_some[0], y[:, :rows]) and torch.equal(of_some[1], dx[:, :rows]), rows
+        with torch.no_grad():
+            packed = pack_padded_sequence(x[:, :6], [2] * min(rows, 6) + [1] * (6 - min(rows, 6)))
+            last = pad_packed_sequence(layer(packed)[0])[0][1, :rows]
+        assert torch.equal(last[:6], y[1, : min(rows, 6)]), rows
+
+
+@isas
 @pytest.mark.parametrize("form", ["steps first", "batch first", "packed"])
 @pytest.mark.parametrize("batch", [16, 33, 49, 64, 261])
 def test_a_large_bfloat16_batch_gives_the_bits_of_its_rows(isa, form, batch):

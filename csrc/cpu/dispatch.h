@@ -26,7 +26,7 @@ struct KernelsOf {
   LayerKernels<A> layer;
   size_t (*deep_forward)(const DeepParams<A>&, Plan, void* workspace, Team::Member*);
   size_t (*deep_backward)(const DeepParams<A>&, Plan, void* workspace, Team::Member*);
-  // elementwise over n numbers, for tests: 'e'xp, 's'igmoid, 't'anh
+  // elementwise over n numbers, for tests: 's'igmoid, 't'anh
   void (*math)(char function, const A* x, A* y, int64_t n);
 };
 

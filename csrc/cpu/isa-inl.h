@@ -26,6 +26,7 @@ RNNFAST_INLINE f64v greater(f64v a, f64v b) { return RNNFAST_GREATER_F64(a, b); 
 #include "cells/all.h"
 #include "cpu/share-inl.h"
 #include "cpu/parts-inl.h"
+#include "cpu/tile-inl.h"
 #include "cpu/product-inl.h"
 #ifdef RNNFAST_MATRIX_UNIT
 #include "cpu/matrix-inl.h"

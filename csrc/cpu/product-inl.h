@@ -1,132 +1,6 @@
 // C[M, N] += A[M, K] . B[K, N] with B packed: the one matrix product of every recurrence, forward and
-// backward. The sums of a tile (some rows, some vectors) stay in registers while it walks K; each is one
-// chain of multiply-adds in the order of k, added to C at the end, so tiles of any size round alike. K counts
-// words (W): a float, a double, or a pair of bfloat16 that one instruction multiplies and adds up in float.
-// Compiled once per instruction set, inside its namespace. No guard on purpose.
-
-// Longer sums are cut, whatever the tile: the panel's block stays in the second cache while many tiles read
-// it, and rounding errors of one chain do not grow with the length of the whole.
-constexpr int64_t kBlock = 1024;
-constexpr int64_t kLine = 64;
-#ifdef RNNFAST_MATRIX_UNIT
-constexpr bool kMatrixUnit = true;
-constexpr int64_t kUnitWords = 16;  // of k, that the unit multiplies at once
-#else
-constexpr bool kMatrixUnit = false;
-constexpr int64_t kUnitWords = 1;
-#endif
-#ifdef RNNFAST_MANY_REGISTERS
-constexpr int kRegisters = 32;
-#else
-constexpr int kRegisters = 16;
-#endif
-constexpr bool kManyRegisters = kRegisters == 32;
-constexpr int kMaxRows = 8;
-constexpr int kTurnedRows = kMatrixUnit ? 0 : 3;
-constexpr int kMaxVectors = kMatrixUnit ? 4 : 8;
-
-// Rows of a tile, by its vectors: as many accumulators as the registers hold beside what a step of k reads
-// again.
-constexpr int tile_rows(int vectors) {
-  constexpr int wide[] = {0, 8, 8, 8, 6, 5, 4, 3, 3};
-  constexpr int narrow[] = {0, 8, 6, 4, 3, 2, 2, 1, 1};
-  return kManyRegisters ? wide[vectors] : narrow[vectors];
-}
-
-// Whether a step of k holds a row of B and reads the numbers of A one by one, or the other way round. With
-// one register too few a sum goes through memory at every step, which takes longer than all its
-// multiply-adds.
-constexpr bool holds_row(int rows, int vectors) {
-  return vectors <= rows || rows * vectors + vectors + 1 <= kRegisters;
-}
-
-// Steps of k between two looks at its end: 16 registers have no room for what is read ahead.
-constexpr int kUnroll = kManyRegisters ? 4 : 1;
-
-template <class W>
-struct Tile {
-  typedef typename SumOf<W>::type A;
-  const W* a[kMaxRows];         // [K] each
-  const A* in[kMaxRows];        // what C starts from, and
-  A* out[kMaxRows];             // where it goes: rows of C
-  int64_t offset[kMaxVectors];  // of each vector within a row of C
-  const W* b;                   // [K, vectors, lanes]
-  int64_t K;
-  const char* next;  // what is read after this panel, and
-  int64_t lines;     // how much of it, to K at most, is asked for meanwhile
-};
-
-template <class W, int kRows, int kVectors>
-__attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
-  typedef typename Vec<W>::type Operand;
-  typedef typename Vec<typename SumOf<W>::type>::type V;
-  constexpr int L = Vec<W>::kLanes;
-  V acc[kRows][kVectors];
-  const W* a[kRows];
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m) {
-    a[m] = tile.a[m];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) acc[m][v] = V{};
-  }
-  const int64_t K = tile.K, lines = tile.lines;
-  const char* const next = tile.next;
-  const W* b = tile.b;
-#pragma GCC unroll kUnroll
-  for (int64_t k = 0; k < K; ++k, b += kVectors * L) {
-    if (k < lines) __builtin_prefetch(next + k * kLine, 0, 2);
-    if constexpr (holds_row(kRows, kVectors)) {
-      Operand row[kVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * L);
-#pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) {
-        const Operand x = a[m][k] - Operand{};
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) acc[m][v] = fma(x, row[v], acc[m][v]);
-      }
-    } else {
-      Operand x[kRows];
-#pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) x[m] = a[m][k] - Operand{};
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        const Operand row = load(b + v * L);
-#pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m) acc[m][v] = fma(x[m], row, acc[m][v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = tile.offset[v];
-      store(tile.out[m] + at, load(tile.in[m] + at) + acc[m][v]);
-    }
-}
-
-// multiply_tile by [vectors][rows], filled for all sizes that a tile may have
-template <class W>
-struct TileTable {
-  void (*entry[kMaxVectors + 1][kMaxRows + 1])(const Tile<W>&) = {};
-
-  constexpr TileTable() { fill_vectors<1>(); }
-
-  template <int kVectors>
-  constexpr void fill_vectors() {
-    fill_rows<kVectors, 1>();
-    if constexpr (kVectors < kMaxVectors) fill_vectors<kVectors + 1>();
-  }
-  template <int kVectors, int kRows>
-  constexpr void fill_rows() {
-    entry[kVectors][kRows] = multiply_tile<W, kRows, kVectors>;
-    if constexpr (kRows < tile_rows(kVectors)) fill_rows<kVectors, kRows + 1>();
-  }
-};
-
-template <class W>
-inline constexpr TileTable<W> kTiles;
+// backward, by tiles (tile-inl.h). Compiled once per instruction set, inside its namespace. No guard on
+// purpose.
 
 // Where vector v of L units stands in a row of a Layout with such blocks
 template <int64_t L>
@@ -167,7 +41,8 @@ struct Source {
 };
 
 // A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
-// panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate.
+// panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate; or, in
+// pairs, those of two of its vectors, and after all k those of the next two.
 // A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
 // into a place that stays in the nearest cache; for a few rows it is not packed at all (`turned`).
 template <class E>
@@ -183,6 +58,7 @@ struct Packed {
   int gates = 1;
   int width = 1;
   bool once = false;
+  bool paired = false;  // panels of an even number of vectors
   bool turned = false;
   // of A, that are split at a time: [split_rows, K] in parts, for each part of the plan
   W* split = nullptr;
@@ -193,6 +69,8 @@ struct Packed {
   static constexpr int64_t kMostSplitRows = 128, kMostPanel = 8;
 
   int64_t vectors() const { return divide_up(units, L); }
+  // of so many vectors of a panel
+  int64_t side_by_side(int64_t of) const { return paired && of % 2 == 0 ? 2 : of; }
   // what a packed vector takes
   int64_t vector_size() const {
     if constexpr (kInParts<E>)
@@ -218,6 +96,9 @@ struct Packed {
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
     w.turned = w.once && !source.straight && rows <= kTurnedRows;
+    // one row of few numbers reads no faster by several streams
+    constexpr int64_t kManyNumbers = 256, kFewRows = 7;
+    w.paired = !kManyRegisters && (rows == 1 ? w.K >= kManyNumbers : rows < kFewRows);
     w.width = (rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
     if (kInParts<E> && gates == 3) w.width = 2;  // pairs of vectors
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
@@ -303,19 +184,25 @@ struct Packed {
       return;
     }
     if (source.straight) {
-      for (int64_t k = 0; k < K; ++k) {
-        const int64_t first = least(k * kNumbers, numbers - 1), second = least(first + 1, numbers - 1);
-        const E *low = source.row(first), *high = source.row(second);
-        for (int64_t v = p.begin; v < p.end; ++v, to += L)
-          store(to, load_column_words_part(low + v * L, high + v * L, numbers - k * kNumbers, units - v * L));
-      }
+      const int64_t side = side_by_side(p.size());
+      for (Range some{p.begin, p.begin + side}; some.begin < p.end; some = {some.end, some.end + side})
+        for (int64_t k = 0; k < K; ++k) {
+          const int64_t first = least(k * kNumbers, numbers - 1), second = least(first + 1, numbers - 1);
+          const E *low = source.row(first), *high = source.row(second);
+          for (int64_t v = some.begin; v < some.end; ++v, to += L)
+            store(to,
+                  load_column_words_part(low + v * L, high + v * L, numbers - k * kNumbers, units - v * L));
+        }
       return;
     }
-    const int64_t stride = gates * p.size() * L;
+    const int64_t side = side_by_side(gates * p.size()), stride = side * L;
+    int64_t n = 0;
     for (int64_t g = 0; g < gates; ++g)
-      for (int64_t v = p.begin; v < p.end; ++v, to += L)
+      for (int64_t v = p.begin; v < p.end; ++v, ++n) {
+        W* const first = to + (n / side * side * K + n % side) * L;
         for (int64_t k = 0; k < K; k += L)
-          turn_block(to + k * stride, stride, at(g, v, k), source.ld / kNumbers, units - v * L, K - k);
+          turn_block(first + k * stride, stride, at(g, v, k), source.ld / kNumbers, units - v * L, K - k);
+      }
   }
 
   // word k of the first unit of a vector, in the matrix itself
@@ -373,15 +260,21 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
   constexpr int L = Vec<W>::kLanes;
   w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) __attribute__((always_inline)) {
     Tile<W> tile;
-    columns.of<L>(p, w.gates, tile.offset);
-    const int64_t width = w.gates * p.size();
-    const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(width)));
+    int64_t offsets[kMaxVectors];
+    columns.of<L>(p, w.gates, offsets);
+    const int64_t width = w.gates * p.size(), side = w.side_by_side(width);
     const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
     if (w.once && panel) part.watch.lap(Work::kPack);
-    const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock));
-    for (int64_t block = 0; block < blocks; ++block) {
+    const bool pairs = panel && side < width;
+    const int64_t wide = pairs ? tile_vectors(width, n) : width;
+    const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock)), turns = divide_up(width, wide) * blocks;
+    tile.further = w.K * side * L;
+    for (int64_t turn = 0; turn < turns; ++turn) {
+      const int64_t block = turn % blocks, first = turn / blocks * wide, vectors = least(wide, width - first);
+      const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(vectors)));
       const Range k = share(w.K, blocks, block);
-      if (panel) tile.b = panel + k.begin * width * L;
+      tile.offset = offsets + first;
+      if (panel) tile.b = panel + (first * w.K + k.begin * side) * L;
       tile.K = k.size();
       for (int64_t i = 0; i < tiles; ++i) {
         const Range r = share(n, tiles, i);
@@ -390,13 +283,15 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
           tile.a[m] += k.begin;
           if (block > 0) tile.in[m] = tile.out[m];
         }
-        w.ask_for(tile, p, w.vectors_of(part.cut), last_first, blocks * tiles, block * tiles + i);
-        if (panel)
-          kTiles<W>.entry[width][r.size()](tile);
-        else
+        w.ask_for(tile, p, w.vectors_of(part.cut), last_first, turns * tiles, turn * tiles + i);
+        if (!panel)
           kTurnedTiles<E>[r.size()](tile, w, p, k.begin);
+        else if (!kManyRegisters && pairs)
+          kTiles<W, !kManyRegisters>.entry[vectors][r.size()](tile);
+        else
+          kTiles<W, false>.entry[vectors][r.size()](tile);
         part.watch.lap(Work::kProduct);
-        if (block + 1 < blocks) continue;
+        if (turn + 1 < turns) continue;
         then(r, p);
         part.watch.lap(Work::kCell);
       }
