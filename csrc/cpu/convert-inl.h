@@ -15,11 +15,13 @@ constexpr uint32_t kNoSign = 0x7fffffff, kInfinity = 0x7f800000;
 
 RNNFAST_INLINE f32v widened(bits16 v, Bfloat16) { return float_of(__builtin_convertvector(v, bits32) << 16); }
 
-// to the nearest, ties to even; NaN to one with a clean sign
-RNNFAST_INLINE bits16 rounded_bits(f32v v, Bfloat16) {
-  const bits32 bits = bits_of(v), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(choose(exceeds(bits & kNoSign, kInfinity), 0x7fc0 - bits32{}, nearest),
-                                 bits16);
+// floats rounded to the nearest, ties to even; NaN to one with a clean sign
+RNNFAST_INLINE f32v rounded_to(Bfloat16, f32v v) {
+  const bits32 bits = bits_of(v), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+  return float_of(choose(__builtin_bit_cast(bits32, v == v), nearest, 0x7fc00000 - bits32{}));
+}
+RNNFAST_INLINE bits16 rounded_bits(f32v v, Bfloat16 e) {
+  return __builtin_convertvector(bits_of(rounded_to(e, v)) >> 16, bits16);
 }
 
 #ifdef RNNFAST_WIDEN_F16
@@ -48,30 +50,46 @@ RNNFAST_INLINE bits16 rounded_bits(f32v v, Half) {
 }
 #endif
 
+RNNFAST_INLINE f32v rounded_to(Half e, f32v v) { return widened(rounded_bits(v, e), e); }
+
+// the first n of so many lanes
+RNNFAST_INLINE bits16 load_bits(const uint16_t* p, int64_t n) {
+  bits16 v{};
+  __builtin_memcpy(&v, p, n * sizeof *p);
+  return v;
+}
+RNNFAST_INLINE void store_bits(uint16_t* p, bits16 v, int64_t n) { __builtin_memcpy(p, &v, n * sizeof *p); }
+
+// f(i, lanes) for each vector of n numbers: the whole ones in a loop that holds nothing else, so that
+// constants stay in registers, and the rest
+template <class F>
+RNNFAST_INLINE void each_vector(int64_t n, const F& f) {
+  constexpr int64_t L = Vec<float>::kLanes;
+  int64_t i = 0;
+  for (; n - i >= L; i += L) f(i, L);
+  if (i < n) f(i, n - i);
+}
+
 template <class E>
 void widen(const uint16_t* x, float* y, int64_t n) {
-  constexpr int L = Vec<float>::kLanes;
-  for (int64_t i = 0; i < n; i += L) {
-    bits16 v{};
-    if (n - i >= L)
-      __builtin_memcpy(&v, x + i, sizeof v);
-    else
-      __builtin_memcpy(&v, x + i, (n - i) * sizeof *x);
-    store_part(y + i, widened(v, E()), n - i);
-  }
+  each_vector(n, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    store_part(y + i, widened(load_bits(x + i, lanes), E()), lanes);
+  });
 }
 
 template <class E>
 void round_off(const float* x, uint16_t* y, int64_t n) {
-  constexpr int L = Vec<float>::kLanes;
-  for (int64_t i = 0; i < n; i += L) {
-    const bits16 v = rounded_bits(load_part(x + i, n - i), E());
-    if (n - i >= L)
-      __builtin_memcpy(y + i, &v, sizeof v);
-    else
-      __builtin_memcpy(y + i, &v, (n - i) * sizeof *y);
-  }
+  each_vector(n, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    store_bits(y + i, rounded_bits(load_part(x + i, lanes), E()), lanes);
+  });
 }
 
 template <class E>
-constexpr Conversion kConversion = {widen<E>, round_off<E>};
+void round_within(const float* x, float* y, int64_t n) {
+  each_vector(n, [&](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    store_part(y + i, rounded_to(E(), load_part(x + i, lanes)), lanes);
+  });
+}
+
+template <class E>
+constexpr Conversion kConversion = {widen<E>, round_off<E>, round_within<E>};

@@ -30,10 +30,11 @@ struct KernelsOf {
   void (*math)(char function, const A* x, A* y, int64_t n);
 };
 
-// n numbers that are stored in 16 bits, to float and, to the nearest, ties to even, back
+// n numbers that are stored in 16 bits, to float and, to the nearest, ties to even, back; and both at once
 struct Conversion {
   void (*widen)(const uint16_t* x, float* y, int64_t n);
   void (*round_off)(const float* x, uint16_t* y, int64_t n);
+  void (*round_within)(const float* x, float* y, int64_t n);
 };
 
 // How exact float32's products have to be: as torch's fp32_precision "ieee", "tf32" and "bf16"

@@ -28,13 +28,13 @@ struct Converter {
       if (!narrows) return of(from).widen(halves, to_floats, n);
       if (!widens) return of(to).round_off(floats, to_halves, n);
     }
+    if (!widens && !narrows) return of(layer).round_within(floats, to_floats, n);
     constexpr int64_t kPiece = 256;
     float wide[kPiece];
-    uint16_t narrow[kPiece];
     for (int64_t i = 0; i < n; i += kPiece) {
       const int64_t m = std::min(kPiece, n - i);
       widens ? of(from).widen(halves + i, wide, m) : void(std::memcpy(wide, floats + i, m * sizeof *wide));
-      if (rounds()) of(layer).round_off(wide, narrow, m), of(layer).widen(narrow, wide, m);
+      if (rounds()) of(layer).round_within(wide, wide, m);
       narrows ? of(to).round_off(wide, to_halves + i, m)
               : void(std::memcpy(to_floats + i, wide, m * sizeof *wide));
     }
