@@ -60,8 +60,8 @@ struct Tile {
   const A* in[kMaxRows];  // what C starts from, and
   A* out[kMaxRows];       // where it goes: rows of C
   const int64_t* offset;  // of each vector within a row of C
-  const W* b;             // [K, vectors, lanes], or in pairs: [K, 2, lanes], and the next pair
-  int64_t further;        // on, and so on
+  const W* b;             // [K, vectors, lanes], or for each pair of vectors [K, 2, lanes],
+  int64_t further;        // which are so far apart
   int64_t K;
   const char* next;  // what is read after this panel, and
   int64_t lines;     // how much of it, to K at most, is asked for meanwhile
