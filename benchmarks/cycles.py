@@ -13,14 +13,18 @@ import json
 import re
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import sass
 
 SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "resident_bf16.cu"
+LARGEST = 16  # blocks of a cluster
+SHARERS = 4  # lanes of a warp that share out the blocks they send to
 SCHEDULERS = 4  # of a multiprocessor: each begins an instruction of one of its warps a cycle
 CLASSES = {"lstm": "4Lstm", "gru": "3Gru", "rnn_tanh": "7RnnTanh", "rnn_relu": "7RnnRelu"}
+TEAMS = ["block", "cluster", "grid"]
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 # A section's calls; the innermost call of an instruction that stands here names its section. What has none
@@ -28,19 +32,28 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 SECTIONS = {
     "receive": r"exchange\.receive\(",
     "product": r"\bproduct\(|\bcarry\(",
-    "inputs": r"(load|prefetch)_(input|next)\(|each_saved\(",
+    "inputs": r"load_(input|next|saved)\(|walk\.go\(",
     "sums": r"\badd_parts\(|\bparts\.",
-    "cells": r"\bcells\(|Cell::",
-    "stores": r"\bstore\(|p\.(gates|cells|y)\[|p\.(da|dx)\[",
+    "cells": r"\bcells\(|Cell::|\bdoing\(|\btake_part\(",
+    "stores": r"\bstore\(",
     "send": r"exchange\.send\(",
     "rest": r"^for \(int (s|tile)\b|exchange\.finish",
 }
 # What a plain walk (sequences of equal length, no resets, not at its ends, nobody lost) never reads or writes
-ABSENT = re.compile(
-    r"\b(offsets|sizes|lengths|resets|anew|patience|failed|dcs|cs|dhn|dcn|h0|c0)\b|\bkeep\(|\bp\.[hc]\[b"
-    r"|\bstale\(|leave\(tile"
-)
-SAVED = re.compile(r"\b(gates|p\.cells)\[")
+ABSENT = re.compile(r"\b(offsets|sizes|lengths|resets|anew|patience|failed|dcs|cs|dhn|dcn|h0|c0)\b")
+# and the functions that it never calls
+NEVER = r"\bwait_longer\("
+# a test that lets it pass by what is for the last step, and for backward
+PASSED_BY = "if (p.gates || p.cs || last.bits)"
+# What every step has, by the kind of team: a way without it is not a step's.
+ESSENTIAL = {
+    "block": ("HMMA", "LDG", "STG", "STS", "BAR"),
+    "cluster": ("HMMA", "LDG", "STG", "SHFL", "STAS", "SYNCS.PHASECHK", "BAR"),
+    "grid": ("HMMA", "LDG.E.128.STRONG.GPU", "STG.E.64.STRONG.GPU", "STG", "BAR"),
+}
+# looked at again, for what was late
+LATE = r"turn % kTurns|pause\(turn\)"
+EFFECTS = ("LDG", "STG", "LDS", "STS", "STAS", "SYNCS", "BAR", "SHFL", "HMMA", "MUFU")
 MEMORY = ("LD", "ST", "LDG", "STG", "LDS", "STS", "CS2R")
 
 
@@ -59,8 +72,9 @@ class Case(NamedTuple):
 CASES = [
     *(Case("lstm", hidden, False) for hidden in (128, 256, 512, 1024)),
     Case("lstm", 512, False, True),
-    Case("gru", 512, False),
-    *(Case("lstm", hidden, True) for hidden in (128, 512, 1024)),
+    *(Case(cell, 512, False) for cell in ("gru", "rnn_tanh")),
+    *(Case("lstm", hidden, True) for hidden in (128, 256, 512, 1024)),
+    *(Case(cell, 512, True) for cell in ("gru", "rnn_tanh")),
 ]
 
 
@@ -95,9 +109,14 @@ def section_of(sources, before):
     return before
 
 
+def _within(one, calls):
+    """Whether it stands in what is called on such a line: not on the line itself, but for its callee's."""
+    return any(re.search(calls, text) for text in sass.sources(one)[:-1])
+
+
 def _held(one):
     """Whether it is for W in shared memory."""
-    return any("multiply_held" in text for text in sass.sources(one))
+    return _within(one, r"\bmultiply_held\(")
 
 
 def _sums(function, case, plan):
@@ -106,7 +125,7 @@ def _sums(function, case, plan):
     if plan["team"] == "block":
         return {}
     others = (
-        plan["split"] if case.backward else (plan["split"] - 1) * (4 if case.cell.startswith("rnn") else 8)
+        plan["split"] if case.backward else (plan["split"] - 1) * (1 if case.cell.startswith("rnn") else 2)
     )
     runs = {}
     for block in sass.blocks(function):
@@ -122,30 +141,66 @@ def _sums(function, case, plan):
     return met
 
 
-def _foreign(case, plan, sums):
+def _never(function, case, plan):
+    """Addresses of what this walk never meets: blocks most of whose instructions, and all that do more than
+    compute, stand in functions that it does not call."""
+    calls = NEVER if plan["held"] else rf"{NEVER}|\bmultiply_held\("
+    found = set()
+    for block in sass.blocks(function):
+        work = [one for one in block if one.name not in ("BSSY", "BSYNC", "BRA", "NOP")]
+        outside = [one for one in work if not _within(one, calls)]
+        # a line given to a few instructions may be that of what was before them
+        few = len(work) < 4 and not any(one.name in EFFECTS for one in work)
+        if not few and 2 * len(outside) < len(work) and not any(one.name in EFFECTS for one in outside):
+            found |= {one.address for one in block}
+    if not case.saves:
+        for one, then in pairwise(function.code):
+            if one.name == "BRA" and one.guard and any(PASSED_BY in text for text in sass.sources(one)):
+                found.add(then.address)
+    return found
+
+
+def _foreign(case, plan, sums, never):
     """Which instructions are those of another team or part, or of a slow way out."""
 
     def foreign(one):
+        if one.address in never:
+            return True
         texts = sass.sources(one)
         if plan["team"] == "cluster":
             in_receive = one.name == "BAR" and any("exchange.receive(" in text for text in texts)
             others = in_receive or "STRONG.GPU" in one.operation
         else:
             others = one.name in ("SYNCS", "STAS")
+        # where warps share sums, the last one has another part
+        expects = (
+            plan["split"] > (2 if case.backward else 1)
+            and one.name == "SYNCS"
+            and _within(one, r"\bexpect\(")
+        )
         held = not plan["held"] and one.name in ("HMMA", "LDS") and _held(one)
-        leaves = one.name == "STS" and not case.backward and any("parts.leave(" in text for text in texts)
-        return others or held or leaves or one.name == "CALL" or sums.get(one.address) == 0
+        leaves = (
+            one.name == "STS"
+            and not one.guard
+            and not case.backward
+            and any("parts.leave(" in text for text in texts)
+        )
+        # to the largest cluster a warp sends without a loop
+        sends = "i < links.blocks" if plan["blocks"] == LARGEST else "i < kMostBlocks"
+        others |= one.name == "STAS" and any(sends in text for text in texts)
+        late = one.name in ("BRA", "NANOSLEEP") and any(re.search(LATE, text) for text in texts)
+        elsewhere = others or expects or held or leaves or late
+        return elsewhere or one.operation in ("CALL", "WARPSYNC.COLLECTIVE") or sums.get(one.address) == 0
 
     return foreign
 
 
-def _absent(case):
+def _absent():
     """Which instructions read or write what there is not: their predicate is false, or they are not met."""
-    saves = case.saves or case.backward
 
     def absent(one):
         texts = sass.sources(one) if one.name in MEMORY else ()
-        return any(ABSENT.search(text) or (not saves and SAVED.search(text)) for text in texts)
+        return any(ABSENT.search(text) for text in texts)
 
     return absent
 
@@ -159,16 +214,15 @@ def _rounds(case, plan, sums):
         products = [one for one in body if one.name == "HMMA"]
         if products and not all(_held(one) for one in products):
             return plan["batches"]
-        stores = sum(one.name == "STAS" for one in body)
+        if any(one.name == "STAS" for one in body):
+            return -(-plan["blocks"] // SHARERS)
         packets = sum(one.name == "LDG" and "STRONG.GPU" in one.operation for one in body)
-        if stores:
-            return -(-plan["blocks"] // stores)
-        if packets:
-            return -(-4 * plan["batches"] * numbers // (threads * packets))
+        if packets and "for (int row" in sass.sources(body[-1])[-1]:
+            return plan["batches"]
+        if packets:  # two at once
+            return -(-2 * plan["batches"] * numbers // (threads * packets))
         if products:
             return -(-plan["held"] * (1 if case.backward else 2) // len(products))
-        if any(one.name == "CCTL" for one in body):
-            return 2  # rows of a thread, for each of which it asks the cache
         return max([1, *(sums.get(one.address, 1) for one in body)])
 
     return rounds
@@ -177,13 +231,16 @@ def _rounds(case, plan, sums):
 def reckon(functions, case, plan):
     way_there = "backward" if case.backward else "forward"
     wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E\w*Li{plan['tiles']}"
-    wanted += f"ELb{int(plan['team'] != 'block')}E"
+    wanted += f"ELNS0_4TeamE{TEAMS.index(plan['team'])}ELb1E"
     found = [function for name, function in functions.items() if re.search(wanted, name)]
     if not found:
         raise sass.Error(f"there is no kernel {wanted} in this machine code")
     sums = _sums(found[0], case, plan)
-    absent, foreign = _absent(case), _foreign(case, plan, sums)
+    absent, foreign = _absent(), _foreign(case, plan, sums, _never(found[0], case, plan))
     way = sass.longest_way(found[0], lambda one: foreign(one) or (absent(one) and not one.guard))
+    for name in (*ESSENTIAL[plan["team"]], *(() if case.backward else ("MUFU",))):
+        if not any(one.operation.startswith(name) for one in way):
+            raise sass.Error(f"{case}: the way found has no {name}")
     sections, section = dict.fromkeys(SECTIONS, (0, 0)), "rest"
     for one, cycles in sass.walk(sass.unrolled(way, _rounds(case, plan, sums)), absent):
         section = section_of(sass.sources(one), section)

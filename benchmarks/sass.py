@@ -213,13 +213,13 @@ def blocks(function):
         yield run
 
 
-def _body(code, places, head, tail):
-    """The instructions of the loop whose last branch, at `tail`, leads back to `head`."""
+def _body(code, places, head, tails):
+    """The instructions of the loop whose branches at `tails` lead back to `head`."""
     before = {}
     for i in range(len(code)):
         for j in _next(code, places, i):
             before.setdefault(j, []).append(i)
-    body, left = {head, tail}, [tail]
+    body, left = {head, *tails}, list(tails)
     while left:
         i = left.pop()
         if i == head:
@@ -232,18 +232,18 @@ def _body(code, places, head, tail):
 
 
 def longest_loop(function):
-    """The loop with the most instructions of those around matrix instructions: its body, head and tail."""
+    """The loop with the most instructions of those around matrix instructions: its body, head and tails."""
     code = function.code
     places = {one.address: i for i, one in enumerate(code)}
-    loops = []
+    loops = {}
     for tail, one in enumerate(code):
         if one.target is not None and one.target <= one.address:
             head = places[one.target]
             if any(code[i].name == "HMMA" for i in range(head, tail)):
-                loops.append((head, tail))
+                loops.setdefault(head, set()).add(tail)
     if not loops:
         raise Error(f"{function.name} has no loop around a matrix instruction")
-    bodies = [(_body(code, places, head, tail), head, tail) for head, tail in loops]
+    bodies = [(_body(code, places, head, tails), head, tails) for head, tails in loops.items()]
     # not a branch back from code that stands behind the end: from there one comes to the function's first
     return max((found for found in bodies if 0 not in found[0]), key=lambda found: len(found[0]))
 
@@ -253,8 +253,8 @@ def longest_way(function, never):
     meets no instruction of which never(instruction) is true, and each loop inside once."""
     code = function.code
     places = {one.address: i for i, one in enumerate(code)}
-    body, head, tail = longest_loop(function)
-    body = {i for i in body if i in (head, tail) or not never(code[i])}
+    body, head, tails = longest_loop(function)
+    body = {i for i in body if i == head or not never(code[i])}
     # depth first, without recursion: an edge to what is still open leads back
     state, order, ways = {}, [], {}
     stack = [(head, None)]
@@ -265,7 +265,7 @@ def longest_way(function, never):
                 continue
             state[i] = "open"
             ways[i] = []
-            rest = iter([] if i == tail else sorted(j for j in _next(code, places, i) if j in body))
+            rest = iter(sorted(j for j in _next(code, places, i) if j in body))
         for j in rest:
             if state.get(j) == "open":
                 continue
@@ -277,20 +277,19 @@ def longest_way(function, never):
         else:
             state[i] = "done"
             order.append(i)
-    best = {tail: (0, None)}
+    best = {}
     for i in order:
         one = code[i]
         own = max(1, one.stall) + (LATENCIES.get(one.name, LATENCIES["other"]) / 4 if one.writes < 6 else 0)
-        if i != tail:
-            found = [
-                (best[j][0] + own + (TAKEN_BRANCH if j != i + 1 else 0), j) for j in ways[i] if j in best
-            ]
-            if found:
-                best[i] = max(found)
+        found = [(best[j][0] + own + (TAKEN_BRANCH if j != i + 1 else 0), j) for j in ways[i] if j in best]
+        if i in tails:
+            found.append((own + TAKEN_BRANCH, -1))  # back to the head
+        if found:
+            best[i] = max(found)
     if head not in best:
         raise Error(f"{function.name}: every way through its loop meets what is not to be met")
     way, i = [], head
-    while i is not None:
+    while i >= 0:
         way.append(code[i])
         i = best[i][1]
     return way

@@ -106,6 +106,30 @@ def test_sections_and_the_table(functions, capsys, monkeypatch, tmp_path, text):
     assert found["latencies"]["MUFU"] == 24
 
 
+def test_a_way_that_lacks_what_every_step_has_is_not_taken_for_one(functions, monkeypatch):
+    monkeypatch.setitem(cycles.ESSENTIAL, "block", ("HMMA", "STAS"))
+    with pytest.raises(sass.Error, match="lstm 128 forward: the way found has no STAS"):
+        cycles.reckon(functions, CASE, PLAN)
+
+
+def test_what_a_walk_never_calls_is_not_met(functions, monkeypatch):
+    (function,) = functions.values()
+    assert not cycles._never(function, CASE, PLAN)
+    monkeypatch.setattr(cycles, "NEVER", r"\bproduct\(")
+    never = cycles._never(function, CASE, PLAN)
+    products = {one.address for one in function.code if one.name == "HMMA"}
+    assert products <= never
+    # and what a test lets it pass by is what comes right after its branch
+    monkeypatch.setattr(cycles, "NEVER", r"\bnothing\(")
+    monkeypatch.setattr(cycles, "PASSED_BY", "s < p.steps")
+    branches = [one for one in function.code if one.name == "BRA" and one.guard]
+    tests = [one for one in branches if any("s < p.steps" in text for text in sass.sources(one))]
+    after = {one.address + 16 for one in tests}
+    assert after
+    assert cycles._never(function, CASE, PLAN) == after
+    assert cycles._never(function, CASE._replace(saves=True), PLAN) == set()
+
+
 @pytest.mark.parametrize("missing", ["nvcc", "nvdisasm"])
 def test_without_its_tools_it_says_so_in_a_sentence(missing, monkeypatch, capsys):
     monkeypatch.setattr(

@@ -1,27 +1,21 @@
-// What the threads and blocks of a resident kernel have to tell each other: where the rows of a step stand,
-// the values that travel from one step to the next, and sums that several warps have parts of.
+// What the threads and blocks of a resident kernel have to tell each other: the values that travel from one
+// step to the next, and sums that several warps have parts of.
 #pragma once
-#include "cuda/episodes.cuh"
+#include "cuda/walk.cuh"
 
 namespace rnnfast::cuda {
 
-RNNFAST_INLINE int64_t time_of(const Rows& r, int64_t s) { return r.reverse ? r.steps - 1 - s : s; }
-RNNFAST_INLINE int64_t place_of(const Rows& r, int64_t s, int64_t b) {
-  return r.first + (r.offsets ? r.offsets[time_of(r, s)] + b : s * r.step + b * r.stride);
-}
-// how many rows step s has
-RNNFAST_INLINE int64_t rows_of(const Rows& r, int64_t s) {
-  return r.sizes ? r.sizes[time_of(r, s)] : r.batch;
-}
-// whether step s has row b
-RNNFAST_INLINE bool takes_part(const Rows& r, int64_t s, int64_t b) {
-  return b < rows_of(r, s) && within(r.lengths, time_of(r, s), made_anew(static_cast<int>(b)));
-}
-// whether row b, which step s has, has no step before it, and none after it
-RNNFAST_INLINE bool begins(const Rows& r, int64_t s, int64_t b) { return s == 0 || !takes_part(r, s - 1, b); }
-RNNFAST_INLINE bool ends(const Rows& r, int64_t s, int64_t b) {
-  return s + 1 == r.steps || !takes_part(r, s + 1, b);
-}
+// An array in the block's shared memory, from some place on. A register holds the place: a pointer would be
+// made of the kernel's parameters in each step.
+template <class V>
+struct Shared {
+  int bytes;  // from the beginning of shared memory
+
+  RNNFAST_INLINE V* get() const { return reinterpret_cast<V*>(shared_memory<unsigned char>() + bytes); }
+  RNNFAST_INLINE V& operator[](int i) const { return get()[i]; }
+  RNNFAST_INLINE Shared from(int i) const { return {bytes + i * static_cast<int>(sizeof(V))}; }
+  RNNFAST_INLINE Shared held() const { return {kept(bytes)}; }
+};
 
 // Waiting for another block, which may never run: asked after a look in vain, and not often, for the host's
 // memory is far.
@@ -36,10 +30,16 @@ struct Patience {
   }
 };
 
+// so many numbers that are read and written at once
+template <class V, int n>
+struct alignas(n * sizeof(V)) Several {
+  V number[n];
+};
+
 // h or da of a step, on its way from the threads that made it to the blocks that need all of it: buffers
 // [rows, ld] in shared memory. How it goes there depends on who needs it:
-//   one block (not kTeam): into the buffer, and a barrier of the block ends the step;
-//   a cluster: each thread stores into the buffers of all its blocks, and each buffer counts what arrived;
+//   one block: into the buffer, and a barrier of the block ends the step;
+//   a cluster: 16 bytes at a time into the buffers of all its blocks, each of which counts what arrived;
 //   a part of the grid: through global memory, in packets that carry the number of their step: whoever needs
 //   one reads it until the number is right.
 // Steps take two buffers (of packets: places) in turn, which is enough: who sends for a step has all of the
@@ -47,21 +47,26 @@ struct Patience {
 // receives the next step is past a barrier behind which no warp reads what came for this one.
 // Who waits in vain is lost: it tells the host, reads NaN from then on, waits no more, and goes on sending to
 // the last step, so that all others end too.
-template <class E, bool kTeam>
+template <class E, Team kTeam>
 struct Exchange {
   const Links& links;
-  uint64_t* arrivals;  // of a cluster: one for each buffer, a mbarrier
-  E* buffers;
-  int rows, ld;
-  int numbers;       // of a row that travel: whole words
-  uint64_t* places;  // of this team on a grid: [2, rows / kWord, numbers]
+  Shared<uint64_t> arrivals;  // of a cluster: one for each buffer, a mbarrier
+  Shared<E> buffers;
+  int rows, ld, size;  // of a buffer
+  int numbers;         // of a row that travel: a multiple of 16 bytes
+  uint64_t* places;    // of this team on a grid: [2, rows / kWord, numbers]
+  int expects = kept(thread_index() == block_size() - 1);
   bool lost = false;
 
-  RNNFAST_INLINE int buffer_count() const { return kTeam && !links.cluster ? 1 : 2; }
-  RNNFAST_INLINE E* buffer(int step) const { return buffers + (step & (buffer_count() - 1)) * rows * ld; }
-  RNNFAST_INLINE uint64_t* arrival(int step) const { return arrivals + (step & 1); }
+  static constexpr int kQuad = 4 * kWord<E>;  // numbers of 16 bytes
+  static constexpr int kBuffers = kTeam == Team::kGrid ? 1 : 2;
+  RNNFAST_INLINE Shared<E> buffer(int step) const {
+    return kBuffers == 1 ? buffers : buffers.from((step & 1) * size);
+  }
+  RNNFAST_INLINE uint64_t* arrival(int step) const { return arrivals.from(step & 1).get(); }
+  // by one thread, of the last warp: where warps share sums it does no cells
   RNNFAST_INLINE void expect(int step) const {
-    if (thread_index() != 0) return;
+    if (!expects) return;
     const uint32_t bytes = static_cast<uint32_t>(rows * numbers * sizeof(E));
     if (lost)  // the phase has not ended: bytes that nobody waits for must not overflow its count
       mbarrier_expect_more(arrival(step), bytes);
@@ -83,8 +88,8 @@ struct Exchange {
 
   // What every block has put into its own shared memory is there, and others may send to it.
   RNNFAST_INLINE void begin() const {
-    if (kTeam && links.cluster) {
-      if (thread_index() == 0) mbarrier_init(arrivals), mbarrier_init(arrivals + 1);
+    if constexpr (kTeam == Team::kCluster) {
+      if (expects) mbarrier_init(arrivals.get()), mbarrier_init(arrivals.from(1).get());
       expect(0), expect(1);
       cluster_barrier();
     } else {
@@ -92,139 +97,194 @@ struct Exchange {
     }
   }
 
-  // Two rows' values of number k for `step`, by all lanes of a warp; row is even, and lanes 4 apart have
-  // numbers next to each other. A number that is not `wanted` is sent by nobody.
-  RNNFAST_INLINE void send(int step, int row, int k, bool wanted, const E* values) const {
-    if constexpr (!kTeam) {
-      if (wanted)
-        for (int n = 0; n < 2; ++n) buffer(step)[(row + n) * ld + k] = values[n];
-    } else if (links.cluster) {
-      // words of one row: of halves a lane takes the row of its parity, with its neighbour's number of it
-      constexpr int kWords = 2 / kWord<E>;
-      E* place = buffer(step) + row * ld + k;
-      uint32_t word[kWords];
-      if constexpr (kWords == 1) {
-        const int odd = k & 1;
-        word[0] = word_of_row(word_of(values), shuffle_xor(word_of(values), 4), odd);
-        if (odd) place += ld - 1;
-      } else {
-        word[0] = word_of(values), word[1] = word_of(values + 1);
-      }
-      if (!wanted) return;
-      // each block begins with another one, so that not all send to the same
-      int rank = cluster_rank();
+  // Two rows' values of the numbers k, k + apart .. for `step`, by all lanes of a warp; row is even, and
+  // lanes 4 apart have numbers next to each other, 8 in all. None are sent where they are not `wanted`.
+  template <int kCount>
+  RNNFAST_INLINE void send(int step, int row, int k, int apart, bool wanted,
+                           const E (&values)[kCount][2]) const {
+    if constexpr (kTeam == Team::kCluster) {
+      send_to_blocks(step, row, k, apart, wanted, values);
+      return;
+    }
+    if (!wanted) return;
+    const uint64_t stamp = uint64_t(links.first_step + step) << 32;
+    uint64_t* const packets = places + ((step & 1) * rows + row) / kWord<E> * numbers;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int number = k + i * apart;
+      if constexpr (kTeam == Team::kBlock)
+        for (int n = 0; n < 2; ++n) buffer(step)[(row + n) * ld + number] = values[i][n];
+      else
+        for (int n = 0; n < 2; n += kWord<E>)
+          store_packet(packets + n / kWord<E> * numbers + number, stamp | word_of(values[i] + n));
+    }
+  }
+
+  // Lanes that have the same 16 bytes share out the blocks, each of which begins with another one, so that
+  // not all send to the same.
+  template <int kCount>
+  RNNFAST_INLINE void send_to_blocks(int step, int row, int k, int apart, bool wanted,
+                                     const E (&values)[kCount][2]) const {
+    Quad quad[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) quad[i] = joined(k, values[i]);
+    if (!wanted) return;
+    const Shared<E> place = buffer(step).from((row + (k & 1)) * ld + (k & ~(kQuad - 1)));
+    constexpr int kSharers = kQuad / 2;
+    const int share = k / 2 % kSharers;
+    const uint32_t blocks = links.blocks;
+    uint32_t rank = cluster_rank() + share;
+    const auto give = [&] {
+      rank = least(rank, rank - blocks);  // below 0 is the largest
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        store_async(reinterpret_cast<Quad*>(place.from(i * apart).get()), quad[i], arrival(step), rank);
+      rank += kSharers;
+    };
+    if (blocks == kMostBlocks) {
+#pragma unroll
+      for (int i = 0; i < kMostBlocks; i += kSharers) give();
+      return;
+    }
 #pragma unroll 1
-      for (int i = 0; i < links.blocks; ++i) {
+    for (int i = share; i < links.blocks; i += kSharers) give();
+  }
+  // Of the row of number k's parity, those that share the 16 bytes with k: lanes swap what they have
+  RNNFAST_INLINE static Quad joined(int k, const E* values) {
+    const int odd = k & 1;
+    Quad quad;
+    if constexpr (kWord<E> == 2) {
+      quad.word[0] = word_of_row(word_of(values), shuffle_xor(word_of(values), 4), odd);
+      join<1>(quad, k & 2, 8);
+      join<2>(quad, k & 4, 16);
+    } else {
+      const uint32_t of_even = word_of(values), of_odd = word_of(values + 1);
+      const uint32_t mine = odd ? of_odd : of_even, other = shuffle_xor(odd ? of_even : of_odd, 4);
+      quad.word[0] = odd ? other : mine;
+      quad.word[1] = odd ? mine : other;
+      join<2>(quad, k & 2, 8);
+    }
+    return quad;
+  }
+  // the first words, and as many of the lane so far away: `upper` says that those come first
+  template <int kWords>
+  RNNFAST_INLINE static void join(Quad& quad, bool upper, int mask) {
 #pragma unroll
-        for (int n = 0; n < kWords; ++n) store_async(place + n * ld, word[n], arrival(step), rank);
-        rank = rank + 1 < links.blocks ? rank + 1 : 0;
-      }
-    } else if (wanted) {
-      const uint64_t stamp = uint64_t(links.first_step + step) << 32;
-#pragma unroll
-      for (int n = 0; n < 2; n += kWord<E>)
-        store_packet(places + ((step & 1) * rows + row + n) / kWord<E> * numbers + k,
-                     stamp | word_of(values + n));
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t mine = quad.word[i], other = shuffle_xor(mine, mask);
+      quad.word[i] = upper ? other : mine;
+      quad.word[kWords + i] = upper ? mine : other;
     }
   }
 
   // What one block has for itself is there for the next step; for a team not even that.
   RNNFAST_INLINE void finish() const {
-    if (!kTeam) block_barrier();
+    if (kTeam == Team::kBlock) block_barrier();
   }
 
   // After the last step. Others may still send to a block of a cluster that did not wait for them, and what
   // they have sent takes some microseconds.
   RNNFAST_INLINE void end() const {
-    if (!kTeam || !links.cluster || !lost) return;
+    if (kTeam != Team::kCluster || !lost) return;
     cluster_barrier();
-    for (const int64_t since = nanoseconds(); nanoseconds() - since < 100'000;) pause();
+    for (const int64_t since = nanoseconds(); nanoseconds() - since < 100'000;) pause(1);
   }
 
-  // of packets that a thread loads at once, each of which takes as long as a product: those of a tile's rows
-  static constexpr int kRows = kBatch / kWord<E>, kColumns = 8 / kRows;
+  // Packets come in pairs. Of the rows of a tile each thread takes one word's (of halves two rows, of floats
+  // one), and of that every so many pairs: each of its loads takes as long as a product, so several are under
+  // way at once.
+  static constexpr int kGroups = kBatch / kWord<E>;
+  static constexpr int kPairs = 4;
   static constexpr int kTurns = 64;  // some 30 microseconds
 
-  // What came on a grid for `step` of the tile from `row` on: numbers k, and kColumns - 1 that are as many
-  // further on as the block has threads. Beyond the last number that one is taken once more.
-  RNNFAST_INLINE void take_packets(int step, int row, int k) {
+  // What came on a grid for `step` of the tile from `row` on: the pairs i, i + apart .. of this thread's
+  // group. Beyond the last pair that one is taken once more. All are asked for again as long as one is stale:
+  // to ask for that one alone would take twice the registers, and while one is late most are.
+  RNNFAST_INLINE void take_packets(int step, int row, int i) {
     const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
-    const uint64_t* const from = places + ((step & 1) * rows + row) / kWord<E> * numbers;
-    uint64_t packet[kRows * kColumns];
-    int place[kColumns];
-    const auto find_places = [&] {
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) place[i] = least(k + i * block_size(), numbers - 1);
-    };
-    find_places();
-#pragma unroll
-    for (int j = 0; j < kRows * kColumns; ++j)
-      packet[j] = load_packet(from + (j / kColumns * numbers + place[j % kColumns]));
-    const auto stale = [&](int j) { return static_cast<uint32_t>(packet[j] >> 32) != wanted; };
-    const auto some_are_stale = [&] {
-      bool some = false;
-#pragma unroll
-      for (int j = 0; j < kRows * kColumns; ++j) some |= stale(j);
-      return some;
-    };
+    const int group = row / kWord<E> + thread_index() % kGroups;
+    const int apart = block_size() / kGroups, last = numbers / 2 - 1;
+    const uint64_t* const from = places + ((step & 1) * (rows / kWord<E>)+group) * numbers;
+    PacketPair pair[kPairs];
     Patience patience{links};
-    for (int turn = 1; !lost && some_are_stale(); ++turn) {
+    for (int turn = 1;; ++turn) {
+      uint32_t stale = 0;
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j)
+        pair[j] = load_packets(row_at(from, least(made_anew(i) + j * apart, last), sizeof(PacketPair)));
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j)
+#pragma unroll
+        for (int n = 0; n < 2; ++n) stale |= static_cast<uint32_t>(pair[j].packet[n] >> 32) ^ wanted;
+      if (lost || !stale) break;
       if (turn % kTurns == 0) lost = patience.ends();
-      pause();
-#pragma unroll
-      for (int j = 0; j < kRows * kColumns; ++j)
-        if (stale(j)) packet[j] = load_packet(from + (j / kColumns * numbers + place[j % kColumns]));
+      pause(turn);
     }
-    // once more: while packets are on their way, registers are for W
-    k = made_anew(k);
-    find_places();
-    E* const to = buffer(step) + row * ld;
+    const Shared<E> to = buffer(step).from(group * kWord<E> * ld);
 #pragma unroll
-    for (int j = 0; j < kRows * kColumns; ++j) {
-      E values[kWord<E>];
-      numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(packet[j]), values);
+    for (int j = 0; j < kPairs; ++j) {
+      const int k = 2 * least(made_anew(i) + j * apart, last);
+      E values[2][kWord<E>];
 #pragma unroll
-      for (int n = 0; n < kWord<E>; ++n)
-        to[(j / kColumns * kWord<E> + n) * ld + place[j % kColumns]] = values[n];
+      for (int n = 0; n < 2; ++n)
+        numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(pair[j].packet[n]), values[n]);
+#pragma unroll
+      for (int n = 0; n < kWord<E>; ++n) {
+        const Several<E, 2> both{{values[0][n], values[1][n]}};
+        *reinterpret_cast<Several<E, 2>*>(to.from(n * ld + k).get()) = both;
+      }
     }
   }
 
   // What was sent for `step`, counted from 1, stands in its buffer.
   RNNFAST_INLINE void receive(int step) {
-    if constexpr (kTeam) {
-      if (links.cluster) {
-        Patience patience{links};
-        while (!lost && !mbarrier_try_wait(arrival(step), ((step - 1) >> 1) & 1))
-          if ((lost = patience.ends())) *links.failed = 1;
-        expect(step + 2);
-        return;
+    if constexpr (kTeam == Team::kCluster) {
+      if (!lost && !mbarrier_try_wait(arrival(step), parity_of(step))) {
+        wait_longer(step);
       }
+      expect(step + 2);
+    } else if constexpr (kTeam == Team::kGrid) {
       for (int row = 0; row < rows; row += kBatch)
-        for (int k = thread_index(); k < numbers; k += kColumns * block_size()) take_packets(step, row, k);
+        for (int i = thread_index() / kGroups; i < numbers / 2; i += kPairs * (block_size() / kGroups))
+          take_packets(step, row, i);
       if (lost) *links.failed = 1;
       block_barrier();
     }
+  }
+  RNNFAST_INLINE static int parity_of(int step) { return (step - 1) >> 1 & 1; }
+  RNNFAST_INLINE void wait_longer(int step) {
+    Patience patience{links};
+    while (!lost && !mbarrier_try_wait(arrival(step), parity_of(step)))
+      if ((lost = patience.ends())) *links.failed = 1;
   }
 };
 
 // Sums that several warps have parts of: they leave theirs, and those who go on add them up in the order of
 // the warps. Two places in turn, so that one barrier is enough. The barrier is one also where nothing is
-// left: no warp is more than a step ahead of another.
-template <class A, int kNumbers>
+// left: no warp is more than a step ahead of another. A lane's numbers are left and taken kAtOnce at a time.
+template <class A, int kNumbers, int kAtOnce>
 struct Parts {
-  A* places;  // [2, warps that leave something, kNumbers, kLanes]
-  int warps;
+  typedef Several<A, kAtOnce> Some;
+  static constexpr int kOfWarp = kNumbers / kAtOnce * kLanes;
+
+  Shared<Some> places;  // [2, warps that leave something, kNumbers / kAtOnce, kLanes], from this lane's on
+  int size;             // of one turn
   int turn = 0;
 
-  RNNFAST_INLINE A* of(int warp) const { return places + (turn * warps + warp) * kNumbers * kLanes; }
+  RNNFAST_INLINE Shared<Some> of(int warp) const { return places.from(turn + warp * kOfWarp); }
   template <class Get>
-  RNNFAST_INLINE void leave(bool wanted, int warp, int lane, const Get& get) const {
+  RNNFAST_INLINE void leave(bool wanted, int warp, const Get& get) const {
     if (wanted)
 #pragma unroll
-      for (int i = 0; i < kNumbers; ++i) of(warp)[i * kLanes + lane] = get(i);
+      for (int i = 0; i < kNumbers / kAtOnce; ++i) {
+        Some some;
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) some.number[n] = get(i * kAtOnce + n);
+        of(warp)[i * kLanes] = some;
+      }
     block_barrier();
   }
-  RNNFAST_INLINE void next() { turn = 1 - turn; }
+  RNNFAST_INLINE void next() { turn = size - turn; }
 };
 
 }  // namespace rnnfast::cuda

@@ -113,6 +113,15 @@ template <class E>
 constexpr int kTile = kWords * kWord<E>;
 template <class E>
 constexpr int kSkew = kSkewBytes / static_cast<int>(sizeof(E));
+// units of the warps that share a sum: with one gate each slot is another unit
+constexpr int64_t units_of_group(int64_t gates, bool backward) {
+  return backward || gates == 1 ? 2 * kWarpUnits : kWarpUnits;
+}
+// what travels of the H numbers of a row, or of each gate's: a warp sends all of its units or none
+constexpr int64_t travelling(int64_t H, int64_t gates, bool backward) {
+  const int64_t units = units_of_group(gates, backward);
+  return (H + units - 1) / units * units;
+}
 
 // How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
 // times 8.
@@ -132,7 +141,6 @@ struct ResidentPlan {
 // What ties the blocks of a team
 struct Links {
   int blocks, split, batches, held;
-  bool cluster;
   int64_t first_step;  // of the walk, in this launch; on a grid: what a packet's number is counted from
   uint64_t* places;  // of a grid: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
   int64_t patience;  // nanoseconds of waiting for another block
@@ -164,7 +172,7 @@ inline bool take_failure() {
 
 // Where the rows of a walk stand: row b of its step s. Sequences of equal length: first + s step + b stride.
 // Others, longest first: first + offsets[t] + b for the b below sizes[t], t being s, or steps - 1 - s in
-// reverse.
+// reverse; `stride` is 1 then.
 struct Rows {
   int64_t first, step, stride;
   int64_t batch, steps;    // of the whole walk
@@ -178,9 +186,9 @@ struct Rows {
 template <class E>
 struct ResidentForward {
   typedef typename ComputeType<E>::type A;
-  int64_t H, Hp, Hw, steps, batch;  // Hw: H in whole words, what travels of a row
+  int64_t H, Hp, Hw, steps, batch;  // Hw: what travels of H numbers
   Links links;
-  Rows rows, input_rows;
+  Rows rows, input_rows;  // fewer than 2^31; the input of a step row after row
   Resets<A> resets;
   const E* w_hh;  // [G H, H], leading dimension ldw: the tiles of all that share a sum, the rest zeros
   int64_t ldw;
@@ -190,8 +198,9 @@ struct ResidentForward {
                       // others have written
   A* h;               // [B, Hp]: the state after
   A* c;               // [B, Hp] or null: before, and after
-  const A* input;     // [., G H]: W_ih x
-  E* y;               // [N, H], leading dimension ldy; where there are lengths, zeros
+  const A* input;     // [inputs, G H]: W_ih x
+  int64_t inputs;
+  E* y;  // [N, H], leading dimension ldy; where there are lengths, zeros
   int64_t ldy;
   E* cs;  // as in ForwardLayer
   int64_t ldc;
@@ -206,7 +215,7 @@ template <class E>
 struct ResidentBackward {
   typedef E Element;
   typedef typename ComputeType<E>::type A;
-  int64_t H, Hp, Hw, Kp, steps, batch;  // Hw: as in ResidentForward; of each gate
+  int64_t H, Hp, Hw, Kp, steps, batch, N;  // Hw: as in ResidentForward, of each gate; N: rows of y
   Links links;
   Rows rows;
   Resets<A> resets;

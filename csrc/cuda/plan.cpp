@@ -45,16 +45,15 @@ struct Sums {
   int64_t gates;    // of the cell
   int64_t slots;    // sums of a thread for each row
   int64_t units;    // of the warps that share a sum
-  int64_t numbers;  // of h, or dL/d(pre-activations), of a row: whole words
+  int64_t numbers;  // of h, or dL/d(pre-activations), that travel of a row
   int64_t bytes;    // of each
 };
 
 Sums sums_of(const Shape& s) {
   const int64_t gates = facts_of(s.mode).gates;
   const bool one_gate = gates == 1;
-  const int64_t word = 4 / s.bytes, row = divide_up(s.H, word) * word;
-  // with one gate each slot is another unit
-  const int64_t units = kWarpUnits * (s.backward || one_gate ? 2 : 1);
+  const int64_t word = 4 / s.bytes, row = travelling(s.H, gates, s.backward);
+  const int64_t units = units_of_group(gates, s.backward);
   return {kWords * word, gates, one_gate ? 2 : 4, units, s.backward ? gates * row : row, s.bytes};
 }
 

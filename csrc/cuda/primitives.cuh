@@ -73,36 +73,39 @@ RNNFAST_INLINE void mbarrier_expect_more(uint64_t* barrier, uint32_t bytes) {
                : "memory");
 #endif
 }
-// Whether the phase of this parity has ended, and what was stored is there; waits for it, but a millisecond
-// or so at most. What came into this block's shared memory no cache has an older copy of, so nothing has to
-// be seen by more than the block: for the cluster each look would empty the first cache.
+// Whether the phase of this parity has ended, and what was stored is there; waits for it, but not for long.
+// What came into this block's shared memory no cache has an older copy of, so nothing has to be seen by more
+// than the block: for the cluster each look would empty the first cache.
 RNNFAST_INLINE bool mbarrier_try_wait(const uint64_t* barrier, int parity) {
   uint32_t ended = 0;
 #if __CUDA_ARCH__ >= 900
-  constexpr uint32_t kNanoseconds = 1'000'000;
   asm volatile(
       "{\n"
       ".reg .pred ended;\n"
-      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%1], %2, %3;\n"
+      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%1], %2;\n"
       "selp.u32 %0, 1, 0, ended;\n"
       "}"
       : "=r"(ended)
-      : "r"(shared_address(barrier)), "r"(parity), "r"(kNanoseconds)
+      : "r"(shared_address(barrier)), "r"(parity)
       : "memory");
 #endif
   return ended;
 }
-// A word to this place in the shared memory of block `rank` of the cluster, which its barrier counts
-RNNFAST_INLINE void store_async(void* place, uint32_t word, const uint64_t* barrier, int rank) {
+// 16 bytes to this place in the shared memory of block `rank` of the cluster, which its barrier counts
+struct Quad {
+  alignas(16) uint32_t word[4];
+};
+RNNFAST_INLINE void store_async(Quad* place, const Quad& quad, const uint64_t* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n"
       ".reg .b32 there, counter;\n"
-      "mapa.shared::cluster.u32 there, %0, %3;\n"
-      "mapa.shared::cluster.u32 counter, %2, %3;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counter];\n"
+      "mapa.shared::cluster.u32 there, %0, %6;\n"
+      "mapa.shared::cluster.u32 counter, %5, %6;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%1, %2, %3, %4}, [counter];\n"
       "}" ::"r"(shared_address(place)),
-      "r"(word), "r"(shared_address(barrier)), "r"(rank)
+      "r"(quad.word[0]), "r"(quad.word[1]), "r"(quad.word[2]), "r"(quad.word[3]),
+      "r"(shared_address(barrier)), "r"(rank)
       : "memory");
 #endif
 }
@@ -129,6 +132,19 @@ RNNFAST_INLINE int made_anew(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+// a place in global memory, made where it is asked for
+template <class T>
+RNNFAST_INLINE T* made_here(T* p) {
+  size_t place = __cvta_generic_to_global(p);
+  asm volatile("" : "+l"(place));
+  return static_cast<T*>(__cvta_global_to_generic(place));
+}
+// The same number, by all lanes of a warp. A register holds it from here on: without this it would be made
+// again wherever it is used, from a parameter or the thread's index, which takes longer than what it is for.
+RNNFAST_INLINE int kept(int value) {
+  asm volatile("shfl.sync.bfly.b32 %0, %0, 0, 0x1f, 0xffffffff;" : "+r"(value));
+  return value;
+}
 
 RNNFAST_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 RNNFAST_INLINE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
@@ -152,6 +168,8 @@ RNNFAST_INLINE float widened(Half v) { return __half2float(__ushort_as_half(v.bi
 // to the nearest, ties to even
 RNNFAST_INLINE void narrow(float v, float& to) { to = v; }
 RNNFAST_INLINE void narrow(double v, double& to) { to = v; }
+RNNFAST_INLINE void narrow(Bfloat16 v, Bfloat16& to) { to = v; }
+RNNFAST_INLINE void narrow(Half v, Half& to) { to = v; }
 RNNFAST_INLINE void narrow(float v, Bfloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
 RNNFAST_INLINE void narrow(float v, Half& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
 
@@ -212,14 +230,23 @@ constexpr uint32_t kNanWord = sizeof(E) == 4 ? 0x7fffffffu : 0x7fff7fffu;
 RNNFAST_INLINE void store_packet(uint64_t* p, uint64_t v) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
-RNNFAST_INLINE uint64_t load_packet(const uint64_t* p) {
-  uint64_t v;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+// two that stand next to each other, each of them whole; p is a multiple of 16 bytes
+struct PacketPair {
+  uint64_t packet[2];
+};
+RNNFAST_INLINE PacketPair load_packets(const uint64_t* p) {
+  PacketPair v;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(v.packet[0]), "=l"(v.packet[1])
+               : "l"(p)
+               : "memory");
   return v;
 }
-
-// between two looks at what another block has to write
-RNNFAST_INLINE void pause() {}
+// After so many looks in vain at what another block has to write: those who wait longer leave its stores more
+// room.
+RNNFAST_INLINE void pause(int looks) {
+  if (looks > 4) __nanosleep(100);
+}
 
 // of a clock that goes on while the kernel waits for its turn on the device
 RNNFAST_INLINE int64_t nanoseconds() {

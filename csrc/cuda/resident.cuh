@@ -13,40 +13,42 @@ namespace rnnfast::cuda {
 
 // the blocks of all teams
 template <class Params>
-const char* launch_teams(void (*kernel)(Params), const ResidentPlan& plan, int64_t batch, void* stream,
+const char* launch_teams(void (*kernel)(Params), const ResidentPlan& plan, void* stream,
                          const Params& params) {
-  const int64_t teams = divide_up(batch, kBatch * plan.batches);
+  const int64_t teams = divide_up(params.batch, kBatch * plan.batches);
   return launch_clusters(kernel, teams, plan.blocks, plan.warps * kLanes, plan.bytes,
                          plan.team == Team::kGrid, stream, params);
 }
 
-// f(a kernel's tiles, whether for teams of several blocks, as constants)
-template <class F>
-const char* with_tiles(const ResidentPlan& plan, const F& f) {
-  if (plan.team != Team::kBlock) return f(std::integral_constant<int, kMostTiles>(), std::true_type());
-  if (plan.tiles == 4) return f(std::integral_constant<int, 4>(), std::false_type());
-  return f(std::integral_constant<int, 8>(), std::false_type());
+// f.template operator()<a kernel's cell, its tiles, its kind of team, whether the walk is plain>()
+template <class Params, class F>
+const char* with_kernel(Mode mode, const ResidentPlan& plan, const Params& params, const F& f) {
+  return rough::with_cell(mode, [&](auto cell) {
+    typedef decltype(cell) Cell;
+    const auto with = [&]<int kTiles, Team kTeam>() {
+      return is_plain(params.rows, params.resets) ? f.template operator()<Cell, kTiles, kTeam, true>()
+                                                  : f.template operator()<Cell, kTiles, kTeam, false>();
+    };
+    if (plan.team == Team::kCluster) return with.template operator()<kMostTiles, Team::kCluster>();
+    if (plan.team == Team::kGrid) return with.template operator()<kMostTiles, Team::kGrid>();
+    if (plan.tiles == 4) return with.template operator()<4, Team::kBlock>();
+    return with.template operator()<8, Team::kBlock>();
+  });
 }
 
 template <class E>
 const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
                              void* stream) {
-  return rough::with_cell(mode, [&](auto cell) {
-    return with_tiles(plan, [&](auto tiles, auto team) {
-      return launch_teams(resident_forward<decltype(cell), E, decltype(tiles)::value, decltype(team)::value>,
-                          plan, layer.batch, stream, layer);
-    });
+  return with_kernel(mode, plan, layer, [&]<class Cell, int kTiles, Team kTeam, bool kPlain>() {
+    return launch_teams(resident_forward<Cell, E, kTiles, kTeam, kPlain>, plan, stream, layer);
   });
 }
 
 template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
                               void* stream) {
-  return rough::with_cell(mode, [&](auto cell) {
-    return with_tiles(plan, [&](auto tiles, auto team) {
-      return launch_teams(resident_backward<decltype(cell), E, decltype(tiles)::value, decltype(team)::value>,
-                          plan, layer.batch, stream, layer);
-    });
+  return with_kernel(mode, plan, layer, [&]<class Cell, int kTiles, Team kTeam, bool kPlain>() {
+    return launch_teams(resident_backward<Cell, E, kTiles, kTeam, kPlain>, plan, stream, layer);
   });
 }
 

@@ -21,15 +21,16 @@ RNNFAST_INLINE constexpr int input_gate(int slot) {
   return slot < Cell::kGates ? slot : -1;
 }
 
-// What a thread knows, and the parts of a step
-template <class Cell, class E, int kTiles, bool kTeam>
+// What a thread knows, and the parts of a step. What it has in its registers are arrays and structs of the
+// kernel.
+template <class Cell, class E, int kTiles, Team kTeam, bool kPlain>
 struct ForwardThread {
   typedef typename ComputeType<E>::type A;
   static constexpr int G = Cell::kGates, S = Cell::kSlots;
+  static constexpr bool kSeveral = kTeam != Team::kBlock;
   static constexpr int kSums = kSlots<Cell>;
   static constexpr int kBlocks = G == 1 ? kSums : 1;  // one gate: each slot is another unit
   typedef Weights<E, kSums / 2, kTiles, 1> W;
-  // What a thread has in its registers, arrays of the kernel:
   typedef typename W::Registers Registers;
   typedef typename W::Sums Sums;  // [kSums / 2, 4]: slots 2 i and 2 i + 1, of each two rows
   typedef A Input[kSums][2];      // what x adds to the slots in the next product
@@ -37,24 +38,52 @@ struct ForwardThread {
   struct State {
     A h[kBlocks][2], c[kBlocks][2];
   };
-  // what the cells of a tile made, beside the gates in the place of the sums: h', c', and of which rows
+  // what the cells of a tile made, beside the gates in the place of the sums: h' and c'
   struct Made {
     A h[kBlocks][2], c[kBlocks][2];
-    bool present[2];
+  };
+  // What this thread's two rows of a tile do in a step
+  struct Doing {
+    Pair take_part, end;
+    Pair begin_anew;  // in the step after it
+  };
+
+  // where a step's rows stand of y and of what x adds, and of that in the step after it
+  struct Walk {
+    Steps rows, input, after;
+
+    RNNFAST_INLINE explicit Walk(const ResidentForward<E>& p) { find(p, 0); }
+    // to step s of this launch, the next one
+    RNNFAST_INLINE void go(const ResidentForward<E>& p, int s) {
+      if (kPlain) {
+        rows.at += static_cast<int>(p.rows.step);
+        input = after;
+        after.at += static_cast<int>(p.input_rows.step);
+      } else {
+        find(p, s);
+      }
+    }
+    RNNFAST_INLINE void find(const ResidentForward<E>& p, int s) {
+      const int64_t step = p.links.first_step + s;
+      rows = Steps::of(p.rows, step), input = Steps::of(p.input_rows, step);
+      after = Steps::of(p.input_rows, least(step + 1, p.rows.steps - 1));
+    }
   };
 
   const ResidentForward<E>& p;
   Place<E, kTiles, 1, kTeam> my{p.links};
-  int base = my.group * kWarpUnits * kBlocks + my.row;  // unit of slot 0
+  int base = kept(my.group * kWarpUnits * kBlocks + my.row);  // unit of slot 0
+  int H = static_cast<int>(p.H), steps = static_cast<int>(p.steps), batch = static_cast<int>(p.batch);
   SharedMemory shared;
   Exchange<E, kTeam> exchange = take_exchange(shared, my, p.Hw);
   W weights{shared, my};
-  // [warps, kSums, kWarpUnits], from this thread's on: registers are for W
-  A* bias = shared.take<A>(my.warps * kSums * kWarpUnits) + my.warp * kSums * kWarpUnits + my.row;
+  // [warps, kWarpUnits], of this thread's unit on
+  Shared<Several<A, kSums>> bias =
+      shared.take<Several<A, kSums>>(my.warps * kWarpUnits).from(my.warp * kWarpUnits + my.row);
   // of all but the first of the warps that share a sum, which adds them up
-  Parts<A, kSums * 2> parts = take_parts<A, kSums * 2>(shared, my.warps - my.groups);
+  Parts<A, kSums * 2, 4> parts = take_parts<A, kSums * 2, 4>(shared, my.warps - my.groups, my.lane);
   // [batches, kBlocks, 2, threads], from this thread's on: c, or the h that a cell blends
-  A* own = shared.take<A>(0) + thread_index();
+  Shared<A> own = shared.take<A>(0).from(thread_index()).held();
 
   RNNFAST_INLINE explicit ForwardThread(const ResidentForward<E>& parameters) : p(parameters) {}
 
@@ -67,21 +96,22 @@ struct ForwardThread {
     weights.load(w, [&](int slot, int k) -> uint32_t {
       const int hidden = hidden_gate<Cell>(slot);
       // a unit beyond the last computes what nobody stores
-      const int64_t row = hidden * p.H + least<int64_t>(unit_of(slot), p.H - 1);
+      const int64_t row = hidden * p.H + least(unit_of(slot), H - 1);
       const E* const from = p.w_hh + row * p.ldw + my.part * my.length + my.offset + k;
       return hidden >= 0 ? as_operand<E>(load_word(from)) : 0;
     });
   }
 
   RNNFAST_INLINE void load_bias() const {
+    Several<A, kSums> sums{};
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot) {
       const int unit = unit_of(slot), hidden = hidden_gate<Cell>(slot), input = input_gate<Cell>(slot);
-      A sum = 0;
-      if (unit < p.H && input >= 0 && p.b_ih) sum += widened(p.b_ih[input * p.H + unit]);
-      if (unit < p.H && hidden >= 0 && p.b_hh) sum += widened(p.b_hh[hidden * p.H + unit]);
-      if (my.lane % 4 == 0) bias[slot * kWarpUnits] = sum;
+      if (unit >= H || my.part > 0) continue;
+      if (input >= 0 && p.b_ih) sums.number[slot] += widened(p.b_ih[input * p.H + unit]);
+      if (hidden >= 0 && p.b_hh) sums.number[slot] += widened(p.b_hh[hidden * p.H + unit]);
     }
+    if (my.lane % 4 == 0) bias[0] = sums;
   }
 
   // whether row b begins anew in step s of this launch
@@ -91,10 +121,10 @@ struct ForwardThread {
 
   // the state before: h of all units as if it had come, and what the cells of this thread need
   RNNFAST_INLINE void load_state(State& state) const {
-    const int places = exchange.buffer_count() * my.rows * my.ld;
+    const int places = exchange.kBuffers * exchange.size, first = my.first - my.column;
     for (int i = thread_index(); i < places; i += block_size()) {
       // into all buffers: a row may begin later
-      const int64_t b = my.first + i % (my.rows * my.ld) / my.ld, k = i % my.ld;
+      const int64_t b = first + i % exchange.size / my.ld, k = i % my.ld;
       const A* const from = anew(0, b) ? p.resets.h + b * p.H : p.h_before + b * p.Hp;
       narrow_operand(b < p.batch && k < p.H ? from[k] : A(0), exchange.buffers[i]);
     }
@@ -109,52 +139,67 @@ struct ForwardThread {
           const A* const c = is_anew ? p.resets.c + b * p.H : p.c + b * p.Hp;
           state.h[k][n] = Cell::kBlends && mine ? h[unit] : A(0);
           state.c[k][n] = Cell::kHasCell && mine ? c[unit] : A(0);
-          if (kTeam) own_of(tile, k, n) = Cell::kHasCell ? state.c[k][n] : state.h[k][n];
+          if (kSeveral) own_of(tile, k, n) = Cell::kHasCell ? state.c[k][n] : state.h[k][n];
         }
   }
 
-  // what x adds in step s of this launch, and 0 where nothing
-  RNNFAST_INLINE void load_input(int64_t s, int tile, Input& next) const {
-    const int64_t step = p.links.first_step + s;
-    const int H = static_cast<int>(p.H), row = G * H;
-    const A* const input = p.input + place_of(p.input_rows, step, my.batch_row(tile, 0)) * row + base;
-    const int64_t present = rows_of(p.rows, step);
+  // What x adds in a step. Who has no row or no unit reads that of another, for sums that nobody stores; and
+  // so it is after the last step.
+  RNNFAST_INLINE void load_input(const Steps& step, int tile, Input& next) const {
+    const unsigned last = static_cast<unsigned>(p.inputs) - 1;
 #pragma unroll
-    for (int slot = 0; slot < kSums; ++slot)
+    for (int n = 0; n < 2; ++n) {
+      const unsigned at = least(static_cast<unsigned>(step.at + my.batch_row(tile, n)), last);
+      const A* const input = row_at(p.input, at, G * H * static_cast<int>(sizeof(A)));
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int gate = input_gate<Cell>(slot), unit = unit_of(slot);
-        const bool there = my.batch_row(tile, n) < present && unit < H && gate >= 0 && my.part == 0;
-        next[slot][n] = there ? input[n * row + gate * H + unit - base] : A(0);
+      for (int slot = 0; slot < kSums; ++slot) {
+        const int gate = input_gate<Cell>(slot), unit = least(unit_of(slot), H - 1);
+        next[slot][n] = gate >= 0 ? input[static_cast<unsigned>(gate * H + unit)] : A(0);
       }
+    }
   }
   // of the tile after this one, of this step or the next
-  RNNFAST_INLINE void load_next(int s, int tile, Input& next) const {
-    const int next_tile = tile + 1 < my.batches ? tile + 1 : 0, next_step = next_tile ? s : s + 1;
-    if (next_step < p.steps) load_input(next_step, next_tile, next);
+  RNNFAST_INLINE void load_next(int tile, const Walk& walk, Input& next) const {
+    const bool more = tile + 1 < my.batches;
+    load_input(more ? walk.input : walk.after, more ? tile + 1 : 0, next);
   }
 
   // sum = W_ih x + b + W_hh h, or this warp's part of it
   RNNFAST_INLINE void product(int s, int tile, const Registers& w, const Input& next, Sums& sum) const {
+    const Several<A, kSums> constant = bias[0];
 #pragma unroll
     for (int slot = 0; slot < kSums; ++slot)
 #pragma unroll
-      for (int n = 0; n < 2; ++n)
-        sum[slot / 2][slot % 2 * 2 + n] = next[slot][n] + (my.part == 0 ? bias[slot * kWarpUnits] : A(0));
+      for (int n = 0; n < 2; ++n) sum[slot / 2][slot % 2 * 2 + n] = next[slot][n] + constant.number[slot];
     const E* const h = my.operand(exchange.buffer(s), tile);
     weights.multiply(w, exchange, h, sum);
-#pragma unroll 2
-    for (int t = 0; t < my.held; ++t) weights.multiply_held(t, h, sum);
+    if (!my.held) return;
+    weights.multiply_held(h, sum);
+  }
+
+  // and what is sent of rows that do not take part
+  RNNFAST_INLINE Doing doing(int s, int tile, Sent& sent) const {
+    if (kPlain) return {rows_of_batch(my.batch_row(tile, 0), batch), {s + 1 == steps ? 3 : 0}, {0}};
+    const int64_t step = p.links.first_step + s;
+    keep(s, tile, sent);
+    Doing doing;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int b = made_anew(my.batch_row(tile, n));
+      doing.take_part.add(n, takes_part(p.rows, step, b));
+      doing.end.add(n, s + 1 == steps || ends(p.rows, step, b));
+      doing.begin_anew.add(n, p.resets.at && s + 1 < steps && anew(s + 1, b));
+    }
+    return doing;
   }
 
   // of a row that has not begun, or has ended, what came
   RNNFAST_INLINE void keep(int s, int tile, Sent& sent) const {
-    if (!p.rows.sizes && !p.rows.lengths) return;
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
-        if (unit_of(k) < p.H) sent[k][n] = exchange.number(s, tile * kBatch + my.column + n, unit_of(k));
+        if (unit_of(k) < H) sent[k][n] = exchange.number(s, tile * kBatch + my.column + n, unit_of(k));
   }
 
   RNNFAST_INLINE A& gate_of(Sums& sum, int k, int j, int n) const {
@@ -164,22 +209,24 @@ struct ForwardThread {
 
   // the whole sums, in the first of the warps that share them
   RNNFAST_INLINE void add_parts(Sums& sum) {
-    if constexpr (kTeam) {
-      parts.leave(my.part > 0, my.warp - my.groups, my.lane, [&](int i) { return sum[i / 4][i % 4]; });
+    if constexpr (kSeveral) {
+      parts.leave(my.part > 0, my.warp - my.groups, [&](int i) { return sum[i / 4][i % 4]; });
       if (my.part == 0)
+#pragma unroll 1
         for (int other = 1; other < my.split; ++other)
 #pragma unroll
-          for (int i = 0; i < kSums * 2; ++i)
-            sum[i / 4][i % 4] += parts.of(my.warp_of(other) - my.groups)[i * kLanes + my.lane];
+          for (int i = 0; i < kSums / 2; ++i) {
+            const auto part = parts.of(my.warp_of(other) - my.groups)[i * kLanes];
+#pragma unroll
+            for (int n = 0; n < 4; ++n) sum[i][n] += part.number[n];
+          }
       parts.next();
     }
   }
 
   // the cells of this thread's units and rows, and what they send to the next step; the sums become gates
-  RNNFAST_INLINE void cells(int s, int tile, Sums& sum, State& kept, Sent& sent, Made& made) const {
-    const int64_t step = p.links.first_step + s;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) made.present[n] = takes_part(p.rows, step, my.batch_row(tile, n));
+  RNNFAST_INLINE void cells(int s, int tile, const Steps& step, const Doing& doing, Sums& sum, State& kept,
+                            Sent& sent, Made& made) const {
 #pragma unroll
     for (int k = 0; k < kBlocks; ++k) {
       const int unit = unit_of(k);
@@ -188,94 +235,134 @@ struct ForwardThread {
         A state[S];
 #pragma unroll
         for (int j = 0; j < S; ++j) state[j] = gate_of(sum, k, j, n);
-        if (kTeam) (Cell::kHasCell ? kept.c : kept.h)[k][n] = own_of(tile, k, n);
+        if (kSeveral) (Cell::kHasCell ? kept.c : kept.h)[k][n] = own_of(tile, k, n);
         made.c[k][n] = kept.c[k][n];
         made.h[k][n] = Cell::forward(state, made.c[k][n], kept.h[k][n]);
 #pragma unroll
         for (int j = 0; j < S; ++j) gate_of(sum, k, j, n) = state[j];
-        if (unit >= p.H || !made.present[n]) continue;  // no unit, not yet, or no more
+        if (unit >= H || !doing.take_part.has(n)) continue;  // no unit, not yet, or no more
         kept.h[k][n] = made.h[k][n];
         kept.c[k][n] = made.c[k][n];
-        if (kTeam) own_of(tile, k, n) = (Cell::kHasCell ? made.c : made.h)[k][n];
+        if (kSeveral) own_of(tile, k, n) = (Cell::kHasCell ? made.c : made.h)[k][n];
         narrow_operand(made.h[k][n], sent[k][n]);
-        if (!kTeam) store(s, tile, k, n, sum, made);  // what was sent is there at once
       }
-      if (s + 1 == p.steps) continue;
-      if (p.resets.at) begin_anew(s + 1, tile, k, kept, sent);
-      exchange.send(s + 1, tile * kBatch + my.column, unit, unit < p.Hw, sent[k]);
     }
+    if (!kSeveral) store(tile, step, doing, sum, made);  // what was sent is there at once
+    if (s + 1 == steps) return;
+    if (!kPlain) begin_anew(doing, tile, kept, sent);
+    exchange.send(s + 1, tile * kBatch + my.column, base, kWarpUnits, base < static_cast<int>(p.Hw), sent);
   }
 
-  // what rows go on from that begin anew in step s
-  RNNFAST_INLINE void begin_anew(int s, int tile, int k, State& kept, Sent& sent) const {
-    const int unit = unit_of(k);
+  // what rows go on from that begin anew in the next step
+  RNNFAST_INLINE void begin_anew(const Doing& doing, int tile, State& kept, Sent& sent) const {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int b = made_anew(my.batch_row(tile, n));
-      if (unit >= p.H || !anew(s, b)) continue;
-      const A h = p.resets.h[b * p.H + unit];
-      narrow_operand(h, sent[k][n]);
-      A& mine = kTeam ? own_of(tile, k, n) : (Cell::kHasCell ? kept.c : kept.h)[k][n];
-      mine = Cell::kHasCell ? p.resets.c[b * p.H + unit] : h;
-    }
+    for (int k = 0; k < kBlocks; ++k)
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if (unit_of(k) >= H || !doing.begin_anew.has(n)) continue;
+        const int64_t at = made_anew(my.batch_row(tile, n)) * p.H + unit_of(k);
+        const A h = p.resets.h[at];
+        narrow_operand(h, sent[k][n]);
+        A& mine = kSeveral ? own_of(tile, k, n) : (Cell::kHasCell ? kept.c : kept.h)[k][n];
+        mine = Cell::kHasCell ? p.resets.c[at] : h;
+      }
   }
 
   // y, what backward needs, and after the last step (of the launch or of the row) the state
-  RNNFAST_INLINE void store(int s, int tile, int k, int n, Sums& sum, const Made& made) const {
-    const int64_t step = p.links.first_step + s;
-    const int b = my.batch_row(tile, n), unit = unit_of(k);
-    if (unit >= p.H || !made.present[n]) return;
-    const int Hp = static_cast<int>(p.Hp);
-    const int64_t at = place_of(p.rows, step, b);
-    const A value = made.h[k][n], cell = made.c[k][n];
-    narrow(value, p.y[at * static_cast<int>(p.ldy) + unit]);
-    if (p.gates) {
-      A* const gates = p.gates + at * (S * Hp) + unit;
-#pragma unroll
-      for (int j = 0; j < S; ++j) gates[j * Hp] = gate_of(sum, k, j, n);
+  RNNFAST_INLINE void store(int tile, int k, const Steps& step, const Doing& doing, Sums& sum,
+                            const Made& made) const {
+    const Pair wanted{unit_of(k) < H ? doing.take_part.bits : 0};
+    put(p.y, p.ldy, tile, k, step, wanted, made.h);
+    const Pair last{wanted.bits & doing.end.bits};
+    if (p.gates || p.cs || last.bits) {
+      save(tile, k, step, wanted, sum, made);
+      leave(tile, k, last, made);
     }
-    if (Cell::kHasCell && p.cells) p.cells[at * Hp + unit] = cell;
-    if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * static_cast<int>(p.ldc) + unit]);
-    if (s + 1 < p.steps && !ends(p.rows, step, b)) return;
-    p.h[b * p.Hp + unit] = value;
-    if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
   }
-  RNNFAST_INLINE void store(int s, int tile, Sums& sum, const Made& made) const {
+  RNNFAST_INLINE void store(int tile, const Steps& step, const Doing& doing, Sums& sum,
+                            const Made& made) const {
+#pragma unroll
+    for (int k = 0; k < kBlocks; ++k) store(tile, k, step, doing, sum, made);
+  }
+  // the numbers of unit k in the rows of `to` that this thread's two are; the places are made of the
+  // parameters while all threads still do the same
+  template <class T>
+  RNNFAST_INLINE void put(T* to, int64_t ld, int tile, int k, const Steps& step, const Pair& wanted,
+                          const A (&values)[kBlocks][2]) const {
+    T* const place[2] = {place_of_row(to, ld, tile, k, step, 0), place_of_row(to, ld, tile, k, step, 1)};
 #pragma unroll
     for (int n = 0; n < 2; ++n)
+      if (wanted.has(n)) narrow(values[k][n], *place[n]);
+  }
+  template <class T>
+  RNNFAST_INLINE T* place_of_row(T* to, int64_t ld, int tile, int k, const Steps& step, int n) const {
+    const int at = step.place(p.rows, my.batch_row(tile, n));
+    const int bytes = static_cast<int>(ld) * static_cast<int>(sizeof(T));
+    return made_here(row_at(to + static_cast<unsigned>(unit_of(k)), at, bytes));
+  }
+  RNNFAST_INLINE void save(int tile, int k, const Steps& step, const Pair& wanted, Sums& sum,
+                           const Made& made) const {
+    A* const place[2] = {place_of_row(p.gates, S * p.Hp, tile, k, step, 0),
+                         place_of_row(p.gates, S * p.Hp, tile, k, step, 1)};
+    if (p.gates) {
+      const unsigned Hp = static_cast<unsigned>(p.Hp);
 #pragma unroll
-      for (int k = 0; k < kBlocks; ++k) store(s, tile, k, n, sum, made);
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (unsigned j = 0; j < S; ++j)
+          if (wanted.has(n)) place[n][j * Hp] = gate_of(sum, k, j, n);
+      if (Cell::kHasCell) put(p.cells, p.Hp, tile, k, step, wanted, made.c);
+    }
+    if (Cell::kHasCell && p.cs) put(p.cs, p.ldc, tile, k, step, wanted, made.c);
+  }
+  RNNFAST_INLINE void leave(int tile, int k, const Pair& rows, const Made& made) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      if (!rows.has(n)) continue;
+      const int64_t at = my.batch_row(tile, n) * p.Hp + unit_of(k);
+      p.h[at] = made.h[k][n];
+      if (Cell::kHasCell) p.c[at] = made.c[k][n];
+    }
   }
 };
 
-template <class Cell, class E, int kTiles, bool kTeam>
+template <class Cell, class E, int kTiles, Team kTeam, bool kPlain>
 RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(ResidentForward<E> p) {
-  typedef ForwardThread<Cell, E, kTiles, kTeam> Thread;
+  typedef ForwardThread<Cell, E, kTiles, kTeam, kPlain> Thread;
   Thread thread(p);
   typename Thread::Registers w;
   typename Thread::State state;
-  typename Thread::Input next;
+  typename Thread::Input next = {};
   thread.load_weights(w);
   thread.load_bias();
   thread.load_state(state);
-  thread.load_input(0, 0, next);
+  typename Thread::Walk walk(p);
+  const bool does_cells = thread.my.part == 0;
+  if (does_cells) thread.load_input(walk.input, 0, next);
   thread.exchange.begin();
-  for (int s = 0; s < p.steps; ++s) {
-    if (s > 0) thread.exchange.receive(s);
-    for (int tile = 0; tile < thread.my.batches; ++tile) {
+  for (int s = 0;;) {
+    int tile = 0;
+    do {
       typename Thread::Sums sum;
       thread.product(s, tile, w, next, sum);
       typename Thread::Sent sent = {};
-      thread.keep(s, tile, sent);
+      const auto doing = thread.doing(s, tile, sent);
       thread.add_parts(sum);
-      typename Thread::Made made;
-      // a team does all the rest while what was sent is on its way
-      if (!kTeam) thread.load_next(s, tile, next);
-      if (thread.my.part == 0) thread.cells(s, tile, sum, state, sent, made);
-      if (kTeam) thread.load_next(s, tile, next);
-      if (kTeam && thread.my.part == 0) thread.store(s, tile, sum, made);
-    }
+      if (does_cells) {
+        typename Thread::Made made;
+        // one block asks before its cells, where there are registers for what comes; a team does all the rest
+        // while what was sent is on its way
+        constexpr bool kEarly = kPlain && !Thread::kSeveral;
+        if (kEarly) thread.load_next(tile, walk, next);
+        thread.cells(s, tile, walk.rows, doing, sum, state, sent, made);
+        if (!kEarly) thread.load_next(tile, walk, next);
+        if (Thread::kSeveral) thread.store(tile, walk.rows, doing, sum, made);
+      }
+    } while (++tile < thread.my.batches);
     thread.exchange.finish();
+    if (++s == thread.steps) break;
+    walk.go(p, s);
+    thread.exchange.receive(s);
   }
   thread.exchange.end();
 }

@@ -13,62 +13,69 @@ constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : kMostWarps * k
 // every sum. In a team of several blocks the warps with part 0, which do the cells, come first: they are of
 // different schedulers then. kOwn: instructions of a warp with W in registers; kSplit: `split` of a team of
 // one block.
-template <class E, int kOwn, int kSplit, bool kTeam>
+template <class E, int kOwn, int kSplit, Team kTeam>
 struct Place {
+  static constexpr bool kSeveral = kTeam != Team::kBlock;
   const Links& links;
-  int lane = thread_index() % kLanes, warp = thread_index() / kLanes, warps = block_size() / kLanes;
-  int split = kTeam ? links.split : kSplit, batches = kTeam ? links.batches : 1;
-  int held = kTeam ? links.held : 0;      // instructions of a warp with W in shared memory
+  // the warp's first lane says which one it is: what is made of it the compiler knows to be the same for all
+  int lane = thread_index() % kLanes, warp = shuffle(thread_index() / kLanes, 0);
+  int warps = block_size() / kLanes;
+  int split = kSeveral ? links.split : kSplit, batches = kSeveral ? links.batches : 1;
+  int held = kSeveral ? links.held : 0;   // instructions of a warp with W in shared memory
   int length = (kOwn + held) * kTile<E>;  // of a warp's part of a sum
-  int groups = warps / split, part = kTeam ? warp / groups : warp % split;
+  int groups = warps / split, part = kSeveral ? warp / groups : warp % split;
   int ld = split * length + kSkew<E>,
       rows = batches * kBatch;                // of what travels: [rows, ld]
   int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
   int offset = lane % 4 * kWord<E>;           // of its numbers of a product
   int64_t team = block_index() / links.blocks;
-  int first = static_cast<int>(team) * rows;  // of the team's rows of the batch
+  int first = kept(static_cast<int>(team) * rows + column);  // of this thread's rows of the batch
   int rank = static_cast<int>(block_index() % links.blocks);
-  int group = rank * groups + (kTeam ? warp - part * groups : warp / split);  // of the team
+  int group = rank * groups + (kSeveral ? warp - part * groups : warp / split);  // of the team
 
   // the warp of this group that has a part
-  RNNFAST_INLINE int warp_of(int other) const { return warp + (other - part) * (kTeam ? groups : 1); }
+  RNNFAST_INLINE int warp_of(int other) const { return warp + (other - part) * (kSeveral ? groups : 1); }
 
   // Of a tile of 8 rows: the row of the batch that column n of this thread's two is
-  RNNFAST_INLINE int batch_row(int tile, int n) const { return first + tile * kBatch + column + n; }
+  RNNFAST_INLINE int batch_row(int tile, int n) const { return first + tile * kBatch + n; }
   // and where the row that it multiplies stands in a buffer [rows, ld], from its first number on
-  RNNFAST_INLINE const E* operand(const E* buffer, int tile) const {
-    return buffer + (tile * kBatch + row) * ld + part * length + offset;
+  int operand_of_first = kept(row * ld + part * length + offset);
+  RNNFAST_INLINE const E* operand(Shared<E> buffer, int tile) const {
+    return buffer.from(tile * kBatch * ld + operand_of_first).get();
   }
 };
 
 // The block's shared memory, given out from its beginning on
 struct SharedMemory {
-  unsigned char* rest = shared_memory<unsigned char>();
+  int bytes = 0;
 
   template <class V>
-  RNNFAST_INLINE V* take(int count) {
-    V* const taken = reinterpret_cast<V*>(rest);
-    rest = reinterpret_cast<unsigned char*>(taken + count);
+  RNNFAST_INLINE Shared<V> take(int count) {
+    const Shared<V> taken{bytes};
+    bytes = taken.from(count).bytes;
     return taken;
   }
 };
 
 // `numbers`: of a row that travel
-template <class E, int kOwn, int kSplit, bool kTeam>
+template <class E, int kOwn, int kSplit, Team kTeam>
 RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const Place<E, kOwn, kSplit, kTeam>& my,
                                                 int64_t numbers) {
-  uint64_t* const arrivals = shared.take<uint64_t>(2);
+  const Shared<uint64_t> arrivals = shared.take<uint64_t>(2);
   uint64_t* const places = my.links.places + my.team * my.rows * numbers * 2 / kWord<E>;
-  const Exchange<E, kTeam> exchange{
-      my.links, arrivals, shared.take<E>(0), my.rows, my.ld, static_cast<int>(numbers), places};
-  shared.take<E>(exchange.buffer_count() * my.rows * my.ld);
+  const int size = my.rows * my.ld;
+  const Exchange<E, kTeam> exchange{my.links, arrivals, shared.take<E>(0),         my.rows,
+                                    my.ld,    size,     static_cast<int>(numbers), places};
+  shared.take<E>(exchange.kBuffers * size);
   return exchange;
 }
 
 // `warps`: that leave something
-template <class A, int kNumbers>
-RNNFAST_INLINE Parts<A, kNumbers> take_parts(SharedMemory& shared, int warps) {
-  return {shared.take<A>(2 * warps * kNumbers * kLanes), warps};
+template <class A, int kNumbers, int kAtOnce>
+RNNFAST_INLINE Parts<A, kNumbers, kAtOnce> take_parts(SharedMemory& shared, int warps, int lane) {
+  typedef Parts<A, kNumbers, kAtOnce> P;
+  const int size = warps * P::kOfWarp;
+  return {shared.take<typename P::Some>(2 * size).from(lane).held(), size};
 }
 
 // A warp's part of W: kPairs times 16 rows, the first operand of the instruction, which gives a thread sums
@@ -83,15 +90,17 @@ struct Weights {
   typedef A Sums[kPairs * kChains][4];
 
   int held_tiles;
-  uint32_t* held;  // [held_tiles, kPairs, kLanes, 4] of this warp, from this lane's on
+  Shared<uint32_t> held;  // [held_tiles, kPairs, kLanes, 4] of this warp, from this lane's on
 
   template <class Place>
   RNNFAST_INLINE Weights(SharedMemory& shared, const Place& my) : held_tiles(my.held) {
     held = shared.take<uint32_t>(my.warps * held_tiles * kPairs * kLanes * 4);
-    held += (my.warp * held_tiles * kPairs * kLanes + my.lane) * 4;
+    held = held.from((my.warp * held_tiles * kPairs * kLanes + my.lane) * 4).held();
   }
 
-  RNNFAST_INLINE uint32_t* held_of(int t, int pair) const { return held + (t * kPairs + pair) * kLanes * 4; }
+  RNNFAST_INLINE uint32_t* held_of(int t, int pair) const {
+    return held.from((t * kPairs + pair) * kLanes * 4).get();
+  }
 
   // word(i, k): of `row` of the i-th 8 rows, k numbers after this thread's first
   template <class Word>
@@ -119,16 +128,18 @@ struct Weights {
       for (int i = 0; i < kPairs; ++i) multiply_tile<E>(sum[i * kChains + t % kChains], w[i][t], low, high);
     }
   }
-  // and of what shared memory holds the tiles t, t + 1 ..., one for each chain
-  RNNFAST_INLINE void multiply_held(int t, const E* from, Sums& sum) const {
+  // and of what shared memory holds, two tiles in a turn
+  RNNFAST_INLINE void multiply_held(const E* from, Sums& sum) const {
+#pragma unroll(2 / kChains)
+    for (int t = 0; t < held_tiles; t += kChains)
 #pragma unroll
-    for (int chain = 0; chain < kChains; ++chain) {
-      const E* const here = from + (kOwn + t + chain) * kTile<E>;
-      const uint32_t low = load_word(here), high = load_word(here + kHigh);
+      for (int chain = 0; chain < kChains; ++chain) {
+        const E* const here = from + (kOwn + t + chain) * kTile<E>;
+        const uint32_t low = load_word(here), high = load_word(here + kHigh);
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i)
-        multiply_tile<E>(sum[i * kChains + chain], load_chunk(held_of(t + chain, i)).number, low, high);
-    }
+        for (int i = 0; i < kPairs; ++i)
+          multiply_tile<E>(sum[i * kChains + chain], load_chunk(held_of(t + chain, i)).number, low, high);
+      }
   }
 };
 

@@ -4,6 +4,8 @@
 #include <ATen/Context.h>
 #include <ATen/ops/constant_pad_nd.h>
 
+#include <limits>
+
 #include "cuda/plan.h"
 #include "ops/cuda_episodes.h"
 #include "ops/layer.h"
@@ -78,7 +80,7 @@ Rows rows_of(const LayerSizes& s, const Walk& walk, const DeviceEpisodes& episod
   std::copy_n(walk.sizes, s.T, both.mutable_data_ptr<int64_t>() + s.T);
   // from pinned memory: the host does not wait
   sizes = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
-  rows.offsets = sizes.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T;
+  rows.offsets = sizes.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T, rows.stride = 1;
   return rows;
 }
 
@@ -88,11 +90,12 @@ Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
 }
 
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
-// kernel has them as arguments.
+// kernel has them as arguments. A resident kernel counts rows in 32 bits.
 ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
   TORCH_CHECK(!take_failure(),
               "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
-  const bool resident = !(s.packed && capturing(current_stream(x.device())));
+  const bool countable = s.N <= std::numeric_limits<int32_t>::max();
+  const bool resident = countable && !(s.packed && capturing(current_stream(x.device())));
   const ResidentPlan plan = resident ? choose_plan(shape_of(s, x, backward)) : kOneLaunchAStep;
   set_last_run(backward ? "recurrent_backward" : "recurrent", plan);
   return plan;
@@ -103,7 +106,6 @@ ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
 Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const Tensor& like, Tensor& places) {
   Links links{};
   links.blocks = plan.blocks, links.split = plan.split, links.batches = plan.batches, links.held = plan.held;
-  links.cluster = plan.team == Team::kCluster;
   if (plan.team == Team::kBlock) return links;
   links.patience = current_device().patience;
   links.failed = failure_word();
@@ -113,11 +115,6 @@ Links links_of(const ResidentPlan& plan, int64_t batch, int64_t numbers, const T
   places = at::zeros({rows * numbers}, like.options().dtype(at::kLong));
   links.places = static_cast<uint64_t*>(places.mutable_data_ptr());
   return links;
-}
-
-template <class E>
-int64_t whole_words(int64_t n) {
-  return (n + kWord<E> - 1) / kWord<E> * kWord<E>;
 }
 
 // One direction; h [B, padded P] holds h0, c [B, padded H] c0, and then h_n (in hn) and c_n.
@@ -168,7 +165,7 @@ void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan
   const Tensor w_hh = padded_rows(w.w_hh, kTile<E> * (plan.tiles + plan.held) * plan.split);
   Tensor places;
   ResidentForward<E> p{};
-  p.H = s.H, p.Hp = padded(s.H), p.Hw = whole_words<E>(s.H), p.batch = s.B;
+  p.H = s.H, p.Hp = padded(s.H), p.Hw = travelling(s.H, s.gates, false), p.batch = s.B;
   p.links = links_of(plan, s.B, p.Hw * 2 / kWord<E>, h, places);
   p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
   p.h = out<A>(h), p.c = out<A>(c);
@@ -182,7 +179,7 @@ void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan
   p.cells = out<A>(f.cells, d * s.N * p.Hp);
   for_input_chunks(f, d, [&](int64_t begin, int64_t end, int64_t first, const Tensor& input) {
     p.steps = end - begin, p.links.first_step = begin;
-    p.input = in<A>(input);
+    p.input = in<A>(input), p.inputs = input.size(0);
     const Tensor before = plan.team == Team::kGrid ? h.clone() : h;
     p.h_before = in<A>(before);
     p.input_rows.first =
@@ -266,7 +263,7 @@ class Backward : public LayerBackward {
     ResidentBackward<E> p{};
     fill(p, r, d);
     Tensor places, sizes;
-    p.steps = s.T, p.batch = s.B, p.Hw = whole_words<E>(s.H);
+    p.steps = s.T, p.batch = s.B, p.N = s.N, p.Hw = travelling(s.H, s.gates, true);
     p.links = links_of(plan, s.B, s.gates * p.Hw * 2 / kWord<E>, y, places);
     const Tensor gates_apart =
         at::constant_pad_nd(weights[d].w_hh.view({s.gates, s.H, s.H}), {0, 0, 0, p.Hw - s.H});

@@ -6,6 +6,7 @@
 namespace rnnfast {
 struct Bfloat16;
 namespace cuda {
+enum class Team { kBlock };
 struct Lstm {
   static __device__ float forward(float x) { return __frcp_rn(1 + x); }
 };
@@ -34,7 +35,7 @@ struct Thread {
   }
 };
 
-template <class Cell, class E, int kTiles, bool kTeam>
+template <class Cell, class E, int kTiles, Team kTeam, bool kPlain>
 __global__ void resident_forward(ResidentForward<E> p) {
   const Thread thread{p.input + threadIdx.x};
   float c[4] = {};
@@ -49,6 +50,6 @@ __global__ void resident_forward(ResidentForward<E> p) {
     __syncthreads();                    // exchange.finish
   }
 }
-template __global__ void resident_forward<Lstm, Bfloat16, 8, false>(ResidentForward<Bfloat16>);
+template __global__ void resident_forward<Lstm, Bfloat16, 8, Team::kBlock, true>(ResidentForward<Bfloat16>);
 }  // namespace cuda
 }  // namespace rnnfast

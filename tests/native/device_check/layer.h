@@ -40,12 +40,12 @@ struct Common {
   std::vector<E> w;       // [G H, H]
   std::vector<A> h0, c0;  // [B, H]
 
-  explicit Common(const Setup& setup)
+  Common(const Setup& setup, bool backward)
       : s(setup),
         G(facts_of(s.mode).gates),
         S(facts_of(s.mode).slots),
         Hp(padded(s.H)),
-        Hw(padded(s.H, cuda::kWord<E>)),
+        Hw(cuda::travelling(s.H, G, backward)),
         // backwards as the second of two directions, whose numbers stand side by side
         ldy(s.walk.reverse ? 2 * s.H : s.H),
         column(s.walk.reverse ? s.H : 0),
@@ -67,7 +67,7 @@ struct Common {
   cuda::Rows rows() const {
     cuda::Rows r{};
     r.batch = s.walk.B, r.steps = s.walk.T, r.reverse = s.walk.reverse;
-    r.offsets = offsets.get(), r.sizes = sizes.get();
+    r.offsets = offsets.get(), r.sizes = sizes.get(), r.stride = 1;
     if (s.walk.packed) return r;
     r.first = s.walk.row(0, 0), r.stride = s.walk.stride();
     r.step = (s.walk.reverse ? -1 : 1) * (s.walk.batch_first ? 1 : s.walk.B);
@@ -78,7 +78,6 @@ struct Common {
   cuda::Links links(int64_t numbers) {
     cuda::Links l{};
     l.blocks = s.plan.blocks, l.split = s.plan.split, l.batches = s.plan.batches, l.held = s.plan.held;
-    l.cluster = s.plan.team == cuda::Team::kCluster;
     if (s.plan.team == cuda::Team::kBlock) return l;
     l.patience = cuda::current_device().patience;
     l.failed = cuda::failure_word();
@@ -105,7 +104,9 @@ struct Forward : Common<E> {
 
   // saves: what backward needs
   Forward(const Setup& setup, bool saves)
-      : Common<E>(setup), b_ih(draw<E>(4, this->G * s.H, 0.5f)), b_hh(draw<E>(5, this->G * s.H, 0.5f)) {
+      : Common<E>(setup, false),
+        b_ih(draw<E>(4, this->G * s.H, 0.5f)),
+        b_hh(draw<E>(5, this->G * s.H, 0.5f)) {
     const int64_t N = s.walk.rows, H = s.H, GH = this->G * H, Hp = this->Hp;
     const int64_t ldw = cuda::kTile<E> * (s.plan.tiles + s.plan.held) * s.plan.split;
     const auto states = [&](bool needed) { return needed ? Array<A>(s.walk.B * Hp) : Array<A>(); };
@@ -146,7 +147,7 @@ struct Forward : Common<E> {
       const int64_t first = std::min(walk.time(begin), walk.time(end - 1));
       const int64_t row = walk.packed ? walk.offsets[first] : first * walk.B;
       p.steps = end - begin, p.links.first_step = begin;
-      p.input = inputs.get() + row * this->G * s.H;
+      p.input = inputs.get() + row * this->G * s.H, p.inputs = s.walk.rows - row;
       p.input_rows.first = walk.packed ? -row : walk.time(begin) * walk.B - row - begin * p.input_rows.step;
       p.h_before = h.get();
       if (before.size()) {
@@ -174,7 +175,7 @@ struct Backward : Common<E> {
   cuda::ResidentBackward<E> p{};
 
   explicit Backward(const Setup& setup)
-      : Common<E>(setup),
+      : Common<E>(setup, true),
         Kp(padded(this->G * s.H)),
         dhn(this->rounded(8)),
         dcn(facts_of(s.mode).has_cell ? this->rounded(9) : std::vector<A>()) {
@@ -193,7 +194,7 @@ struct Backward : Common<E> {
       c_begin = Array<A>(this->c0), dc_end = Array<A>(dcn);
       cells = Array<A>(N * Hp), dc0 = Array<A>(s.walk.B * H);
     }
-    p.H = H, p.Hp = Hp, p.Hw = Hw, p.Kp = Kp, p.steps = s.walk.T, p.batch = s.walk.B;
+    p.H = H, p.Hp = Hp, p.Hw = Hw, p.Kp = Kp, p.steps = s.walk.T, p.batch = s.walk.B, p.N = N;
     p.links = this->links(this->G * Hw);
     p.rows = this->rows();
     p.w_hh_t = w_hh.get(), p.ldw = ldw;

@@ -12,11 +12,11 @@ namespace rnnfast::device_check {
 namespace {
 
 enum class Way {
-  kWord,       // st.async of 4 bytes
-  kWordBlock,  // the same, waited for with the order of the block alone
-  kQuad,       // st.async of 16 bytes
-  kPlain,      // st.shared::cluster of 16 bytes, and an arrival of each warp at each block
-  kCopy        // one bulk copy to each block
+  kWord,     // st.async of 4 bytes
+  kQuad,     // of 16, as the kernels do it
+  kCluster,  // the same, waited for with the order of the cluster
+  kPlain,    // st.shared::cluster of 16 bytes, and an arrival of each warp at each block
+  kCopy      // one bulk copy to each block
 };
 
 struct Exchanged {
@@ -95,7 +95,7 @@ RNNFAST_KERNEL void exchange_in_cluster(Exchanged p) {
   Buffers b{p, reinterpret_cast<uint32_t*>(arrivals + 2)};
   uint32_t* const copied = b.words + 2 * p.words;  // [2, share]: from where copies go
   const int share = b.share();
-  constexpr int kNumbers = way == Way::kWord || way == Way::kWordBlock ? 1 : 4;  // of a store
+  constexpr int kNumbers = way == Way::kWord ? 1 : 4;  // of a store
   const auto expect = [&](int step) {
     if (way != Way::kPlain && thread_index() == 0)
       mbarrier_expect(arrivals + (step & 1), static_cast<uint32_t>(p.words * 4));
@@ -117,11 +117,11 @@ RNNFAST_KERNEL void exchange_in_cluster(Exchanged p) {
       const uint32_t* const from = b.source(step, i);
       if constexpr (kNumbers == 1) {
         const uint32_t word = *from;
-        each_block(b, [&](int to) { store_async(place, word, arrival, to); });
+        each_block(b, [&](int to) { store_word_async(place, word, arrival, to); });
       } else {
         const Quad quad{{from[0], from[1], from[2], from[3]}};
-        if constexpr (way == Way::kQuad)
-          each_block(b, [&](int to) { store_quad_async(reinterpret_cast<Quad*>(place), quad, arrival, to); });
+        if constexpr (way == Way::kQuad || way == Way::kCluster)
+          each_block(b, [&](int to) { store_async(reinterpret_cast<Quad*>(place), quad, arrival, to); });
         else if constexpr (way == Way::kPlain)
           each_block(b, [&](int to) { store_quad_there(reinterpret_cast<Quad*>(place), quad, to); });
         else
@@ -141,9 +141,9 @@ RNNFAST_KERNEL void exchange_in_cluster(Exchanged p) {
     }
     const int parity = (step - 1) >> 1 & 1;
     b.wait([&] {
-      return way == Way::kPlain       ? arrivals_try_wait(arrival, parity)
-             : way == Way::kWordBlock ? mbarrier_try_wait_in_block(arrival, parity)
-                                      : mbarrier_try_wait(arrival, parity);
+      return way == Way::kPlain     ? arrivals_try_wait(arrival, parity)
+             : way == Way::kCluster ? mbarrier_try_wait_in_cluster(arrival, parity)
+                                    : mbarrier_try_wait(arrival, parity);
     });
     if (!b.lost) expect(step + 2);
     b.look(step);
@@ -175,7 +175,7 @@ RNNFAST_KERNEL void exchange_in_packets(Exchanged p) {
         if (i >= p.words) continue;
         if (packet[j] >> 32 != static_cast<uint64_t>(step))
           b.wait([&] {
-            pause();
+            pause(1);
             packet[j] = load_packet(places + i);
             return packet[j] >> 32 == static_cast<uint64_t>(step);
           });
@@ -201,7 +201,7 @@ RNNFAST_KERNEL void bounce(Exchanged p) {
         continue;
       }
       b.wait([&] {
-        pause();
+        pause(1);
         packet = load_packet(place);
         return packet >> 32 == static_cast<uint64_t>(step);
       });
@@ -330,8 +330,8 @@ void add_micro(Checks& checks) {
       add("send-bulk" + of, [=] { return cluster<Way::kCopy>(blocks, words); });
     }
   for (const int blocks : kClusters) {
-    add("wait-cluster" + size(blocks, 8), [=] { return cluster<Way::kWord>(blocks, 2048); });
-    add("wait-cta" + size(blocks, 8), [=] { return cluster<Way::kWordBlock>(blocks, 2048); });
+    add("wait-cluster" + size(blocks, 8), [=] { return cluster<Way::kCluster>(blocks, 2048); });
+    add("wait-cta" + size(blocks, 8), [=] { return cluster<Way::kQuad>(blocks, 2048); });
     add("empty-c" + std::to_string(blocks), [=] { return cluster<Way::kWord>(blocks, blocks); });
   }
   for (const int blocks : {8, 64, 128})

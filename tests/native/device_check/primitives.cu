@@ -176,27 +176,31 @@ constexpr int kCluster = 4, kTurns = 1000;
 
 // each thread tells its number to every block of its cluster, in ten steps
 RNNFAST_KERNEL void cluster(Numbers n) {
-  uint64_t* const arrivals = shared_memory<uint64_t>();          // [2]
-  float* const shared = reinterpret_cast<float*>(arrivals + 2);  // [2, kCluster, threads]
+  uint64_t* const arrivals = shared_memory<uint64_t>();        // [2]
+  Quad* const shared = reinterpret_cast<Quad*>(arrivals + 2);  // [2, kCluster, threads]
   const int rank = static_cast<int>(block_index() % kCluster), threads = block_size();
   const auto expect = [&](int step) {
     if (thread_index() == 0)
-      mbarrier_expect(arrivals + step % 2, static_cast<uint32_t>(kCluster * threads * sizeof(float)));
+      mbarrier_expect(arrivals + step % 2, static_cast<uint32_t>(kCluster * threads * sizeof(Quad)));
   };
   if (thread_index() == 0) mbarrier_init(arrivals), mbarrier_init(arrivals + 1);
   expect(0), expect(1);
   float sum = static_cast<float>(block_index() + thread_index());
   cluster_barrier();
   for (int step = 0; step < 10; ++step) {
-    float* const place = shared + (step % 2 * kCluster + rank) * threads + thread_index();
-    for (int other = 0; other < kCluster; ++other)
-      store_async(place, __builtin_bit_cast(uint32_t, sum), arrivals + step % 2, other);
+    Quad* const place = shared + (step % 2 * kCluster + rank) * threads + thread_index();
+    Quad quad{};
+    quad.word[thread_index() % 4] = __builtin_bit_cast(uint32_t, sum);
+    for (int other = 0; other < kCluster; ++other) store_async(place, quad, arrivals + step % 2, other);
     // what never comes is wrong in the end, and not waited for for ever
     for (int turn = 0; !mbarrier_try_wait(arrivals + step % 2, step / 2 % 2) && turn < kTurns;) ++turn;
     if (step + 2 < 10) expect(step + 2);
     sum = 0;
-    for (int other = 0; other < kCluster; ++other)
-      sum += shared[(step % 2 * kCluster + other) * threads + (thread_index() + 1) % threads];
+    const int next = (thread_index() + 1) % threads;
+    for (int other = 0; other < kCluster; ++other) {
+      const Quad& came = shared[(step % 2 * kCluster + other) * threads + next];
+      sum += __builtin_bit_cast(float, came.word[next % 4]);
+    }
     sum *= 0.25f;
     block_barrier();
   }
@@ -207,7 +211,7 @@ Outcome check_cluster() {
   constexpr int kThreads = 64, kBlocks = 2 * kCluster;
   if (current_device().clusters[kCluster] == 0) return skipped("no clusters here");
   const Array<float> out(kBlocks * kThreads);
-  finish(launch_clusters(cluster, 2, kCluster, kThreads, 16 + 2 * kCluster * kThreads * sizeof(float), false,
+  finish(launch_clusters(cluster, 2, kCluster, kThreads, 16 + 2 * kCluster * kThreads * sizeof(Quad), false,
                          nullptr, Numbers{out.get(), nullptr}));
   const std::vector<float> found = out.read();
   int64_t differences = 0;
@@ -231,10 +235,11 @@ RNNFAST_KERNEL void packets(Packets p) {
     if (thread_index() == 0) store_packet(places + block_index(), uint64_t(step) << 32 | mine);
     uint64_t sum = 0;
     for (int other = 0; other < p.blocks; ++other) {
-      uint64_t packet = load_packet(places + other);
+      const auto load = [&] { return load_packets(places + other / 2 * 2).packet[other % 2]; };
+      uint64_t packet = load();
       for (int turn = 0; packet >> 32 != uint64_t(step) && turn < 1 << 24; ++turn) {
-        pause();
-        packet = load_packet(places + other);
+        pause(1);
+        packet = load();
       }
       sum += static_cast<uint32_t>(packet);
     }
@@ -265,18 +270,19 @@ Outcome check_packets() {
 // looks at phases of a mbarrier: one that nobody ends, then the same when it has all of its bytes
 RNNFAST_KERNEL void look(Numbers n) {
   uint64_t* const arrival = shared_memory<uint64_t>();
-  float* const word = reinterpret_cast<float*>(arrival + 1);  // [2]
+  Quad* const quad = reinterpret_cast<Quad*>(arrival + 2);  // [2]
   const int rank = static_cast<int>(block_index() % 2);
   int ended = 0;
   if (thread_index() == 0) {
     mbarrier_init(arrival);
-    mbarrier_expect(arrival, 4);
-    mbarrier_expect_more(arrival, 4);
+    mbarrier_expect(arrival, sizeof(Quad));
+    mbarrier_expect_more(arrival, sizeof(Quad));
     for (int turn = 0; turn < 100; ++turn) ended += mbarrier_try_wait(arrival, 0);
   }
   cluster_barrier();
   const auto send = [&](int i) {
-    if (thread_index() == 0) store_async(word + i, __builtin_bit_cast(uint32_t, 7.0f), arrival, 1 - rank);
+    if (thread_index() == 0)
+      store_async(quad + i, {{0, 0, 0, __builtin_bit_cast(uint32_t, 7.0f)}}, arrival, 1 - rank);
   };
   send(0);
   // half of the bytes do not end it
@@ -288,8 +294,8 @@ RNNFAST_KERNEL void look(Numbers n) {
     int turn = 0;
     while (!mbarrier_try_wait(arrival, 0) && turn < kTurns) ++turn;
     n.out[3 * block_index()] = static_cast<float>(ended);
-    n.out[3 * block_index() + 1] = turn < kTurns ? word[0] : 0;
-    n.out[3 * block_index() + 2] = turn < kTurns ? word[1] : 0;
+    n.out[3 * block_index() + 1] = turn < kTurns ? __builtin_bit_cast(float, quad[0].word[3]) : 0;
+    n.out[3 * block_index() + 2] = turn < kTurns ? __builtin_bit_cast(float, quad[1].word[3]) : 0;
   }
   cluster_barrier();
 }
@@ -297,8 +303,10 @@ RNNFAST_KERNEL void look(Numbers n) {
 Outcome check_try_wait() {
   if (current_device().clusters[2] == 0) return skipped("no clusters here");
   const Array<float> out(6);
-  const double time = microseconds(
-      [&] { must(launch_clusters(look, 1, 2, kLanes, 16, false, nullptr, Numbers{out.get(), nullptr})); });
+  const double time = microseconds([&] {
+    must(launch_clusters(look, 1, 2, kLanes, 16 + 2 * sizeof(Quad), false, nullptr,
+                         Numbers{out.get(), nullptr}));
+  });
   finish(nullptr);
   const std::vector<float> found = out.read();
   int64_t differences = 0;

@@ -6,10 +6,6 @@ namespace rnnfast::device_check {
 
 using namespace cuda;
 
-struct Quad {
-  alignas(16) uint32_t word[4];
-};
-
 // arrivals that a phase waits for, in the 8 bytes of a mbarrier
 struct Arrivals {
   uint16_t wanted, missing;
@@ -28,9 +24,10 @@ void store_quad_late(Quad* place, uint64_t* barrier, int rank, const Get& get) {
     counter->add(-static_cast<int64_t>(sizeof *to));
   });
 }
-inline void store_quad_async(Quad* place, const Quad& quad, uint64_t* barrier, int rank) {
-  store_quad_late(place, barrier, rank, [=] { return quad; });
+inline void store_word_async(uint32_t* place, uint32_t word, uint64_t* barrier, int rank) {
+  store_async(place, word, barrier, rank);
 }
+inline uint64_t load_packet(const uint64_t* p) { return *p; }
 
 // it is there at once, which is one of the times when it may be
 inline void store_quad_there(Quad* place, const Quad& quad, int rank) { *peer(place, rank) = quad; }
@@ -49,7 +46,7 @@ inline bool arrivals_try_wait(const uint64_t* barrier, int parity) {
   const auto ended = [&] {
     return reinterpret_cast<const volatile Arrivals*>(barrier)->phase % 2 != static_cast<uint32_t>(parity);
   };
-  if (!ended()) pause();
+  if (!ended()) pause(1);
   return ended();
 }
 
@@ -65,7 +62,7 @@ inline void copy_async(void* place, const void* from, uint32_t bytes, uint64_t* 
   }
 }
 
-inline bool mbarrier_try_wait_in_block(const uint64_t* barrier, int parity) {
+inline bool mbarrier_try_wait_in_cluster(const uint64_t* barrier, int parity) {
   return mbarrier_try_wait(barrier, parity);
 }
 

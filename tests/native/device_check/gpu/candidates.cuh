@@ -7,27 +7,28 @@ namespace rnnfast::device_check {
 
 using namespace cuda;
 
-struct Quad {
-  alignas(16) uint32_t word[4];
-};
-
 // What all lanes of the warp have written is there for all of them after it.
 RNNFAST_INLINE void warp_barrier() { __syncwarp(); }
 
-// store_async of 16 bytes
-RNNFAST_INLINE void store_quad_async(Quad* place, const Quad& quad, const uint64_t* barrier, int rank) {
+// store_async of 4 bytes
+RNNFAST_INLINE void store_word_async(uint32_t* place, uint32_t word, const uint64_t* barrier, int rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n"
       ".reg .b32 there, counter;\n"
-      "mapa.shared::cluster.u32 there, %0, %6;\n"
-      "mapa.shared::cluster.u32 counter, %5, %6;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%1, %2, %3, %4}, [counter];\n"
+      "mapa.shared::cluster.u32 there, %0, %3;\n"
+      "mapa.shared::cluster.u32 counter, %2, %3;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counter];\n"
       "}" ::"r"(shared_address(place)),
-      "r"(quad.word[0]), "r"(quad.word[1]), "r"(quad.word[2]), "r"(quad.word[3]),
-      "r"(shared_address(barrier)), "r"(rank)
+      "r"(word), "r"(shared_address(barrier)), "r"(rank)
       : "memory");
 #endif
+}
+// one packet of load_packets
+RNNFAST_INLINE uint64_t load_packet(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
 }
 
 // 16 bytes to the shared memory of block `rank`, which nothing counts: arrive_there says that they are there.
@@ -93,19 +94,18 @@ RNNFAST_INLINE void copy_async(void* place, const void* from, uint32_t bytes, co
 #endif
 }
 
-// mbarrier_try_wait with the order of the block alone: nothing drops the nearest cache
-RNNFAST_INLINE bool mbarrier_try_wait_in_block(const uint64_t* barrier, int parity) {
+// mbarrier_try_wait with the order of the cluster: it drops the nearest cache
+RNNFAST_INLINE bool mbarrier_try_wait_in_cluster(const uint64_t* barrier, int parity) {
   uint32_t ended = 0;
 #if __CUDA_ARCH__ >= 900
-  constexpr uint32_t kNanoseconds = 1'000'000;
   asm volatile(
       "{\n"
       ".reg .pred ended;\n"
-      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%1], %2, %3;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
       "selp.u32 %0, 1, 0, ended;\n"
       "}"
       : "=r"(ended)
-      : "r"(shared_address(barrier)), "r"(parity), "r"(kNanoseconds)
+      : "r"(shared_address(barrier)), "r"(parity)
       : "memory");
 #endif
   return ended;

@@ -92,12 +92,16 @@ inline bool is_lost() {
   static int64_t count = 0;
   return Cluster::current()->block() == silent_block || (loses_each && ++count % loses_each == 0);
 }
-inline void store_async(void* place, uint32_t word, uint64_t* barrier, int rank) {
+struct Quad {
+  alignas(16) uint32_t word[4];
+};
+template <class V>
+void store_async(V* place, const V& value, uint64_t* barrier, int rank) {
   if (Cluster::current()->blocks() < 2) {
     std::fprintf(stderr, "emulation: store_async without a cluster\n");
     std::abort();
   }
-  uint32_t* const to = peer(static_cast<uint32_t*>(place), rank);
+  V* const to = peer(place, rank);
   Mbarrier* const counter = reinterpret_cast<Mbarrier*>(peer(barrier, rank));
   if (is_lost()) return;
   Cluster::current()->store_late(to, [=] {
@@ -105,8 +109,8 @@ inline void store_async(void* place, uint32_t word, uint64_t* barrier, int rank)
       std::fprintf(stderr, "emulation: a store to the shared memory of a block that has left\n");
       std::abort();
     }
-    *to = word;
-    counter->add(-static_cast<int64_t>(sizeof word));
+    *to = value;
+    counter->add(-static_cast<int64_t>(sizeof value));
   });
 }
 
@@ -116,8 +120,17 @@ inline void prefetch(const void*) {}
 inline void store_packet(uint64_t* p, uint64_t v) {
   if (!is_lost()) Cluster::current()->store_late(p, [=] { *p = v; });
 }
-inline uint64_t load_packet(const uint64_t* p) { return *p; }
-inline void pause() { Cluster::current()->rest(); }
+struct PacketPair {
+  uint64_t packet[2];
+};
+inline PacketPair load_packets(const uint64_t* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(PacketPair)) {
+    std::fprintf(stderr, "emulation: a load of two packets at %p\n", static_cast<const void*>(p));
+    std::abort();
+  }
+  return {{p[0], p[1]}};
+}
+inline void pause(int) { Cluster::current()->rest(); }
 
 template <class E>
 uint32_t load_word(const E* p) {
@@ -156,6 +169,11 @@ V shuffle_xor(V value, int mask) {
 }
 
 inline int made_anew(int value) { return value; }
+template <class T>
+T* made_here(T* p) {
+  return p;
+}
+inline int kept(int value) { return shuffle_xor(value, 0); }
 
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
@@ -171,6 +189,8 @@ inline float widened(Half v) { return static_cast<float>(__builtin_bit_cast(_Flo
 
 inline void narrow(float v, float& to) { to = v; }
 inline void narrow(double v, double& to) { to = v; }
+inline void narrow(Bfloat16 v, Bfloat16& to) { to = v; }
+inline void narrow(Half v, Half& to) { to = v; }
 inline void narrow(float v, Bfloat16& to) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, v);
   const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
