@@ -43,7 +43,7 @@ REGISTERS = {
     "resident_f16": 168,
     "resident_tf32": 168,
     "device": 8,
-    "primitives": 24,
+    "primitives": 27,
     "micro": 50,
     "memory": 32,
     "access": 8,

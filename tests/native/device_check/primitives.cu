@@ -190,7 +190,8 @@ RNNFAST_KERNEL void cluster(Numbers n) {
   for (int step = 0; step < 10; ++step) {
     Quad* const place = shared + (step % 2 * kCluster + rank) * threads + thread_index();
     Quad quad{};
-    quad.word[thread_index() % 4] = __builtin_bit_cast(uint32_t, sum);
+    for (int i = 0; i < 4; ++i)
+      if (i == thread_index() % 4) quad.word[i] = __builtin_bit_cast(uint32_t, sum);
     for (int other = 0; other < kCluster; ++other) store_async(place, quad, arrivals + step % 2, other);
     // what never comes is wrong in the end, and not waited for for ever
     for (int turn = 0; !mbarrier_try_wait(arrivals + step % 2, step / 2 % 2) && turn < kTurns;) ++turn;
@@ -235,7 +236,10 @@ RNNFAST_KERNEL void packets(Packets p) {
     if (thread_index() == 0) store_packet(places + block_index(), uint64_t(step) << 32 | mine);
     uint64_t sum = 0;
     for (int other = 0; other < p.blocks; ++other) {
-      const auto load = [&] { return load_packets(places + other / 2 * 2).packet[other % 2]; };
+      const auto load = [&] {
+        const PacketPair pair = load_packets(places + other / 2 * 2);
+        return other % 2 ? pair.packet[1] : pair.packet[0];
+      };
       uint64_t packet = load();
       for (int turn = 0; packet >> 32 != uint64_t(step) && turn < 1 << 24; ++turn) {
         pause(1);
