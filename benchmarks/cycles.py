@@ -1,6 +1,6 @@
 """Static cycles of a step of the resident CUDA kernels, reckoned from their machine code without a GPU:
 
-    python -m benchmarks.cycles [--json FILE] [--cubin FILE | --sass FILE]
+    python -m benchmarks.cycles [--json FILE] [--cubin FILE ... | --sass FILE ...]
 
 compiles the kernels for Hopper (nvcc), disassembles them (nvdisasm) and follows one warp through a step, that
 with part 0 of the sums, along the branches that take longest, as the plan of the shape has them. A section's
@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from benchmarks import sass
 
-SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "resident_bf16.cu"
+CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+SOURCES = [CUDA / "resident_bf16.cu", CUDA / "resident_tf32.cu"]
 LARGEST = 16  # blocks of a cluster
-SHARERS = 4  # lanes of a warp that share out the blocks they send to
 SCHEDULERS = 4  # of a multiprocessor: each begins an instruction of one of its warps a cycle
 CLASSES = {"lstm": "4Lstm", "gru": "3Gru", "rnn_tanh": "7RnnTanh", "rnn_relu": "7RnnRelu"}
 TEAMS = ["block", "cluster", "grid"]
@@ -62,11 +62,16 @@ class Case(NamedTuple):
     hidden: int
     backward: bool
     saves: bool = False  # forward: what backward needs
+    tf32: bool = False  # floats; else bfloat16
 
     def __str__(self):
-        return f"{self.cell} {self.hidden} " + (
-            "backward" if self.backward else "training" if self.saves else "forward"
-        )
+        way_there = "backward" if self.backward else "training" if self.saves else "forward"
+        return f"{self.cell} {self.hidden} {way_there}" + " tf32" * self.tf32
+
+    @property
+    def word(self):
+        """Numbers of 4 bytes."""
+        return 1 if self.tf32 else 2
 
 
 CASES = [
@@ -75,6 +80,7 @@ CASES = [
     *(Case(cell, 512, False) for cell in ("gru", "rnn_tanh")),
     *(Case("lstm", hidden, True) for hidden in (128, 256, 512, 1024)),
     *(Case(cell, 512, True) for cell in ("gru", "rnn_tanh")),
+    *(Case("lstm", hidden, backward, tf32=True) for backward in (False, True) for hidden in (64, 256, 768)),
 ]
 
 
@@ -215,12 +221,12 @@ def _rounds(case, plan, sums):
         if products and not all(_held(one) for one in products):
             return plan["batches"]
         if any(one.name == "STAS" for one in body):
-            return -(-plan["blocks"] // SHARERS)
+            return -(-plan["blocks"] // (2 * case.word))  # lanes that share out the blocks
         packets = sum(one.name == "LDG" and "STRONG.GPU" in one.operation for one in body)
         if packets and "for (int row" in sass.sources(body[-1])[-1]:
             return plan["batches"]
-        if packets:  # two at once
-            return -(-2 * plan["batches"] * numbers // (threads * packets))
+        if packets:  # two at once, of each of which a word of 8 rows is sent
+            return -(-4 * numbers // (case.word * threads * packets))
         if products:
             return -(-plan["held"] * (1 if case.backward else 2) // len(products))
         return max([1, *(sums.get(one.address, 1) for one in body)])
@@ -230,7 +236,8 @@ def _rounds(case, plan, sums):
 
 def reckon(functions, case, plan):
     way_there = "backward" if case.backward else "forward"
-    wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E\w*Li{plan['tiles']}"
+    element = "f" if case.tf32 else "NS_8Bfloat16E"
+    wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E{element}Li{plan['tiles']}"
     wanted += f"ELNS0_4TeamE{TEAMS.index(plan['team'])}ELb1E"
     found = [function for name, function in functions.items() if re.search(wanted, name)]
     if not found:
@@ -252,7 +259,8 @@ def reckon(functions, case, plan):
 def plan_of(case):
     from rnnfast import _C
 
-    return _C.cuda_plan(case.cell, 2, case.hidden, 1, capability=90, backward=case.backward)
+    sizes = case.cell, 4 // case.word, case.hidden, 1
+    return _C.cuda_plan(*sizes, tf32=case.tf32, capability=90, backward=case.backward)
 
 
 def table(rows):
@@ -261,7 +269,7 @@ def table(rows):
         "instructions / cycles of a step of one warp; issue: for a scheduler to begin those of its warps"
     ]
     lines.append(
-        f"{'kernel':20s}{'team':>15s}"
+        f"{'kernel':23s}{'team':>15s}"
         + "".join(f"{name:>14s}" for name in names)
         + f"{'total':>14s}{'issue':>7s}"
     )
@@ -270,7 +278,7 @@ def table(rows):
         cells = [f"{n} / {cycles}" for n, cycles in row.sections.values()]
         total = f"{row.instructions} / {row.cycles}"
         lines.append(
-            f"{row.case:20s}{team:>15s}"
+            f"{row.case:23s}{team:>15s}"
             + "".join(f"{c:>14s}" for c in cells)
             + f"{total:>14s}{row.issue or '-':>7}"
         )
@@ -284,21 +292,22 @@ def main(arguments=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     given = parser.add_mutually_exclusive_group()
     given.add_argument(
-        "--cubin", type=Path, metavar="FILE", help="the compiled kernels (nvcc -cubin -lineinfo)"
+        "--cubin", type=Path, nargs="+", metavar="FILE", help="the compiled kernels (nvcc -cubin -lineinfo)"
     )
     given.add_argument(
-        "--sass", type=Path, metavar="FILE", help="the same, disassembled (nvdisasm -c -gi -hex)"
+        "--sass", type=Path, nargs="+", metavar="FILE", help="the same, disassembled (nvdisasm -c -gi -hex)"
     )
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
             if options.sass:
-                text = options.sass.read_text()
+                texts = [file.read_text() for file in options.sass]
             else:
-                text = sass.disassemble(
-                    options.cubin or sass.compile_cubin(SOURCE, Path(folder) / "kernels.cubin")
-                )
-        functions = sass.read(text)
+                cubins = options.cubin or [
+                    sass.compile_cubin(source, Path(folder) / f"{source.stem}.cubin") for source in SOURCES
+                ]
+                texts = [sass.disassemble(cubin) for cubin in cubins]
+        functions = {name: function for text in texts for name, function in sass.read(text).items()}
         rows = [reckon(functions, case, plan_of(case)) for case in CASES]
     except (sass.Error, OSError) as error:
         print(f"benchmarks.cycles: {error}", file=sys.stderr)

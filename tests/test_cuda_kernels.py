@@ -99,7 +99,7 @@ def compiled(programs, kept):
     ]
     command += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     kept.mkdir(parents=True, exist_ok=True)
-    keep = {cycles.SOURCE: ["-lineinfo", "--keep", f"--keep-dir={kept}"]}
+    keep = dict.fromkeys(cycles.SOURCES, ["-lineinfo", "--keep", f"--keep-dir={kept}"])
     commands = [(f"{path.stem}.o", [*command, *keep.get(path, []), "-c", path]) for path in files]
     made = compiling.make_all(programs, commands)
     assert compiling.files(made)
@@ -134,14 +134,20 @@ CYCLES = {
     "lstm 1024 backward": 5058,
     "gru 512 backward": 2036,
     "rnn_tanh 512 backward": 1560,
+    "lstm 64 forward tf32": 711,
+    "lstm 256 forward tf32": 1576,
+    "lstm 768 forward tf32": 3009,
+    "lstm 64 backward tf32": 1132,
+    "lstm 256 backward tf32": 2277,
+    "lstm 768 backward tf32": 5873,
 }
 
 
 @needs_nvcc
 @needs_nvdisasm
 def test_a_step_takes_no_more_cycles_than_it_did(compiled, kept, tmp_path):
-    cubin = kept / f"{cycles.SOURCE.stem}.compute_90.cubin"
-    assert cycles.main(["--cubin", str(cubin), "--json", str(tmp_path / "cycles.json")]) == 0
+    cubins = [str(kept / f"{source.stem}.compute_90.cubin") for source in cycles.SOURCES]
+    assert cycles.main(["--cubin", *cubins, "--json", str(tmp_path / "cycles.json")]) == 0
     kernels = json.loads((tmp_path / "cycles.json").read_text())["kernels"]
     found = {kernel["case"]: kernel["cycles"] for kernel in kernels}
     assert set(found) == set(CYCLES)
@@ -169,7 +175,7 @@ def program(compiled, programs):
 
 @needs_nvcc
 def test_the_program_for_a_gpu_is_one_small_file_that_needs_no_cuda(program):
-    assert program.stat().st_size < 30e6
+    assert program.stat().st_size < 40e6  # of which the lines of two files of kernels are a good part
     needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"libcud|libstdc\+\+|libgcc|not found", needed), needed
 
