@@ -14,7 +14,7 @@ struct Shared {
   RNNFAST_INLINE V* get() const { return reinterpret_cast<V*>(shared_memory<unsigned char>() + bytes); }
   RNNFAST_INLINE V& operator[](int i) const { return get()[i]; }
   RNNFAST_INLINE Shared from(int i) const { return {bytes + i * static_cast<int>(sizeof(V))}; }
-  RNNFAST_INLINE Shared held() const { return {kept(bytes)}; }
+  RNNFAST_INLINE Shared kept() const { return {cuda::kept(bytes)}; }
 };
 
 // Waiting for another block, which may never run: asked after a look in vain, and not often, for the host's

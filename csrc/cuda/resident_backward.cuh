@@ -37,7 +37,7 @@ struct BackwardThread {
   W weights{shared, my};
   Parts<A, 4, 2> parts = take_parts<A, 4, 2>(shared, my.warps, my.lane);
   // [batches, 2, threads] each, from this thread's on: dL/dc, and the part of dL/dh that does not pass W_hh
-  Shared<A> own = shared.take<A>(0).from(thread_index()).held();
+  Shared<A> own = shared.take<A>(0).from(thread_index()).kept();
 
   RNNFAST_INLINE explicit BackwardThread(const ResidentBackward<E>& parameters) : p(parameters) {}
 

@@ -83,7 +83,7 @@ struct ForwardThread {
   // of all but the first of the warps that share a sum, which adds them up
   Parts<A, kSums * 2, 4> parts = take_parts<A, kSums * 2, 4>(shared, my.warps - my.groups, my.lane);
   // [batches, kBlocks, 2, threads], from this thread's on: c, or the h that a cell blends
-  Shared<A> own = shared.take<A>(0).from(thread_index()).held();
+  Shared<A> own = shared.take<A>(0).from(thread_index()).kept();
 
   RNNFAST_INLINE explicit ForwardThread(const ResidentForward<E>& parameters) : p(parameters) {}
 

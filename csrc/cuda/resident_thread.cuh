@@ -75,7 +75,7 @@ template <class A, int kNumbers, int kAtOnce>
 RNNFAST_INLINE Parts<A, kNumbers, kAtOnce> take_parts(SharedMemory& shared, int warps, int lane) {
   typedef Parts<A, kNumbers, kAtOnce> P;
   const int size = warps * P::kOfWarp;
-  return {shared.take<typename P::Some>(2 * size).from(lane).held(), size};
+  return {shared.take<typename P::Some>(2 * size).from(lane).kept(), size};
 }
 
 // A warp's part of W: kPairs times 16 rows, the first operand of the instruction, which gives a thread sums
@@ -95,7 +95,7 @@ struct Weights {
   template <class Place>
   RNNFAST_INLINE Weights(SharedMemory& shared, const Place& my) : held_tiles(my.held) {
     held = shared.take<uint32_t>(my.warps * held_tiles * kPairs * kLanes * 4);
-    held = held.from((my.warp * held_tiles * kPairs * kLanes + my.lane) * 4).held();
+    held = held.from((my.warp * held_tiles * kPairs * kLanes + my.lane) * 4).kept();
   }
 
   RNNFAST_INLINE uint32_t* held_of(int t, int pair) const {

@@ -192,6 +192,7 @@ RNNFAST_KERNEL void cluster(Numbers n) {
     Quad quad{};
     for (int i = 0; i < 4; ++i)
       if (i == thread_index() % 4) quad.word[i] = __builtin_bit_cast(uint32_t, sum);
+#pragma unroll 1
     for (int other = 0; other < kCluster; ++other) store_async(place, quad, arrivals + step % 2, other);
     // what never comes is wrong in the end, and not waited for for ever
     for (int turn = 0; !mbarrier_try_wait(arrivals + step % 2, step / 2 % 2) && turn < kTurns;) ++turn;
