@@ -219,6 +219,22 @@ def test_so_many_rows_give_the_bits_of_other_numbers_of_rows(isa, cell, H):
 
 
 @isas
+@cells
+@pytest.mark.parametrize("steps", [1, 2])
+def test_more_rows_than_a_product_takes_at_once_have_the_bits_of_each_alone(isa, cell, steps):
+    layer = make(ours_of, cell, 5, 9, torch.float32)
+    x = torch.randn(steps, 1100, 5, requires_grad=True)
+    info.set_isa(isa)
+    y = layer(x)[0]
+    (dx,) = torch.autograd.grad(y.square().sum(), x)
+    for row in (0, 511, 512, 1023, 1024, 1099):
+        one = x[:, [row]].detach().requires_grad_()
+        alone = layer(one)[0]
+        assert torch.equal(alone[:, 0], y[:, row]), row
+        assert torch.equal(torch.autograd.grad(alone.square().sum(), one)[0][:, 0], dx[:, row]), row
+
+
+@isas
 @pytest.mark.parametrize("form", ["steps first", "batch first", "packed"])
 @pytest.mark.parametrize("batch", [16, 33, 49, 64, 261])
 def test_a_large_bfloat16_batch_gives_the_bits_of_its_rows(isa, form, batch):

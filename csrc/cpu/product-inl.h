@@ -67,6 +67,9 @@ struct Packed {
 
   static constexpr int64_t kUnit = kInParts<E> ? 2 * kUnitWords : kUnitWords;  // K is a multiple of it
   static constexpr int64_t kMostSplitRows = 128, kMostPanel = 8;
+  // Four vectors of so many numbers fill the nearest cache, and each tile would read them from the next one;
+  // one row of fewer reads no faster by several streams.
+  static constexpr int64_t kPairedRows = 192, kPairedRow = 256;
 
   int64_t vectors() const { return divide_up(units, L); }
   // of so many vectors of a panel
@@ -96,9 +99,8 @@ struct Packed {
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
     w.turned = w.once && !source.straight && rows <= kTurnedRows;
-    // one row of few numbers reads no faster by several streams
-    constexpr int64_t kManyNumbers = 256, kFewRows = 7;
-    w.paired = !kManyRegisters && (rows == 1 ? w.K >= kManyNumbers : rows < kFewRows);
+    constexpr int64_t kFewRows = 7;
+    w.paired = !kManyRegisters && (rows == 1 ? w.K >= kPairedRow : rows < kFewRows || w.K >= kPairedRows);
     w.width = (rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
     if (kInParts<E> && gates == 3) w.width = 2;  // pairs of vectors
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
@@ -115,6 +117,7 @@ struct Packed {
     w.units = units;
     w.gates = gates;
     w.frozen = true;
+    w.paired = !kManyRegisters && w.K >= kPairedRow;
     w.width = gates <= 2 ? 2 : 1;
     w.data = arena.take<W>(w.vectors() * gates * w.vector_size());
     return w;
@@ -215,21 +218,24 @@ struct Packed {
 // sums. The tile's words begin at word `first` of w.
 template <class E, int kRows>
 __attribute__((noinline)) void multiply_turned(const Tile<typename WordOf<E>::type>& tile, const Packed<E>& w,
-                                               Range p, int64_t first) {
+                                               Range p) {
   typedef typename WordOf<E>::type W;
   typedef typename Vec<W>::type Operand;
   typedef typename Vec<typename SumOf<W>::type>::type V;
   constexpr int L = Vec<W>::kLanes;
   const int64_t ld = w.source.ld / WordOf<E>::kNumbers;
+  const W* a[kRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) a[m] = tile.a[m] + tile.first;
   int n = 0;
   for (int64_t g = 0; g < w.gates; ++g)
     for (int64_t v = p.begin; v < p.end; ++v, ++n) {
-      const W* from = w.at(g, v, first);
+      const W* from = w.at(g, v, tile.first);
       const int64_t units = w.units - v * L, whole = units >= L ? tile.K / L * L : 0;
       V acc[kRows] = {};
       const auto add = [&](int64_t k, Operand row) {
 #pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m) acc[m] = fma(tile.a[m][k] - Operand{}, row, acc[m]);
+        for (int m = 0; m < kRows; ++m) acc[m] = fma(a[m][k] - Operand{}, row, acc[m]);
       };
       for (int64_t k = 0; k < whole; k += L) {
         Operand block[L];
@@ -249,60 +255,103 @@ __attribute__((noinline)) void multiply_turned(const Tile<typename WordOf<E>::ty
 }
 
 template <class E>
-inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, const Packed<E>&, Range,
-                                        int64_t) = {nullptr, multiply_turned<E, 1>, multiply_turned<E, 2>,
-                                                    multiply_turned<E, 3>};
+inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, const Packed<E>&, Range) = {
+    nullptr, multiply_turned<E, 1>, multiply_turned<E, 2>, multiply_turned<E, 3>};
+
+// Where rows of a product stand, worked out once for all panels
+template <class W>
+struct RowPointers {
+  typedef typename SumOf<W>::type A;
+  static constexpr int64_t kMost = 512;
+  const W* a[kMost];
+  const A* in[kMost];
+  A* out[kMost];
+
+  template <class Rows>
+  RNNFAST_INLINE void find(int64_t begin, int64_t count, Rows& rows) {
+    for (int64_t m = 0; m < count; ++m) rows(begin + m, a[m], in[m], out[m]);
+  }
+};
+
+// C += A . (panel p of w) over n rows; done(rows) is called when all sums of a tile are whole
+template <class E, class Pointers, class Done>
+RNNFAST_INLINE void multiply_panel(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
+                                   bool last_first, Range p, const Pointers& rows, Done done) {
+  typedef typename WordOf<E>::type W;
+  constexpr int L = Vec<W>::kLanes;
+  Tile<W> tile;
+  int64_t offsets[kMaxVectors];
+  columns.of<L>(p, w.gates, offsets);
+  const int64_t width = w.gates * p.size(), side = w.side_by_side(width);
+  const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
+  if (w.once && panel) part.watch.lap(Work::kPack);
+  const bool pairs = panel && side < width;
+  const int64_t wide = pairs ? tile_vectors(width, n) : width;
+  const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock)), turns = divide_up(width, wide) * blocks;
+  tile.further = w.K * side * L;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t block = turn % blocks, first = turn / blocks * wide, vectors = least(wide, width - first);
+    const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(vectors)));
+    const Range k = share(w.K, blocks, block);
+    tile.offset = offsets + first;
+    if (panel) tile.b = panel + (first * w.K + k.begin * side) * L;
+    tile.first = k.begin, tile.K = k.size();
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range r = share(n, tiles, i);
+      tile.a = rows.a + r.begin, tile.out = rows.out + r.begin;
+      tile.in = block > 0 ? tile.out : rows.in + r.begin;
+      w.ask_for(tile, p, w.vectors_of(part.cut), last_first, turns * tiles, turn * tiles + i);
+      if (!panel)
+        kTurnedTiles<E>[r.size()](tile, w, p);
+      else if (!kManyRegisters && pairs)
+        kTiles<W, !kManyRegisters>.entry[vectors][r.size()](tile);
+      else
+        kTiles<W, false>.entry[vectors][r.size()](tile);
+      part.watch.lap(Work::kProduct);
+      if (turn + 1 == turns) done(r);
+    }
+  }
+}
+
+// So many vectors of units, each of a row, are finished at once: one by one their cells would wait for their
+// own results, and look for their places as often. The gates of an LSTM are 8 KB then, in the nearest cache.
+constexpr int64_t kFinished = 2048 / kVectorBytes;
 
 template <class E, class Rows, class Then>
 RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
                                      bool last_first, Rows rows, Then then) {
-  typedef typename WordOf<E>::type W;
-  constexpr int L = Vec<W>::kLanes;
-  w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) __attribute__((always_inline)) {
-    Tile<W> tile;
-    int64_t offsets[kMaxVectors];
-    columns.of<L>(p, w.gates, offsets);
-    const int64_t width = w.gates * p.size(), side = w.side_by_side(width);
-    const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
-    if (w.once && panel) part.watch.lap(Work::kPack);
-    const bool pairs = panel && side < width;
-    const int64_t wide = pairs ? tile_vectors(width, n) : width;
-    const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock)), turns = divide_up(width, wide) * blocks;
-    tile.further = w.K * side * L;
-    for (int64_t turn = 0; turn < turns; ++turn) {
-      const int64_t block = turn % blocks, first = turn / blocks * wide, vectors = least(wide, width - first);
-      const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(vectors)));
-      const Range k = share(w.K, blocks, block);
-      tile.offset = offsets + first;
-      if (panel) tile.b = panel + (first * w.K + k.begin * side) * L;
-      tile.K = k.size();
-      for (int64_t i = 0; i < tiles; ++i) {
-        const Range r = share(n, tiles, i);
-        for (int64_t m = 0; m < r.size(); ++m) {
-          rows(r.begin + m, tile.a[m], tile.in[m], tile.out[m]);
-          tile.a[m] += k.begin;
-          if (block > 0) tile.in[m] = tile.out[m];
-        }
-        w.ask_for(tile, p, w.vectors_of(part.cut), last_first, turns * tiles, turn * tiles + i);
-        if (!panel)
-          kTurnedTiles<E>[r.size()](tile, w, p, k.begin);
-        else if (!kManyRegisters && pairs)
-          kTiles<W, !kManyRegisters>.entry[vectors][r.size()](tile);
-        else
-          kTiles<W, false>.entry[vectors][r.size()](tile);
-        part.watch.lap(Work::kProduct);
-        if (turn + 1 < turns) continue;
-        then(r, p);
-        part.watch.lap(Work::kCell);
-      }
-    }
-  });
+  RowPointers<typename WordOf<E>::type> pointers;
+  constexpr int64_t kMost = pointers.kMost;
+  for (int64_t begin = 0; begin < n; begin += kMost) {
+    const int64_t count = least(n - begin, kMost);
+    pointers.find(begin, count, rows);
+    const auto finish = [&](int64_t first, int64_t end, Range vectors) __attribute__((noinline)) {
+      then(Range{begin + first, begin + end}, vectors);
+      part.watch.lap(Work::kCell);
+    };
+    // many rows of a panel are finished so many at a time; of fewer all, when there are vectors enough
+    const int64_t at_once = divide_up(kFinished, w.width);
+    Range waiting{};  // vectors
+    w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) __attribute__((always_inline)) {
+      int64_t finished = 0;  // rows
+      multiply_panel(w, part, count, columns, last_first, p, pointers, [&](Range tile) {
+        if (count < at_once || (tile.end < finished + at_once && tile.end < count)) return;
+        finish(finished, tile.end, p);
+        finished = tile.end;
+      });
+      if (count >= at_once) return;
+      waiting = waiting.size() ? Range{least(waiting.begin, p.begin), most(waiting.end, p.end)} : p;
+      if (count * waiting.size() < kFinished) return;
+      finish(0, count, waiting);
+      waiting = {};
+    });
+    if (waiting.size()) finish(0, count, waiting);
+  }
 }
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m, m = 0, 1,
-// 2 and so on; then(rows, vectors)
-// is called when a tile is done. Every other step reads the panels last first: what it begins with is still
-// in the nearer cache.
+// 2 and so on; then(rows, vectors) is called when their sums are whole. Every other step reads the panels
+// last first: what it begins with is still in the nearer cache.
 template <class E, class Rows, class Then>
 RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, Columns columns, bool last_first,
                             Rows rows, Then then) {

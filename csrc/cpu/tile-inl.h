@@ -41,13 +41,12 @@ constexpr bool holds_row(int rows, int vectors) {
 }
 
 // How many vectors of a panel in pairs (see Packed) a tile over n rows takes. With 16 registers sums of two
-// vectors and up to six rows fit, which read B once where those of four would twice or more; fewer rows need
-// more vectors, for chains enough to hide the latency of one, and more rows read B often from the nearest
-// cache.
+// vectors and six rows fit, which read B half as often as those of four vectors, and from the nearest cache;
+// fewer rows need more vectors, for chains enough to hide the latency of one.
 constexpr int64_t tile_vectors(int64_t vectors, int64_t n) {
-  constexpr int64_t kFewest = 4, kMost = 6;
+  constexpr int64_t kFewest = 4;
   if (n == 1) return vectors;
-  return n < kFewest || n > kMost ? least<int64_t>(vectors, 4) : 2;
+  return n < kFewest ? least<int64_t>(vectors, 4) : 2;
 }
 
 // Steps of k between two looks at its end: 16 registers have no room for what is read ahead.
@@ -56,10 +55,11 @@ constexpr int kUnroll = kManyRegisters ? 4 : 1;
 template <class W>
 struct Tile {
   typedef typename SumOf<W>::type A;
-  const W* a[kMaxRows];   // [K] each
-  const A* in[kMaxRows];  // what C starts from, and
-  A* out[kMaxRows];       // where it goes: rows of C
+  const W* const* a;      // [first + K] each
+  const A* const* in;     // what C starts from, and
+  A* const* out;          // where it goes: rows of C
   const int64_t* offset;  // of each vector within a row of C
+  int64_t first;          // of the words of A
   const W* b;             // [K, vectors, lanes], or for each pair of vectors [K, 2, lanes],
   int64_t further;        // which are so far apart
   int64_t K;
@@ -76,7 +76,7 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
   const W* a[kRows];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
-    a[m] = tile.a[m];
+    a[m] = tile.a[m] + tile.first;
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[m][v] = V{};
   }
@@ -109,13 +109,16 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
       }
     }
   }
+  int64_t offset[kVectors];
 #pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m)
+  for (int v = 0; v < kVectors; ++v) offset[v] = tile.offset[v];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = tile.offset[v];
-      store(tile.out[m] + at, load(tile.in[m] + at) + acc[m][v]);
-    }
+  for (int m = 0; m < kRows; ++m) {
+    const auto* const in = tile.in[m];
+    auto* const out = tile.out[m];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(out + offset[v], load(in + offset[v]) + acc[m][v]);
+  }
 }
 
 // multiply_tile by [vectors][rows], filled for all sizes that a tile may have
