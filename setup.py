@@ -58,6 +58,9 @@ CUDA_SOURCES = [
     "csrc/cuda/resident_tf32.cu",
     "csrc/cuda/device.cu",
 ]
+# What it says of the build would make all objects old in the commands of the compiler; so only those that
+# include it are made again where it changes.
+BUILD_HEADER = ROOT / "build" / "include" / "rnnfast_build.h"
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 if ARM:
@@ -241,12 +244,21 @@ def commands(use_ninja, toolkit=None):
                 self.build_temp = str(ROOT / "build" / f"temp.{of}")
 
         def run(self):
+            write_build_header(toolkit)
             super().run()
             # what rnnfast/_load.py compares with the torch that is there
             record = Path(self.get_ext_fullpath("rnnfast._C")).with_suffix(".json")
             record.write_text(json.dumps({"torch": torch.__version__, "cuda": cuda}) + "\n")
 
     return {"build_ext": Build.with_options(use_ninja=use_ninja), "egg_info": Tag}
+
+
+def write_build_header(toolkit):
+    """RNNFAST_CUDA is there where CUDA kernels are: the version of their toolkit, 1300 for 13.0."""
+    text = "#define RNNFAST_CUDA {}{:02}\n".format(*toolkit[1]) if toolkit else "// without CUDA kernels\n"
+    if not BUILD_HEADER.exists() or BUILD_HEADER.read_text() != text:
+        BUILD_HEADER.parent.mkdir(parents=True, exist_ok=True)
+        BUILD_HEADER.write_text(text)
 
 
 def extension(toolkit=None):
@@ -257,11 +269,10 @@ def extension(toolkit=None):
     arguments = COMPILE_ARGS + (GCC_ARGS if understands(GCC_ARGS) else [])
     macros = [("RNNFAST_X86", "1")] * X86 + [("RNNFAST_ARM", "1")] * ARM
     if toolkit:
-        folder, (major, minor) = toolkit
+        folder = toolkit[0]
         cpp_extension.CUDA_HOME = folder  # the environment is read only when torch is imported
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
         sources = SOURCES + CUDA_SOURCES
-        macros = [*macros, ("RNNFAST_CUDA", f"{major}{minor:02}")]
         # the static runtime: import needs no CUDA library and no driver
         cuda = {
             "library_dirs": [str(Path(folder, lib)) for lib in ("lib64", "lib")],
@@ -271,9 +282,9 @@ def extension(toolkit=None):
     return cpp_extension.CppExtension(
         "rnnfast._C",
         sources,
-        include_dirs=[str(ROOT / "csrc")],
+        include_dirs=[str(ROOT / "csrc"), str(BUILD_HEADER.parent)],
         define_macros=macros,
-        depends=["setup.py"] + sorted(str(path.relative_to(ROOT)) for path in headers),
+        depends=["setup.py", str(BUILD_HEADER)] + sorted(str(path.relative_to(ROOT)) for path in headers),
         extra_compile_args={"cxx": arguments, "nvcc": NVCC_ARGS},
         **cuda,
     )

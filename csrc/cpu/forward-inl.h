@@ -1,6 +1,6 @@
 // The time loop of one direction of a layer, or of two side by side, forward, over any gated cell. The input
 // products of a chunk of steps go to the rows that hold the gates; then each step adds W_hh h to them, tile
-// by tile, and the cell finishes a tile while it is in the nearest cache. With shared units the members meet
+// by tile, and the cell finishes sums while they are in the nearest cache. With shared units the members meet
 // once a step (twice with a projection), because each reads all of h; with shared rows never. Compiled once
 // per instruction set, inside its namespace. No guard on purpose.
 

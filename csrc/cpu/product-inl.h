@@ -42,7 +42,7 @@ struct Source {
 
 // A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate; or, in
-// pairs, those of two of its vectors, and after all k those of the next two.
+// groups, those of some of its vectors, and after all k those of the next ones.
 // A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
 // into a place that stays in the nearest cache; for a few rows it is not packed at all (`turned`).
 template <class E>
@@ -58,7 +58,7 @@ struct Packed {
   int gates = 1;
   int width = 1;
   bool once = false;
-  bool paired = false;  // panels of an even number of vectors
+  int64_t group = 0;  // vectors: 2, of panels with an even number of them; 3, or some more; or 0: all
   bool turned = false;
   // of A, that are split at a time: [split_rows, K] in parts, for each part of the plan
   W* split = nullptr;
@@ -66,14 +66,15 @@ struct Packed {
   bool frozen = false;  // packed before this call: cuts are where panels begin, at multiples of `width`
 
   static constexpr int64_t kUnit = kInParts<E> ? 2 * kUnitWords : kUnitWords;  // K is a multiple of it
-  static constexpr int64_t kMostSplitRows = 128, kMostPanel = 8;
-  // Four vectors of so many numbers fill the nearest cache, and each tile would read them from the next one;
-  // one row of fewer reads no faster by several streams.
-  static constexpr int64_t kPairedRows = 192, kPairedRow = 256;
+  static constexpr int64_t kMostSplitRows = 128, kMostPanel = 12;
+  static constexpr int64_t kPaired = 256;  // one row of fewer numbers reads no faster by several streams
 
   int64_t vectors() const { return divide_up(units, L); }
-  // of so many vectors of a panel
-  int64_t side_by_side(int64_t of) const { return paired && of % 2 == 0 ? 2 : of; }
+  // of a panel of so many vectors; each has a share of them
+  int64_t groups(int64_t vectors) const {
+    if (group == 2 && vectors % 2) return 1;
+    return group ? most<int64_t>(1, vectors / group) : 1;
+  }
   // what a packed vector takes
   int64_t vector_size() const {
     if constexpr (kInParts<E>)
@@ -99,9 +100,11 @@ struct Packed {
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
     w.turned = w.once && !source.straight && rows <= kTurnedRows;
-    constexpr int64_t kFewRows = 7;
-    w.paired = !kManyRegisters && (rows == 1 ? w.K >= kPairedRow : rows < kFewRows || w.K >= kPairedRows);
-    w.width = (rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
+    // With 16 registers many rows take tiles of four rows and three vectors, which have the fewest
+    // instructions for their multiply-adds, and whose part of B stays in the nearest cache.
+    constexpr int64_t kManyRows = 7;
+    if (!kManyRegisters) w.group = rows >= kManyRows ? 3 : rows > 1 || w.K >= kPaired ? 2 : 0;
+    w.width = (w.group == 3 && gates != 3 ? 12 : rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
     if (kInParts<E> && gates == 3) w.width = 2;  // pairs of vectors
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
     w.data = arena.take<W>(held * gates * w.vector_size());
@@ -117,7 +120,7 @@ struct Packed {
     w.units = units;
     w.gates = gates;
     w.frozen = true;
-    w.paired = !kManyRegisters && w.K >= kPairedRow;
+    if (!kManyRegisters && w.K >= kPaired) w.group = 2;
     w.width = gates <= 2 ? 2 : 1;
     w.data = arena.take<W>(w.vectors() * gates * w.vector_size());
     return w;
@@ -149,15 +152,16 @@ struct Packed {
     }
   }
 
-  // What the i-th of so many tiles over panel p asks for: its part of the panel after p among `all`, unless
-  // the second cache holds them all.
-  void ask_for(Tile<W>& tile, Range p, Range all, bool last_first, int64_t tiles, int64_t i) const {
+  // What a tile of a turn over panel p asks for: its part of the panel after p among `all`, unless the second
+  // cache holds them all. turn, of_turn: which of how many, the tile in its turn.
+  void ask_for(Tile<W>& tile, Range p, Range all, bool last_first, Cut turn, Cut of_turn) const {
     const int64_t vector = K * gates * L * sizeof(W) / kLine;  // in lines
     Range lines{};
     if (!once && all.size() * vector * kLine > second_cache() / 2) {
       const Range next = last_first ? Range{most(all.begin, p.begin - p.size()), p.begin}
                                     : Range{p.end, least(all.end, p.end + p.size())};
-      lines = share({next.begin * vector, next.end * vector}, tiles, i);
+      lines = share(share({next.begin * vector, next.end * vector}, turn.pieces, turn.piece), of_turn.pieces,
+                    of_turn.piece);
     }
     tile.next = reinterpret_cast<const char*>(data) + lines.begin * kLine;
     tile.lines = lines.size();
@@ -187,8 +191,8 @@ struct Packed {
       return;
     }
     if (source.straight) {
-      const int64_t side = side_by_side(p.size());
-      for (Range some{p.begin, p.begin + side}; some.begin < p.end; some = {some.end, some.end + side})
+      for (int64_t i = 0; i < groups(p.size()); ++i) {
+        const Range some = share(p, groups(p.size()), i);
         for (int64_t k = 0; k < K; ++k) {
           const int64_t first = least(k * kNumbers, numbers - 1), second = least(first + 1, numbers - 1);
           const E *low = source.row(first), *high = source.row(second);
@@ -196,16 +200,20 @@ struct Packed {
             store(to,
                   load_column_words_part(low + v * L, high + v * L, numbers - k * kNumbers, units - v * L));
         }
+      }
       return;
     }
-    const int64_t side = side_by_side(gates * p.size()), stride = side * L;
-    int64_t n = 0;
-    for (int64_t g = 0; g < gates; ++g)
-      for (int64_t v = p.begin; v < p.end; ++v, ++n) {
-        W* const first = to + (n / side * side * K + n % side) * L;
+    const int64_t vectors = gates * p.size();
+    for (int64_t i = 0; i < groups(vectors); ++i) {
+      const Range some = share(vectors, groups(vectors), i);
+      const int64_t stride = some.size() * L;
+      for (int64_t n = some.begin; n < some.end; ++n) {
+        W* const first = to + some.begin * K * L + (n - some.begin) * L;
+        const int64_t g = n / p.size(), v = p.begin + n % p.size();
         for (int64_t k = 0; k < K; k += L)
           turn_block(first + k * stride, stride, at(g, v, k), source.ld / kNumbers, units - v * L, K - k);
       }
+    }
   }
 
   // word k of the first unit of a vector, in the matrix itself
@@ -280,27 +288,32 @@ RNNFAST_INLINE void multiply_panel(const Packed<E>& w, const Part& part, int64_t
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
   Tile<W> tile;
-  int64_t offsets[kMaxVectors];
+  int64_t offsets[Packed<E>::kMostPanel];
   columns.of<L>(p, w.gates, offsets);
-  const int64_t width = w.gates * p.size(), side = w.side_by_side(width);
+  const int64_t width = w.gates * p.size(), groups = w.groups(width);
   const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
   if (w.once && panel) part.watch.lap(Work::kPack);
-  const bool pairs = panel && side < width;
-  const int64_t wide = pairs ? tile_vectors(width, n) : width;
-  const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock)), turns = divide_up(width, wide) * blocks;
-  tile.further = w.K * side * L;
+  // A tile takes a group, or some pairs.
+  const bool pairs = panel && w.group == 2 && groups > 1;
+  const int64_t wide = pairs ? tile_vectors(width, n) : 0;
+  const int64_t strips = !panel ? 1 : pairs ? divide_up(width, wide) : groups;
+  const int64_t blocks = most<int64_t>(1, divide_up(w.K, kBlock)), turns = strips * blocks;
+  tile.further = 2 * w.K * L;
   for (int64_t turn = 0; turn < turns; ++turn) {
-    const int64_t block = turn % blocks, first = turn / blocks * wide, vectors = least(wide, width - first);
+    const int64_t block = turn % blocks, strip = turn / blocks;
+    const Range some =
+        pairs ? Range{strip * wide, least(width, (strip + 1) * wide)} : share(width, strips, strip);
+    const int64_t vectors = some.size(), side = pairs ? 2 : vectors;
     const int64_t tiles = divide_up(n, tile_rows(static_cast<int>(vectors)));
     const Range k = share(w.K, blocks, block);
-    tile.offset = offsets + first;
-    if (panel) tile.b = panel + (first * w.K + k.begin * side) * L;
+    tile.offset = offsets + some.begin;
+    if (panel) tile.b = panel + (some.begin * w.K + k.begin * side) * L;
     tile.first = k.begin, tile.K = k.size();
     for (int64_t i = 0; i < tiles; ++i) {
       const Range r = share(n, tiles, i);
       tile.a = rows.a + r.begin, tile.out = rows.out + r.begin;
       tile.in = block > 0 ? tile.out : rows.in + r.begin;
-      w.ask_for(tile, p, w.vectors_of(part.cut), last_first, turns * tiles, turn * tiles + i);
+      w.ask_for(tile, p, w.vectors_of(part.cut), last_first, {turns, turn}, {tiles, i});
       if (!panel)
         kTurnedTiles<E>[r.size()](tile, w, p);
       else if (!kManyRegisters && pairs)

@@ -41,16 +41,17 @@ constexpr bool holds_row(int rows, int vectors) {
 }
 
 // How many vectors of a panel in pairs (see Packed) a tile over n rows takes. With 16 registers sums of two
-// vectors and six rows fit, which read B half as often as those of four vectors, and from the nearest cache;
-// fewer rows need more vectors, for chains enough to hide the latency of one.
+// vectors and six rows fit, which read B once; fewer rows need more vectors, for chains enough to hide the
+// latency of one.
 constexpr int64_t tile_vectors(int64_t vectors, int64_t n) {
   constexpr int64_t kFewest = 4;
   if (n == 1) return vectors;
   return n < kFewest ? least<int64_t>(vectors, 4) : 2;
 }
 
-// Steps of k between two looks at its end: 16 registers have no room for what is read ahead.
-constexpr int kUnroll = kManyRegisters ? 4 : 1;
+// Steps of k between two looks at its end. A core that is shared with another thread, as those of virtual
+// machines are, has room for half of the instructions, so that each of them counts.
+constexpr int kUnroll = 4;
 
 template <class W>
 struct Tile {
@@ -67,8 +68,15 @@ struct Tile {
   int64_t lines;     // how much of it, to K at most, is asked for meanwhile
 };
 
+// 16 registers have no room for what is read ahead: there the instructions stay in the order of the source
+// (g++; clang keeps it).
+#if defined(RNNFAST_MANY_REGISTERS) || defined(__clang__)
+#define RNNFAST_TILE __attribute__((noinline))
+#else
+#define RNNFAST_TILE __attribute__((noinline, optimize("no-schedule-insns")))
+#endif
 template <class W, int kRows, int kVectors, bool kPairs>
-__attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
+RNNFAST_TILE void multiply_tile(const Tile<W>& tile) {
   typedef typename Vec<W>::type Operand;
   typedef typename Vec<typename SumOf<W>::type>::type V;
   constexpr int L = Vec<W>::kLanes;
@@ -120,6 +128,8 @@ __attribute__((noinline)) void multiply_tile(const Tile<W>& tile) {
     for (int v = 0; v < kVectors; ++v) store(out + offset[v], load(in + offset[v]) + acc[m][v]);
   }
 }
+
+#undef RNNFAST_TILE
 
 // multiply_tile by [vectors][rows], filled for all sizes that a tile may have
 template <class W, bool kPairs>

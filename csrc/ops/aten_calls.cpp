@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "ops/layers_call.h"
+#include "rnnfast_build.h"
 
 namespace rnnfast::aten {
 namespace {

@@ -11,6 +11,7 @@
 #include "ops/direct.h"
 #include "ops/launch.h"
 #include "ops/memory.h"
+#include "rnnfast_build.h"
 
 namespace py = pybind11;
 using namespace rnnfast;

@@ -1,6 +1,7 @@
 // The op schemas as text, and their registration; nothing else. Names and order are those of arguments.h.
 #include "ops/on_stack.h"
 #include "ops/ops.h"
+#include "rnnfast_build.h"
 
 using namespace rnnfast;
 
