@@ -73,11 +73,14 @@ def test_rates_only_rise():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_measured_peak_is_at_least_torchs_own_product(dtype):
+def test_the_measured_peak_is_at_least_torchs_own_product_and_that_of_float32(dtype):
     machine = Team(1)
     peak = machine.flops(dtype)
-    large, always = ("mm", dtype, 2048), {("mm", dtype, 1024), ("fma", dtype)}
-    assert set(machine._rates) - {large} == always
-    quick = 2 * 2048**3 / machine._rates["mm", dtype, 1024][1] < 1.0
-    assert (large in machine._rates) == quick
-    assert peak == max(rate for _, rate in machine._rates.values())
+    measured = {"float32", dtype}
+    assert {key for key in machine._rates if key[2:] != (2048,)} == {
+        key for kind in measured for key in [("mm", kind, 1024), ("fma", kind)]
+    }
+    for kind in measured:
+        quick = 2 * 2048**3 / machine._rates["mm", kind, 1024][1] < 1.0
+        assert (("mm", kind, 2048) in machine._rates) == quick
+    assert peak == max(rate for _, rate in machine._rates.values()) >= machine.flops()
