@@ -58,8 +58,8 @@ CUDA_SOURCES = [
     "csrc/cuda/resident_tf32.cu",
     "csrc/cuda/device.cu",
 ]
-# What it says of the build would make all objects old in the commands of the compiler; so only those that
-# include it are made again where it changes.
+# Says whether CUDA kernels are built. As an argument of every compiler command that would make all objects
+# old where it changes; as a header only those that include it.
 BUILD_HEADER = ROOT / "build" / "include" / "rnnfast_build.h"
 # Unless TORCH_CUDA_ARCH_LIST says otherwise: Ampere, Hopper, and PTX for what comes after them.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"

@@ -83,4 +83,4 @@ def test_the_measured_peak_is_at_least_torchs_own_product_and_that_of_float32(dt
     for kind in measured:
         quick = 2 * 2048**3 / machine._rates["mm", kind, 1024][1] < 1.0
         assert (("mm", kind, 2048) in machine._rates) == quick
-    assert peak == max(rate for _, rate in machine._rates.values()) >= machine.flops()
+    assert peak == max(rate for _, rate in machine._rates.values())

@@ -24,7 +24,7 @@ def test_of_frozen_directions_the_one_that_changed_is_read_anew(kind, name):
 
 
 @kinds
-@pytest.mark.parametrize("H", [1, 16, 19, 130])
+@pytest.mark.parametrize("H", [1, 16, 19, 130, 261])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frozen_layers_give_the_same_bits(kind, H, dtype):
     ours, _ = pair(kind, 5, H, dtype=dtype)

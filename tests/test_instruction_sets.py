@@ -221,10 +221,12 @@ def test_so_many_rows_give_the_bits_of_other_numbers_of_rows(isa, cell, H):
 @isas
 @cells
 @pytest.mark.parametrize("steps", [1, 2])
-def test_more_rows_than_a_product_takes_at_once_have_the_bits_of_each_alone(isa, cell, steps):
-    layer = make(ours_of, cell, 5, 9, torch.float32)
+@pytest.mark.parametrize("H", [9, 67])
+def test_more_rows_than_a_product_takes_at_once_have_the_bits_of_each_alone(isa, cell, steps, H):
+    layer = make(ours_of, cell, 5, H, torch.float32)
     x = torch.randn(steps, 1100, 5, requires_grad=True)
     info.set_isa(isa)
+    info.set_split("serial")
     y = layer(x)[0]
     (dx,) = torch.autograd.grad(y.square().sum(), x)
     for row in (0, 511, 512, 1023, 1024, 1099):

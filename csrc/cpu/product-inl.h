@@ -44,7 +44,7 @@ struct Source {
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate; or, in
 // groups, those of some of its vectors, and after all k those of the next ones.
 // A matrix that the call reads only once is never packed whole: each panel is packed when its turn comes,
-// into a place that stays in the nearest cache; for a few rows it is not packed at all (`turned`).
+// into a place that stays in the nearer caches; for a few rows it is not packed at all (`turned`).
 template <class E>
 struct Packed {
   typedef typename WordOf<E>::type W;
@@ -89,8 +89,7 @@ struct Packed {
     return {least(panels.begin * width, vectors()), least(panels.end * width, vectors())};
   }
 
-  // rows: of a product, about. uses: how often each panel is read. Few rows have wider panels, so that
-  // enough chains are in flight to hide the latency of one.
+  // rows: of a product, about. uses: how often each panel is read, by 512 rows at most.
   static Packed make(Arena& arena, Source<E> source, int64_t numbers, int64_t units, int gates, int64_t rows,
                      int64_t uses, Plan plan) {
     Packed w;
@@ -100,12 +99,14 @@ struct Packed {
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
     w.turned = w.once && !source.straight && rows <= kTurnedRows;
-    // With 16 registers many rows take tiles of four rows and three vectors, which have the fewest
-    // instructions for their multiply-adds, and whose part of B stays in the nearest cache.
+    // With 16 registers many rows take tiles of four rows and three vectors. None have fewer instructions
+    // for their multiply-adds, and 256 numbers of three vectors stay in the nearest cache. Few rows have
+    // panels of many vectors, so that enough chains are in flight to hide the latency of one.
     constexpr int64_t kManyRows = 7;
     if (!kManyRegisters) w.group = rows >= kManyRows ? 3 : rows > 1 || w.K >= kPaired ? 2 : 0;
     w.width = (w.group == 3 && gates != 3 ? 12 : rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
     if (kInParts<E> && gates == 3) w.width = 2;  // pairs of vectors
+    w.width = static_cast<int>(least<int64_t>(w.width, most<int64_t>(1, w.vectors())));
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
     w.data = arena.take<W>(held * gates * w.vector_size());
     w.take_split(arena, rows, plan.parts);
@@ -152,8 +153,8 @@ struct Packed {
     }
   }
 
-  // What a tile of a turn over panel p asks for: its part of the panel after p among `all`, unless the second
-  // cache holds them all. turn, of_turn: which of how many, the tile in its turn.
+  // What a tile over panel p asks for: its part of the panel after p among `all`, unless the second cache
+  // holds them all. The panel is gone through in turns, each with some tiles: turn, of_turn say in which.
   void ask_for(Tile<W>& tile, Range p, Range all, bool last_first, Cut turn, Cut of_turn) const {
     const int64_t vector = K * gates * L * sizeof(W) / kLine;  // in lines
     Range lines{};

@@ -68,9 +68,9 @@ struct Tile {
   int64_t lines;     // how much of it, to K at most, is asked for meanwhile
 };
 
-// 16 registers have no room for what is read ahead: there the instructions stay in the order of the source
-// (g++; clang keeps it).
-#if defined(RNNFAST_MANY_REGISTERS) || defined(__clang__)
+// 16 registers have no room for what is read ahead: there the instructions stay in the order of the source.
+// clang keeps it; an older g++ would take the attribute for all options, and round otherwise.
+#if defined(RNNFAST_MANY_REGISTERS) || defined(__clang__) || __GNUC__ < 12
 #define RNNFAST_TILE __attribute__((noinline))
 #else
 #define RNNFAST_TILE __attribute__((noinline, optimize("no-schedule-insns")))
