@@ -49,8 +49,8 @@ constexpr int64_t tile_vectors(int64_t vectors, int64_t n) {
   return n < kFewest ? least<int64_t>(vectors, 4) : 2;
 }
 
-// Steps of k between two looks at its end. A core that is shared with another thread, as those of virtual
-// machines are, has room for half of the instructions, so that each of them counts.
+// Steps of k between two looks at its end. On a core that is shared with another thread, as those of virtual
+// machines may be, every instruction counts.
 constexpr int kUnroll = 4;
 
 template <class W>
