@@ -201,6 +201,63 @@ def test_every_half_is_read_as_what_it_is(dtype, isa):
     assert torch.equal(as_read(x), x)
 
 
+def weights_as_read(weights, rows):
+    """Positive numbers [n] as a layer of their dtype, or autocast, reads weights, a call for so many rows."""
+    units, width = 96, 150  # neither makes whole blocks
+    layer = rnnfast.RNN(width, units, nonlinearity="relu", bias=False, dtype=weights.dtype)
+    one = torch.eye(width, dtype=weights.dtype).view(1, width, width)
+    read = {1: [], -1: []}
+    with torch.no_grad():
+        layer.weight_hh_l0.fill_(0)
+        for some in weights.split(units * width):
+            matrix = torch.zeros(units * width, dtype=weights.dtype)
+            matrix[: len(some)] = some
+            for sign, found in read.items():
+                layer.weight_ih_l0.copy_(sign * matrix.view(units, width))
+                y = torch.cat([layer(sign * x)[0] for x in one.split(rows, dim=1)], dim=1)
+                assert ran() == "direct"
+                found.append(y[0].T.flatten()[: len(some)])
+    positive, negative = (torch.cat(found) for found in read.values())
+    assert torch.equal(positive, negative)
+    return positive
+
+
+@halves
+@pytest.mark.parametrize("rows", [1, 3, 150])
+def test_every_finite_half_is_read_as_what_it_is_in_weights(dtype, rows, isa):
+    top = torch.tensor(math.inf, dtype=dtype).view(torch.int16).item()
+    weights = torch.arange(0, top, dtype=torch.int32).to(torch.int16).view(dtype)
+    weights = weights[(weights == 0) | (weights.float() >= torch.finfo(torch.float32).tiny)]
+    assert torch.equal(weights_as_read(weights, rows), weights)
+
+
+@halves
+@pytest.mark.parametrize("rows", [1, 3, 150])
+def test_weights_are_rounded_as_torch_rounds_them(dtype, rows, isa):
+    weights = numbers()
+    tiny = torch.finfo(torch.float32).tiny
+    weights = weights[((weights == 0) | (weights >= tiny)) & weights.to(dtype).isfinite()]
+    expected = torch.cat([some.to(dtype) for some in weights.split(1 << 17)])
+    with autocast(dtype):
+        assert torch.equal(weights_as_read(weights, rows), expected)
+
+
+@kinds
+@halves
+@pytest.mark.parametrize("B, T", [(1, 1), (3, 1), (1, 5), (40, 3)])
+def test_halves_give_what_their_numbers_give_in_float32_rounded(kind, dtype, B, T, isa):
+    if dtype == torch.bfloat16 and "bf16" in isa:
+        pytest.skip("this set multiplies bfloat16 itself")
+    halves, floats = (pair(kind, 37, 83, dtype=dtype)[0] for _ in range(2))
+    floats.float()
+    x, hx = inputs(kind, B, dtype, 37, 83, T=T)
+    with torch.no_grad():
+        found = halves(x, hx)
+        assert ran() == "direct"
+        expected = floats(x.float(), tree_map(torch.Tensor.float, hx))
+    equal(found, tree_map(lambda t: t.to(dtype), expected))
+
+
 @halves
 def test_nan_stays_nan(dtype, isa):
     module = rnnfast.LSTM(3, 5, dtype=dtype)

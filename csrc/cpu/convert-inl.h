@@ -1,5 +1,5 @@
 // Numbers that are stored in 16 bits, to float and back. Compiled once per instruction set, inside its
-// namespace, after isa-inl.h; a set that has it in one instruction says RNNFAST_WIDEN_F16 (bits to floats)
+// namespace, after pack-inl.h; a set that has it in one instruction says RNNFAST_WIDEN_F16 (bits to floats)
 // and RNNFAST_ROUND_F16 (floats to bits). No guard on purpose.
 
 typedef uint16_t bits16 __attribute__((vector_size(kVectorBytes / 2)));
@@ -59,6 +59,25 @@ RNNFAST_INLINE bits16 load_bits(const uint16_t* p, int64_t n) {
   return v;
 }
 RNNFAST_INLINE void store_bits(uint16_t* p, bits16 v, int64_t n) { __builtin_memcpy(p, &v, n * sizeof *p); }
+
+// rows of words (pack-inl.h) of such storage
+template <class E>
+RNNFAST_INLINE f32v load_column_words(const Widened<E>* p, const Widened<E>*) {
+  return widened(load_bits(&p->number.bits, Vec<float>::kLanes), E());
+}
+template <class E>
+RNNFAST_INLINE f32v load_column_words_part(const Widened<E>* p, const Widened<E>*, int64_t rows, int64_t n) {
+  if (rows <= 0 || n <= 0) return f32v{};
+  return widened(load_bits(&p->number.bits, least<int64_t>(n, Vec<float>::kLanes)), E());
+}
+template <class E>
+RNNFAST_INLINE f32v load_column_words(const Rounded<E>* p, const Rounded<E>*) {
+  return rounded_to(E(), load(&p->number));
+}
+template <class E>
+RNNFAST_INLINE f32v load_column_words_part(const Rounded<E>* p, const Rounded<E>*, int64_t rows, int64_t n) {
+  return rows > 0 ? rounded_to(E(), load_part(&p->number, n)) : f32v{};
+}
 
 // f(i, lanes) for each vector of n numbers: the whole ones in a loop that holds nothing else, so that
 // constants stay in registers, and the rest

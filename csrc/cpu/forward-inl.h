@@ -10,8 +10,8 @@ struct FrozenWeights {
   Packed<E> w_ih, w_hh;
 
   FrozenWeights(const ForwardParams<E>& p, int gates, Arena arena)
-      : w_ih(Packed<E>::freeze(arena, {p.w_ih, whole_lines<E>(p.I), false}, p.I, p.H, gates)),
-        w_hh(Packed<E>::freeze(arena, {p.w_hh, whole_lines<E>(p.P), false}, p.P, p.H, gates)),
+      : w_ih(Packed<E>::freeze(arena, Source<E>::of(p.w_ih, p.I), p.I, p.H, gates)),
+        w_hh(Packed<E>::freeze(arena, Source<E>::of(p.w_hh, p.P), p.P, p.H, gates)),
         bytes(arena.used) {}
 
   size_t bytes;
@@ -93,7 +93,7 @@ struct Forward {
   Forward(const ForwardParams<E>& params, Plan how, Arena& arena)
       : p(params),
         plan(how),
-        projected(params.w_hr),
+        projected(params.w_hr.numbers),
         stages(projected ? 2 : 1),
         Hp(padded(params.H)),
         Pp(padded(params.P)),
@@ -103,9 +103,9 @@ struct Forward {
     chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts);
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
-    const auto pack = [&](const E* w, int64_t numbers, int64_t units, int gates, int64_t n, int64_t uses) {
-      return Packed<E>::make(arena, {w, whole_lines<E>(numbers), false}, numbers, units, gates, n, uses,
-                             plan);
+    const auto pack = [&](WeightMatrix w, int64_t numbers, int64_t units, int gates, int64_t n,
+                          int64_t uses) {
+      return Packed<E>::make(arena, Source<E>::of(w, numbers), numbers, units, gates, n, uses, plan);
     };
     if (p.frozen) {
       const FrozenWeights<E> packed(p, G, {static_cast<char*>(const_cast<void*>(p.frozen))});

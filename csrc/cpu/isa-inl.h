@@ -1,8 +1,8 @@
 // Everything of one instruction set, in the order in which it builds on itself. Included once in each
 // isa_*.cpp, inside the set's namespace and target region, after kVectorBytes, RNNFAST_FMA_F32,
 // RNNFAST_FMA_F64 and what else the set has in one instruction: RNNFAST_LESSER_*, RNNFAST_GREATER_*,
-// RNNFAST_MASKED_*, for bfloat16 what bfloat16-inl.h asks for, and RNNFAST_MANY_REGISTERS if it has 32 of
-// them.
+// RNNFAST_MASKED_*, for 16 bits what convert-inl.h and bfloat16-inl.h ask for, and RNNFAST_MANY_REGISTERS if
+// it has 32 of them.
 // clang-format off: each needs what the one before it gives
 #include "cells/real.h"
 #include "cpu/pack-inl.h"
@@ -22,6 +22,7 @@ RNNFAST_INLINE f64v greater(f64v a, f64v b) { return RNNFAST_GREATER_F64(a, b); 
 #ifdef RNNFAST_DOT_BF16
 #include "cpu/bfloat16-inl.h"
 #endif
+#include "cpu/convert-inl.h"
 #include "cpu/turn-inl.h"
 #include "cells/all.h"
 #include "cpu/share-inl.h"

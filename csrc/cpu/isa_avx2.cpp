@@ -19,10 +19,7 @@ constexpr int kVectorBytes = 32;
 #define RNNFAST_WIDEN_F16(v) _mm256_cvtph_ps(__builtin_bit_cast(__m128i, v))
 #define RNNFAST_ROUND_F16(v) \
   __builtin_bit_cast(bits16, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
-// clang-format off: each needs what the one before it gives
 #include "cpu/isa-inl.h"
-#include "cpu/convert-inl.h"
-// clang-format on
 extern const Kernels kKernels;
 const Kernels kKernels = {
     "avx2", kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, kConversion<Bfloat16>, kConversion<Half>,

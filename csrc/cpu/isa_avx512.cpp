@@ -10,10 +10,7 @@
 RNNFAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace rnnfast::avx512 {
 constexpr int kVectorBytes = 64;
-// clang-format off: each needs what the one before it gives
 #include "cpu/isa-inl.h"
-#include "cpu/convert-inl.h"
-// clang-format on
 extern const Kernels kKernels;
 const Kernels kKernels = {
     "avx512",          kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, kConversion<Bfloat16>,

@@ -10,10 +10,7 @@ namespace rnnfast::generic {
 constexpr int kVectorBytes = 16;
 #define RNNFAST_FMA_F32(a, b, c) ((a) * (b) + (c))
 #define RNNFAST_FMA_F64(a, b, c) ((a) * (b) + (c))
-// clang-format off: each needs what the one before it gives
 #include "cpu/isa-inl.h"
-#include "cpu/convert-inl.h"
-// clang-format on
 extern const Kernels kKernels;
 const Kernels kKernels = {
     "generic",         kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, kConversion<Bfloat16>,

@@ -10,10 +10,7 @@
 
 namespace rnnfast::neon {
 constexpr int kVectorBytes = 16;
-// clang-format off: each needs what the one before it gives
 #include "cpu/isa-inl.h"
-#include "cpu/convert-inl.h"
-// clang-format on
 extern const Kernels kKernels;
 const Kernels kKernels = {
     "neon", kVectorBytes, kKernelsOf<float>, kKernelsOf<double>, kConversion<Bfloat16>, kConversion<Half>,

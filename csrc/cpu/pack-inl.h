@@ -93,6 +93,19 @@ struct WordOf<Bfloat16> {
   typedef int32_t type;
   static constexpr int kNumbers = 2;
 };
+// Storage of 16 bits that a product of floats reads, and floats that it reads rounded to 16 bits
+template <class E>
+struct Widened {
+  E number;
+};
+template <class E>
+struct Rounded {
+  float number;
+};
+template <class E>
+struct WordOf<Widened<E>> : WordOf<float> {};
+template <class E>
+struct WordOf<Rounded<E>> : WordOf<float> {};
 template <class W>
 struct SumOf {
   typedef W type;

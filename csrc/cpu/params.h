@@ -127,8 +127,18 @@ RNNFAST_INLINE constexpr int64_t whole_lines(int64_t n) {
   return (n + kLine - 1) / kLine * kLine;
 }
 
+// What a weight is in memory that a product reads as E: an E; or, of floats, 16 bits, or a float that is
+// rounded to 16 bits first
+enum class Stored { kAsRead, kBfloat16, kHalf, kFloatForBfloat16, kFloatForHalf };
+
+// A dense matrix of weights, or none
+struct WeightMatrix {
+  const void* numbers = nullptr;
+  Stored stored = Stored::kAsRead;
+};
+
 // One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
-// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with zeros to whole lines, and the
+// Rows that a product reads as bfloat16 (x, w_ih, w_hh, w_hr) are padded with zeros to whole lines, and the
 // first begins at a multiple of 4 bytes: they are read by pairs.
 template <class E>
 struct ForwardParams {
@@ -136,11 +146,11 @@ struct ForwardParams {
   Walk walk;
   int64_t I, H, P;     // input, hidden and output width; P = H without a projection
   const E* x;          // [N, I]
-  const E* w_ih;       // [G H, I]
-  const E* w_hh;       // [G H, P]
+  WeightMatrix w_ih;   // [G H, I]
+  WeightMatrix w_hh;   // [G H, P]
   const A* b_ih;       // [G H] or null
   const A* b_hh;       // [G H] or null
-  const E* w_hr;       // [P, H] or null
+  WeightMatrix w_hr;   // [P, H] or none
   const void* frozen;  // what LayerKernels::freeze made of w_ih and w_hh, or null; not with a projection
   const A* h0;         // [B, P]
   const A* c0;         // [B, H] or null

@@ -27,18 +27,43 @@ constexpr int64_t kFirst = 0;
 constexpr Columns kDense{&kFirst};  // units side by side
 
 // Where a weight matrix comes from: weights[g units + unit, k] of torch (forward), or, straight,
-// weights[k, unit] (backward). Its rows are ld numbers apart; those that are not straight hold whole words.
-// Or row k of a straight one is rows[k], from `column` on.
+// weights[k, unit] (backward). Its rows are ld numbers apart; those that are not straight hold whole words,
+// or are stored in their own way. Or row k of a straight one is rows[k], from `column` on.
 template <class E>
 struct Source {
-  const E* weights;
+  const void* weights;
   int64_t ld;
   bool straight;
   const void* const* rows = nullptr;
   int64_t column = 0;
+  Stored stored = Stored::kAsRead;
 
-  const E* row(int64_t k) const { return rows ? static_cast<const E*>(rows[k]) + column : weights + k * ld; }
+  static Source of(WeightMatrix w, int64_t numbers) {
+    return {w.numbers, whole_lines<E>(numbers), false, nullptr, 0, w.stored};
+  }
+  const E* row(int64_t k) const {
+    return rows ? static_cast<const E*>(rows[k]) + column : static_cast<const E*>(weights) + k * ld;
+  }
 };
+
+// f(F()), F being what words are loaded from (load_column_words): words themselves, or what is stored for
+// them
+template <class E, class F>
+RNNFAST_INLINE void with_stored(Stored stored, const F& f) {
+  if constexpr (std::is_same_v<E, float> && !kInParts<E>) switch (stored) {
+      case Stored::kAsRead:
+        break;
+      case Stored::kBfloat16:
+        return f(Widened<Bfloat16>());
+      case Stored::kHalf:
+        return f(Widened<Half>());
+      case Stored::kFloatForBfloat16:
+        return f(Rounded<Bfloat16>());
+      case Stored::kFloatForHalf:
+        return f(Rounded<Half>());
+    }
+  f(typename WordOf<E>::type());
+}
 
 // A weight matrix in the order in which tiles read it. The unit vectors (16 hidden units, say) are cut into
 // panels of at most `width`; a panel holds, for each k, the lanes of all its units, gate by gate; or, in
@@ -188,7 +213,7 @@ struct Packed {
             pack_parts_straight(
                 to, [&](int64_t k) { return source.row(k) + v * L; }, units - v * L, numbers, K);
           else
-            pack_parts_turned(to, at(g, v, 0), source.ld, units - v * L, numbers, K);
+            pack_parts_turned(to, at<E>(g, v, 0), source.ld, units - v * L, numbers, K);
       return;
     }
     if (source.straight) {
@@ -204,6 +229,11 @@ struct Packed {
       }
       return;
     }
+    with_stored<E>(source.stored, [&](auto from) { turn_panel<decltype(from)>(p, to); });
+  }
+
+  template <class From>
+  void turn_panel(Range p, W* to) const {
     const int64_t vectors = gates * p.size();
     for (int64_t i = 0; i < groups(vectors); ++i) {
       const Range some = share(vectors, groups(vectors), i);
@@ -212,20 +242,22 @@ struct Packed {
         W* const first = to + some.begin * K * L + (n - some.begin) * L;
         const int64_t g = n / p.size(), v = p.begin + n % p.size();
         for (int64_t k = 0; k < K; k += L)
-          turn_block(first + k * stride, stride, at(g, v, k), source.ld / kNumbers, units - v * L, K - k);
+          turn_block(first + k * stride, stride, at<From>(g, v, k), source.ld / kNumbers, units - v * L,
+                     K - k);
       }
     }
   }
 
   // word k of the first unit of a vector, in the matrix itself
-  const W* at(int64_t g, int64_t v, int64_t k) const {
-    return words(source.weights + (g * units + v * L) * source.ld) + k;
+  template <class From>
+  const From* at(int64_t g, int64_t v, int64_t k) const {
+    return static_cast<const From*>(source.weights) + (g * units + v * L) * (source.ld / kNumbers) + k;
   }
 };
 
 // multiply_tile for a few rows without a packed B: each block of `w` is turned in registers on its way to the
 // sums. The tile's words begin at word `first` of w.
-template <class E, int kRows>
+template <class E, class From, int kRows>
 __attribute__((noinline)) void multiply_turned(const Tile<typename WordOf<E>::type>& tile, const Packed<E>& w,
                                                Range p) {
   typedef typename WordOf<E>::type W;
@@ -239,7 +271,7 @@ __attribute__((noinline)) void multiply_turned(const Tile<typename WordOf<E>::ty
   int n = 0;
   for (int64_t g = 0; g < w.gates; ++g)
     for (int64_t v = p.begin; v < p.end; ++v, ++n) {
-      const W* from = w.at(g, v, tile.first);
+      const From* from = w.template at<From>(g, v, tile.first);
       const int64_t units = w.units - v * L, whole = units >= L ? tile.K / L * L : 0;
       V acc[kRows] = {};
       const auto add = [&](int64_t k, Operand row) {
@@ -263,9 +295,9 @@ __attribute__((noinline)) void multiply_turned(const Tile<typename WordOf<E>::ty
     }
 }
 
-template <class E>
+template <class E, class From>
 inline constexpr void (*kTurnedTiles[])(const Tile<typename WordOf<E>::type>&, const Packed<E>&, Range) = {
-    nullptr, multiply_turned<E, 1>, multiply_turned<E, 2>, multiply_turned<E, 3>};
+    nullptr, multiply_turned<E, From, 1>, multiply_turned<E, From, 2>, multiply_turned<E, From, 3>};
 
 // Where rows of a product stand, worked out once for all panels
 template <class W>
@@ -316,7 +348,8 @@ RNNFAST_INLINE void multiply_panel(const Packed<E>& w, const Part& part, int64_t
       tile.in = block > 0 ? tile.out : rows.in + r.begin;
       w.ask_for(tile, p, w.vectors_of(part.cut), last_first, {turns, turn}, {tiles, i});
       if (!panel)
-        kTurnedTiles<E>[r.size()](tile, w, p);
+        with_stored<E>(w.source.stored,
+                       [&](auto from) { kTurnedTiles<E, decltype(from)>[r.size()](tile, w, p); });
       else if (!kManyRegisters && pairs)
         kTiles<W, !kManyRegisters>.entry[vectors][r.size()](tile);
       else

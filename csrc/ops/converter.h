@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "cpu/dispatch.h"
 
@@ -16,6 +17,16 @@ struct Converter {
   const at::ScalarType from, layer, to;
 
   bool rounds() const { return at::isReducedFloatingType(layer) && layer != from && layer != to; }
+
+  // how a product of floats reads these numbers where they are, if it can
+  std::optional<Stored> as_stored() const {
+    if (from == at::kFloat)
+      return !rounds()            ? Stored::kAsRead
+             : layer == at::kHalf ? Stored::kFloatForHalf
+                                  : Stored::kFloatForBfloat16;
+    if (rounds()) return std::nullopt;
+    return from == at::kHalf ? Stored::kHalf : Stored::kBfloat16;
+  }
 
   void run(const void* x, void* y, int64_t n) const {
     const auto* const floats = static_cast<const float*>(x);

@@ -100,13 +100,13 @@ void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
   constexpr A a{};
   std::array<ForwardParams<E>, 2> directions{};
   for (int64_t d = 0; d < s.D; ++d) {
-    const WeightsOf<const void*>& w = m.weights[d];
+    const WeightMemory& w = m.weights[d];
     const int64_t state = (m.first + d) * s.B;  // row of h0, c0, hn and cn
     ForwardParams<E>& p = directions[d];
     p.walk = reversed(m.walk, d == 1);
     p.I = s.I, p.H = s.H, p.P = s.P;
     p.x = in(m.x, e);
-    p.w_ih = in(w.w_ih, e), p.w_hh = in(w.w_hh, e), p.w_hr = in(w.w_hr, e);
+    p.w_ih = w.w_ih, p.w_hh = w.w_hh, p.w_hr = w.w_hr;
     p.b_ih = in(w.b_ih, a), p.b_hh = in(w.b_hh, a);
     p.frozen = m.frozen[d];
     p.h0 = in(m.h0, a, state * s.P);
@@ -308,8 +308,8 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const Tensor gates = saved(a.save, gate), cells = saved(a.save && s.has_cell, cell);
   const WalkStorage storage = walk_of(s, l.batch_sizes, episodes.lengths);
   if (storage.walk.total > 0) {
-    const auto direction = [&](const Weights& w) -> WeightsOf<const void*> {
-      return {o.matrix(w.w_ih), o.matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), o.matrix(w.w_hr)};
+    const auto direction = [&](const Weights& w) -> WeightMemory {
+      return {o.weight(w.w_ih), o.weight(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), o.weight(w.w_hr)};
     };
     const auto place = [](const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; };
     const Tensor resets = episodes.resets.defined() ? episodes.resets.contiguous() : Tensor();

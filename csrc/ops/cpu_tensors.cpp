@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/converter.h"
 #include "ops/rows.h"
 
 namespace rnnfast::cpu {
@@ -32,7 +31,7 @@ void* Operands::take(int64_t bytes) {
 // from [rows, n] to [rows, line], the rest zero
 void Operands::convert(const void* x, at::ScalarType from, void* y, at::ScalarType to, int64_t rows,
                        int64_t n, int64_t line) const {
-  const Converter c{k_, from, layer_, to};
+  const Converter c = converter(from, to);
   const int64_t read = c10::elementSize(from), written = c10::elementSize(to);
   const auto run = [&](int64_t begin, int64_t end) {
     const char* in = static_cast<const char*>(x) + begin * n * read;
@@ -54,7 +53,7 @@ const void* Operands::read(const Tensor& t, at::ScalarType type, int64_t n, int6
   const at::ScalarType from = t.scalar_type();
   // bfloat16 is read by pairs
   const bool fits = line == n && (type != at::kBFloat16 || reinterpret_cast<uintptr_t>(own) % 4 == 0);
-  if (from == type && fits && !Converter{k_, from, layer_, type}.rounds()) return own;
+  if (from == type && fits && !converter(from, type).rounds()) return own;
   const int64_t count = n ? t.numel() / n : 0;
   void* const to = take(count * line * static_cast<int64_t>(c10::elementSize(type)));
   convert(own, from, to, type, count, n, line);
@@ -65,6 +64,12 @@ const void* Operands::matrix(const Tensor& t) {
   if (!t.defined()) return nullptr;
   const int64_t n = t.size(-1);
   return read(t, element, n, element == at::kBFloat16 ? whole_lines<Bfloat16>(n) : n);
+}
+
+WeightMatrix Operands::weight(const Tensor& t) {
+  const bool own = t.defined() && element == at::kFloat && k_.products == 0 && t.is_contiguous();
+  const auto stored = own ? converter(t.scalar_type(), element).as_stored() : std::nullopt;
+  return stored ? WeightMatrix{t.const_data_ptr(), *stored} : WeightMatrix{matrix(t)};
 }
 
 const void* Operands::values(const Tensor& t) {

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/dispatch.h"
 #include "ops/arguments.h"
+#include "ops/converter.h"
 #include "ops/memory.h"
 
 namespace rnnfast::cpu {
@@ -28,6 +29,8 @@ class Operands {
 
   // t [.., n] as products read it: dense, and rows of bfloat16 are whole lines
   const void* matrix(const Tensor& t);
+  // the same of a weight, which forward can also read as it is stored
+  WeightMatrix weight(const Tensor& t);
   // t as all else is read: dense
   const void* values(const Tensor& t);
 
@@ -45,6 +48,7 @@ class Operands {
   int64_t left_ = kNear;
   c10::SmallVector<Tensor, 2> blocks_;
 
+  Converter converter(at::ScalarType from, at::ScalarType to) const { return {k_, from, layer_, to}; }
   void* take(int64_t bytes);
   const void* read(const Tensor& t, at::ScalarType type, int64_t n, int64_t line);
   void convert(const void* x, at::ScalarType from, void* y, at::ScalarType to, int64_t rows, int64_t n,

@@ -109,13 +109,12 @@ PackedWeights packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) 
   const at::ScalarType type = w_ih.scalar_type();
   const Kernels& for_many = kernels_for(std::numeric_limits<int64_t>::max(), w_hh.size(1), type);
   PackedWeights to{{}, k.name, products_of(for_many, type), 0};
-  cpu::Operands o(k, type);
-  const void *const ih = o.matrix(w_ih), *const hh = o.matrix(w_hh);
+  cpu::Operands o(to.products ? for_many : k, type);
   cpu::with_element(o.element, [&](auto e) {
     typedef decltype(e) E;
     ForwardParams<E> p{};
     p.I = w_ih.size(1), p.H = p.P = w_hh.size(1);
-    p.w_ih = static_cast<const E*>(ih), p.w_hh = static_cast<const E*>(hh);
+    p.w_ih = o.weight(w_ih), p.w_hh = o.weight(w_hh);
     const int gates = facts_of(mode).gates;
     const auto bytes = [&](const Kernels& of) { return of.layer(e).freeze(gates, p, nullptr); };
     to.offset = bytes(k);

@@ -116,10 +116,10 @@ void LayersCall::run(const Tensor& y, const Tensor& hn, const Tensor& cn) const 
     const Tensor* const above = (L - 1 - i) % 2 ? &other : &y;
     const int64_t first = i * s.D, last = first + s.D - 1;
     cpu::Operands o(k, type);
-    const auto direction = [&](int64_t d) -> WeightsOf<const void*> {
+    const auto direction = [&](int64_t d) -> cpu::WeightMemory {
       const Weights& w = weights[d];
-      const auto matrix = [&](const Tensor& t) { return frozen[d] ? nullptr : o.matrix(t); };
-      return {matrix(w.w_ih), matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), nullptr};
+      const auto matrix = [&](const Tensor& t) { return frozen[d] ? WeightMatrix{} : o.weight(t); };
+      return {matrix(w.w_ih), matrix(w.w_hh), o.values(w.b_ih), o.values(w.b_hh), {}};
     };
     cpu::LayerMemory m{sizes, storage.walk, o.matrix(*below), h0, c0, {direction(first)}};
     if (s.D > 1) m.weights[1] = direction(last);

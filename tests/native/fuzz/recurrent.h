@@ -187,7 +187,13 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   in[kBIh] = rng.reals(biases[0] ? GH : 0);
   in[kBHh] = rng.reals(biases[1] ? GH : 0);
   in[kWHr] = rng.reals(s.projected ? s.P * s.H : 0, scale);
-  const Input<E> x(in[kX], s.I), w_ih(in[kWIh], s.I), w_hh(in[kWHh], s.P), w_hr(in[kWHr], s.H);
+  const Input<E> x(in[kX], s.I);
+  const auto stored = [&] {
+    const bool own = sizeof(E) != 4 || k.products || rng.one_in(2);
+    return own ? Stored::kAsRead : static_cast<Stored>(rng.in(1, static_cast<int>(Stored::kFloatForHalf)));
+  };
+  const StoredWeight<E> w_ih(in[kWIh], s.I, stored()), w_hh(in[kWHh], s.P, stored()),
+      w_hr(in[kWHr], s.H, stored());
   in[kResetH] = rng.reals(anew ? B * s.P : 0);
   in[kResetC] = rng.reals(anew && has_cell ? B * s.H : 0);
   const Input<A> h0(in[kH0]), c0(in[kC0]), b_ih(in[kBIh]), b_hh(in[kBHh]);
@@ -243,14 +249,14 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   check_near("hn", doubles(p.hn, B, s.P, s.P), expected[1], near);
   if (has_cell) check_near("cn", doubles(p.cn, B, s.H, s.H), expected[2], near);
   if (!save) return;
-  const Input<E> dense_hh(in[kWHh]), dense_hr(in[kWHr]);
+  const Input<E> dense_ih(in[kWIh], s.I), dense_hh(in[kWHh]), dense_hr(in[kWHr]);
   BackwardParams<E> q{};
   q.walk = walk;
   q.H = s.H, q.P = s.P, q.ldy = ldy;
   q.w_hh = dense_hh.get(), q.w_hr = dense_hr.get(), q.h0 = p.h0, q.c0 = p.c0;
   q.y = p.y, q.gates = p.gates, q.cells = p.cells, q.resets = p.resets;
   const Kernels& other_k = sizeof(E) == 2 && !k_backward.bf16 ? k : k_backward;
-  recurrent_backward<E>(other_k, s, rows, in, q, side, p.x, p.w_ih,
+  recurrent_backward<E>(other_k, s, rows, in, q, side, p.x, dense_ih.get(),
                         std::max(gradient_tolerance<E>(k), gradient_tolerance<E>(other_k)));
 }
 
