@@ -94,6 +94,8 @@ def rows() -> list[Row]:
         *(Row(cell, 16, 512, "bf16", layers=3) for cell in ("LSTM", "GRU")),
         *(Row(cell, 16, 512, "bf16", directions=2) for cell in ("LSTM", "GRU")),
         *(Row(cell, 64, 256, "bf16", steps=400, packed=True) for cell in ("LSTM", "GRU")),
+        *(Row(*size, steps=1) for size in (("LSTM", 1, 256, "fp32"), ("GRU", 8, 256, "bf16"))),
+        Row("LSTM", 32, 512, "bf16", steps=1),
         *(Row("LSTM", 16, hidden, "fp16") for hidden in (256, 512)),
         *(Row("LSTM", 256, hidden, "bf16") for hidden in (256, 1024)),
         *(Row("LSTM", 16, hidden, "bf16", steps=128) for hidden in (256, 1024)),

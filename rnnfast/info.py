@@ -144,7 +144,8 @@ def set_cuda_kernel(name: str | None) -> None:
     The resident kernel takes layers without projection that fit the device, on an H100 an LSTM with 8 rows of
     the batch or fewer of 2112 units (backward: 1760) in bfloat16 or float16, and in float32 where TF32 is
     allowed (`torch.backends.cudnn.rnn.fp32_precision`) of 1152 (backward: 880); fewer units with more rows.
-    RNNFAST_CUDA_KERNEL forces from the start.
+    RNNFAST_CUDA_KERNEL forces from the start. A call of one step and few rows takes neither, but "single":
+    one launch that makes the input product, too.
 
     Raises:
         RuntimeError: there is no such kernel; at the next call, if the resident one is forced and cannot take
@@ -182,8 +183,8 @@ def last_run() -> dict:
     """The last kernel call of this process.
 
     On the CPU: `op`, `isa`, `split`, `members` (threads that ran), `wanted`, `parts`, and `products` as of
-    that function. `cuda` is the last one on a GPU, or None: `op`, `kernel` ("resident" or "stepwise"), and
-    how a resident one lies on the device:
+    that function. `cuda` is the last one on a GPU, or None: `op`, `kernel` ("resident", "stepwise" or
+    "single", as of set_cuda_kernel), and how a resident one lies on the device:
 
     - `team`: "block", "cluster" or "grid", and `blocks` of a team, `warps` of a block;
     - `split`: warps that share a sum;

@@ -31,14 +31,18 @@ def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
         assert said in text
 
 
-# What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel
-# three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a resident block has 512, or 384
-# of a team of several.
+# What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel,
+# or one of a single step, three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a
+# resident block has 512, or 384 of a team of several.
 REGISTERS = {
     "stepwise_f32": 118,
     "stepwise_f64": 136,
     "stepwise_bf16": 128,
     "stepwise_f16": 128,
+    "single_f32": 128,
+    "single_f64": 168,
+    "single_bf16": 128,
+    "single_f16": 128,
     "resident_bf16": 168,
     "resident_f16": 168,
     "resident_tf32": 168,
@@ -55,6 +59,8 @@ CELLS = len(_C.cells())
 KERNELS = {
     "stepwise": 2 * CELLS + 5,
     "stepwise_f32": 2 * (2 * CELLS + 5),
+    "single": CELLS,
+    "single_f32": 2 * CELLS,
     "resident": 4 * 2 * 2 * CELLS,
     "device": 1,
     # of tests/native/device_check

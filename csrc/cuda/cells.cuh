@@ -34,6 +34,11 @@ RNNFAST_BOTH T least(T a, T b) {
   return a < b ? a : b;
 }
 
+template <class T>
+RNNFAST_BOTH T most(T a, T b) {
+  return a > b ? a : b;
+}
+
 RNNFAST_BOTH int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace rnnfast::cuda

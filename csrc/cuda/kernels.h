@@ -50,6 +50,38 @@ template <class E>
 const char* forward_step(Mode mode, const ForwardLayer<E>& layer, const ForwardStep& step,
                          const typename ComputeType<E>::type* input, void* stream);
 
+// The only step of one direction of a layer without projection, with its input product, in one launch: a few
+// rows, whose time is that of launches. Rows may have any length and begin anywhere.
+template <class E>
+struct SingleStep {
+  typedef typename ComputeType<E>::type A;
+  int64_t B, I, H, Hp;
+  bool tf32;          // as in ForwardLayer
+  const E* x;         // [B, I]
+  const E* h0;        // [B, H]
+  const E* c0;        // [B, H] or null
+  const E* w_ih;      // [G H, I]
+  const E* w_hh;      // [G H, H]
+  const E* b_ih;      // [G H] or null
+  const E* b_hh;      // [G H] or null
+  const bool* anew;   // [B]: which rows begin from reset_h and reset_c; or null: none
+  const E* reset_h;   // [B or 1, H] or null: zeros
+  const E* reset_c;   // the same
+  int64_t of_resets;  // from row to row of these: H, or 0
+  E* y;               // [B, H], leading dimension ldy
+  int64_t ldy;
+  E* hn;  // [B, H]
+  E* cn;  // [B, H] or null
+  E* cs;  // [B, H], leading dimension ldc; or null
+  int64_t ldc;
+  A* gates;  // [B, S, Hp] or null
+  A* cells;  // [B, Hp] or null
+};
+template <class E>
+const char* single_step(Mode mode, const SingleStep<E>& layer, void* stream);
+// rows that one tile has, by the matrix instruction and without it: more would read W again
+constexpr int kSingleMatrixRows = 32, kSingleRows = 8;
+
 // One direction of one layer, backward through time. The caller makes the weight gradients from what this
 // leaves.
 template <class E>
@@ -136,6 +168,7 @@ struct ResidentPlan {
   int batches;  // 1 for a team of one block
   Team team;
   int64_t bytes;  // shared memory of a block
+  bool single;    // no tiles, but the call's only step in one launch: SingleStep
 };
 
 // What ties the blocks of a team

@@ -13,6 +13,7 @@ namespace {
 
 enum Forced { kFree, kStepwise, kResident };
 constexpr const char* kNames[] = {"", "stepwise", "resident"};
+constexpr const char* kSingleName = "single";
 
 Forced parse(const char* name) {
   const std::string wanted = name ? name : "";
@@ -117,9 +118,14 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
 // of 128 units, with 64 registers. Wider layers take several blocks of twelve warps with 88 registers for W:
 // a cluster if there is one that holds it, else a part of the grid. What the registers do not hold of W goes
 // to shared memory.
+//
+// A call of one step, of as many rows as one tile has, is a launch that reads everything as it is.
 ResidentPlan make_plan(const Shape& s) {
-  const bool can = s.bytes == 2 || (s.bytes == 4 && s.tf32);
-  if (!can || s.projected || s.device.capability < 80) return kOneLaunchAStep;
+  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
+  if (s.steps == 1 && s.B <= (matrix ? kSingleMatrixRows : kSingleRows) && !s.lengths && !s.projected &&
+      !s.backward)
+    return kSingleStep;
+  if (!matrix || s.projected || s.device.capability < 80) return kOneLaunchAStep;
   const Sums sums = sums_of(s);
   if (s.H <= 8 * sums.tile) {
     ResidentPlan p{};
@@ -192,7 +198,9 @@ LastRun last_run() {
   return state().last;
 }
 
-const char* kernel_name(const ResidentPlan& plan) { return kNames[plan.tiles ? kResident : kStepwise]; }
+const char* kernel_name(const ResidentPlan& plan) {
+  return plan.single ? kSingleName : kNames[plan.tiles ? kResident : kStepwise];
+}
 
 const char* team_name(const ResidentPlan& plan) {
   constexpr const char* names[] = {"block", "cluster", "grid"};
@@ -203,7 +211,9 @@ std::string forced_kernel() { return kNames[forced().load()]; }
 
 ResidentPlan choose_plan(const Shape& shape) {
   const Forced now = forced().load();
-  const ResidentPlan plan = now == kStepwise ? kOneLaunchAStep : make_plan(shape);
+  Shape with_tiles = shape;
+  if (now == kResident) with_tiles.steps = 0;
+  const ResidentPlan plan = now == kStepwise ? kOneLaunchAStep : make_plan(with_tiles);
   if (now == kResident && plan.tiles == 0)
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "

@@ -14,9 +14,12 @@ struct Shape {
   bool projected;
   bool backward;
   Device device;
+  int64_t steps = 0;     // of the walk; 0: many
+  bool lengths = false;  // rows may have fewer
 };
 
-constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0};
+constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, false};
+constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, true};
 
 ResidentPlan make_plan(const Shape& shape);
 
@@ -42,7 +45,7 @@ struct LastRun {
 void set_last_run(const char* op, const ResidentPlan& plan);
 LastRun last_run();
 
-// "resident" or "stepwise"; "block", "cluster" or "grid"
+// "resident", "stepwise" or "single"; "block", "cluster" or "grid"
 const char* kernel_name(const ResidentPlan& plan);
 const char* team_name(const ResidentPlan& plan);
 

@@ -14,6 +14,30 @@ RNNFAST_INLINE void emit(const ForwardLayer<E>& p, const ForwardStep& s, int64_t
   if (b >= s.ends || !within(p.lengths, s.next, b)) p.hn[b * p.P + unit] = value;
 }
 
+// Where what gate g has from h is added: a cell with one slot more keeps that of its last gate apart.
+template <class Cell>
+RNNFAST_BOTH constexpr int hidden_slot(int g) {
+  return Cell::kSlots > Cell::kGates && g == Cell::kGates - 1 ? Cell::kSlots - 1 : g;
+}
+
+// a number of a bias, or of none
+template <class A, class E>
+RNNFAST_INLINE A bias(const E* of, int64_t i) {
+  return of ? A(widened(of[i])) : A(0);
+}
+
+// What backward reads of a row and unit, and c of every step
+template <class Cell, class Params, class A>
+RNNFAST_INLINE void save(const Params& p, int64_t at, int64_t unit, const A* state, A cell) {
+  constexpr int S = Cell::kSlots;
+  if (p.gates) {
+#pragma unroll
+    for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
+  }
+  if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
+  if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * p.ldc + unit]);
+}
+
 // a = W_hh h + input + b, then the cell
 template <class Cell, class Element>
 struct ForwardTask {
@@ -45,21 +69,15 @@ struct ForwardTask {
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       const int64_t of_gate = g * p.H + unit;
-      state[g] += input[b * G * p.H + of_gate] + (p.b_ih ? A(widened(p.b_ih[of_gate])) : A(0));
-      // a cell with one slot more keeps what its last gate has from h apart
-      state[S > G && g == G - 1 ? S - 1 : g] += sums[g] + (p.b_hh ? A(widened(p.b_hh[of_gate])) : A(0));
+      state[g] += input[b * G * p.H + of_gate] + bias<A>(p.b_ih, of_gate);
+      state[hidden_slot<Cell>(g)] += sums[g] + bias<A>(p.b_hh, of_gate);
     }
     const bool anew = has(p.resets, at);
     if (Cell::kHasCell) cell = anew ? p.resets.c[b * p.H + unit] : p.c[b * p.Hp + unit];
     if (Cell::kBlends) blended = anew ? p.resets.h[b * p.P + unit] : p.state[b * p.Pp + unit];
     const A value = Cell::forward(state, cell, blended);
-    if (p.gates) {
-#pragma unroll
-      for (int j = 0; j < S; ++j) p.gates[(at * S + j) * p.Hp + unit] = state[j];
-    }
+    save<Cell>(p, at, unit, state, cell);
     if (Cell::kHasCell) p.c[b * p.Hp + unit] = cell;
-    if (Cell::kHasCell && p.cells) p.cells[at * p.Hp + unit] = cell;
-    if (Cell::kHasCell && p.cs) narrow(cell, p.cs[at * p.ldc + unit]);
     if (Cell::kBlends) p.state[b * p.Pp + unit] = value;
     if (p.m)
       narrow(value, p.m[b * p.Hp + unit]);

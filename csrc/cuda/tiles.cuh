@@ -4,7 +4,10 @@
 //   kSums, weights(unit, sum)    how many sums a unit has, and the row of W of each
 //   row(b)                       of the batch
 //   finish(sums, unit, b)        what is done with the sums of a unit
-// Rows begin at multiples of 16 bytes, and their length is a multiple of them.
+// Rows begin at multiples of 16 bytes, and their length is a multiple of them. A sum may have several parts
+// (kParts): then weights, row and length have which one as one more argument, a row of the batch may be
+// missing (null: zeros), rows are as above where even(part) says so, and counts(sum, part) says whether the
+// sum has that part at all.
 #pragma once
 #include "cuda/cells.cuh"
 
@@ -16,6 +19,94 @@ constexpr int kMatrixWarps = 8;  // of a block that multiplies by the matrix ins
 constexpr int kMatrixTiles = 4;  // times 8 rows of the batch
 // of the sums that a warp leaves for the others: 4 more, so that both sides meet all banks
 constexpr int kMatrixStride = kMatrixTiles * 8 + 4;
+
+// Four words for multiply_tile, and zeros beyond the end of a row; floats become what W is.
+template <class W>
+struct Words {
+  uint32_t word[4];
+};
+template <class W>
+RNNFAST_INLINE Words<W> words_of(const Chunk<W>& chunk) {
+  Words<W> words = __builtin_bit_cast(Words<W>, chunk);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words.word[i] = as_operand<W>(words.word[i]);
+  return words;
+}
+template <class W, class R>
+RNNFAST_INLINE Words<W> load_words(const R* p, bool present) {
+  Words<W> words{};
+  if (!present) return words;
+  if constexpr (sizeof(R) == sizeof(W)) {
+    words = words_of(load_chunk(p));
+  } else {
+    constexpr int kPerChunk = Chunk<R>::kNumbers;
+    const Chunk<R> chunk[2] = {load_chunk(p), load_chunk(p + kPerChunk)};
+    W number[2 * kPerChunk];
+#pragma unroll
+    for (int i = 0; i < 2 * kPerChunk; ++i) narrow(chunk[i / kPerChunk].number[i % kPerChunk], number[i]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words.word[i] = word_of(number + 2 * i);
+  }
+  return words;
+}
+
+template <class Task>
+constexpr int kParts = 1;
+
+// One part of a task's sums
+template <class Task>
+struct PartOf {
+  const Task& task;
+  int part;
+
+  RNNFAST_INLINE auto weights(int64_t unit, int sum) const {
+    if constexpr (kParts<Task> == 1)
+      return task.weights(unit, sum);
+    else
+      return task.weights(unit, sum, part);
+  }
+  RNNFAST_INLINE auto row(int64_t b) const {
+    if constexpr (kParts<Task> == 1)
+      return task.row(b);
+    else
+      return task.row(b, part);
+  }
+  RNNFAST_BOTH int64_t length() const {
+    if constexpr (kParts<Task> == 1)
+      return task.length();
+    else
+      return task.length(part);
+  }
+  RNNFAST_INLINE bool counts(int sum) const {
+    if constexpr (kParts<Task> == 1)
+      return true;
+    else
+      return Task::counts(sum, part);
+  }
+
+  // 16 bytes of a row from number k < length() on, zeros beyond the end
+  template <class E>
+  RNNFAST_INLINE Chunk<E> load(const E* of, int64_t k) const {
+    if constexpr (kParts<Task> == 1) {
+      return load_chunk(of + k);
+    } else {
+      if (of && task.even(part)) return load_chunk(of + k);
+      const int64_t left = of ? task.length(part) - k : 0;
+      Chunk<E> chunk{};
+#pragma unroll
+      for (int i = 0; i < Chunk<E>::kNumbers; ++i)
+        if (i < left) chunk.number[i] = of[k + i];
+      return chunk;
+    }
+  }
+  template <class W, class R>
+  RNNFAST_INLINE Words<W> words(const R* of, int64_t k, bool present) const {
+    if constexpr (kParts<Task> == 1)
+      return load_words<W>(of + k, present);
+    else
+      return present ? words_of(load(of, k)) : Words<W>{};
+  }
+};
 
 // sum[0] = what all lanes have in sum[lane], for 2 kWidth sums: each exchange adds up two halves of the sums
 // in two halves of the lanes
@@ -30,30 +121,28 @@ RNNFAST_INLINE void fold(A* sum, int lane) {
   if constexpr (kWidth > 1) fold<kWidth / 2>(sum, lane);
 }
 
-// The sums over k of w[column][k] row[r][k], of lane column * kRows + r. The lanes share out the sum over K,
-// so that both are read 16 bytes a lane from consecutive addresses.
-template <class A>
-RNNFAST_INLINE A tile_sums(const A* const* w, const A* const* row, int64_t K, int lane) {
+// sum[column * kRows + r] += the sum over k of w[column][k] row[r][k]. The lanes share out the sum over K, so
+// that both are read 16 bytes a lane from consecutive addresses.
+template <class Part, class A>
+RNNFAST_INLINE void add_products(A* sum, const Part& part, const A* const* w, const A* const* row, int lane) {
   constexpr int kChunk = Chunk<A>::kNumbers;
-  A sum[kLanes];
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) sum[i] = 0;
+  const int64_t K = part.length();
   for (int64_t k = lane * kChunk; k < K; k += kLanes * kChunk) {
     Chunk<A> column[kColumns];
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) column[c] = load_chunk(w[c] + k);
+    for (int c = 0; c < kColumns; ++c)
+      if (part.counts(c)) column[c] = part.load(w[c], k);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const Chunk<A> numbers = load_chunk(row[r] + k);
+      const Chunk<A> numbers = part.load(row[r], k);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
 #pragma unroll
         for (int c = 0; c < kColumns; ++c)
-          sum[c * kRows + r] = fma(column[c].number[i], numbers.number[i], sum[c * kRows + r]);
+          if (part.counts(c))
+            sum[c * kRows + r] = fma(column[c].number[i], numbers.number[i], sum[c * kRows + r]);
     }
   }
-  fold<kLanes / 2>(sum, lane);
-  return sum[0];
 }
 
 // float64, and float32 to its last bit: a warp makes a tile of 4 columns (rows of W: those of a unit, or one
@@ -68,13 +157,20 @@ RNNFAST_KERNEL void run_tiles(Task task) {
   const int64_t units = task.units(), rows = task.rows(), groups = divide_up(units, kUnits);
   const int64_t group = warp % groups * kUnits, first = warp / groups * kRows;
   if (first >= rows) return;
-  const A *w[kColumns], *row[kRows];
+  A sum_of[kLanes] = {};
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c)
-    w[c] = task.weights(least(group + (kOne ? c : 0), units - 1), kOne ? 0 : least(c, Task::kSums - 1));
+  for (int i = 0; i < kParts<Task>; ++i) {
+    const PartOf<Task> part{task, i};
+    const A *w[kColumns], *row[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) row[r] = task.row(least<int64_t>(first + r, rows - 1));
-  const A sum = tile_sums(w, row, task.length(), lane);
+    for (int c = 0; c < kColumns; ++c)
+      w[c] = part.weights(least(group + (kOne ? c : 0), units - 1), kOne ? 0 : least(c, Task::kSums - 1));
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) row[r] = part.row(least<int64_t>(first + r, rows - 1));
+    add_products(sum_of, part, w, row, lane);
+  }
+  fold<kLanes / 2>(sum_of, lane);
+  const A sum = sum_of[0];
   // one lane finishes a unit of a row
   A sums[Task::kSums];
 #pragma unroll
@@ -89,31 +185,6 @@ template <class Task>
 constexpr int kMatrixSlots = Task::kSums == 1 ? 2 : 4;
 template <class Task>
 constexpr int kMatrixUnits = Task::kSums == 1 ? 16 : 8;
-
-// Four words for multiply_tile, and zeros beyond the end of a row; floats become what W is.
-template <class W>
-struct Words {
-  uint32_t word[4];
-};
-template <class W, class R>
-RNNFAST_INLINE Words<W> load_words(const R* p, bool present) {
-  Words<W> words{};
-  if (!present) return words;
-  if constexpr (sizeof(R) == sizeof(W)) {
-    words = __builtin_bit_cast(Words<W>, load_chunk(p));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words.word[i] = as_operand<W>(words.word[i]);
-  } else {
-    constexpr int kPerChunk = Chunk<R>::kNumbers;
-    const Chunk<R> chunk[2] = {load_chunk(p), load_chunk(p + kPerChunk)};
-    W number[2 * kPerChunk];
-#pragma unroll
-    for (int i = 0; i < 2 * kPerChunk; ++i) narrow(chunk[i / kPerChunk].number[i % kPerChunk], number[i]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words.word[i] = word_of(number + 2 * i);
-  }
-  return words;
-}
 
 // The same by the matrix instruction: halves, and floats as TF32. A block makes a tile of 8 units with up to
 // four sums, or of 16 with one, times up to 32 rows of the batch; its warps share out the sum over K. A lane
@@ -130,39 +201,57 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
   const int64_t group = block_index() % groups * kUnits, first = block_index() / groups * kMatrixTiles * 8;
   const int tiles = static_cast<int>(least<int64_t>(divide_up(rows - first, 8), kMatrixTiles));
 
-  const W* w[kSlots];
-#pragma unroll
-  for (int slot = 0; slot < kSlots; ++slot)
-    w[slot] = task.weights(least(group + (kOne ? slot * 8 : 0) + lane / 4, units - 1),
-                           kOne ? 0 : least(slot, Task::kSums - 1));
-  const typename Task::R* row[kMatrixTiles];
-#pragma unroll
-  for (int tile = 0; tile < kMatrixTiles; ++tile)
-    row[tile] = task.row(least<int64_t>(first + tile * 8 + lane / 4, rows - 1));
-
   A sum[kSlots / 2][kMatrixTiles][4] = {};
-  const int64_t K = task.length();
-  for (int64_t begin = warp * 4 * kChunk; begin < K; begin += warps * 4 * kChunk) {
-    const int64_t k = begin + lane % 4 * kChunk;
-    // all loads first: they take longest
-    Words<W> a[kSlots], b[kMatrixTiles];
+#pragma unroll
+  for (int i = 0; i < kParts<Task>; ++i) {
+    const PartOf<Task> part{task, i};
+    const W* w[kSlots];
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot)
-      a[slot] = load_words<W>(w[slot] + k, k < K && (kOne || slot < Task::kSums));
+      w[slot] = part.weights(least(group + (kOne ? slot * 8 : 0) + lane / 4, units - 1),
+                             kOne ? 0 : least(slot, Task::kSums - 1));
+    const typename Task::R* row[kMatrixTiles];
 #pragma unroll
     for (int tile = 0; tile < kMatrixTiles; ++tile)
-      b[tile] = load_words<W>(row[tile] + k, k < K && tile < tiles);
+      row[tile] = part.row(least<int64_t>(first + tile * 8 + lane / 4, rows - 1));
+
+    // what a sum that does not count this part adds up meanwhile is forgotten: 0 times infinity is not 0
+    A kept[kSlots][kMatrixTiles][2];
+    const auto each_kept = [&](const auto& f) {
 #pragma unroll
-    for (int tile = 0; tile < kMatrixTiles; ++tile)
-      if (tile < tiles)
+      for (int slot = 0; slot < kSlots; ++slot)
+        if (!kOne && !part.counts(slot))
 #pragma unroll
-        for (int slot = 0; slot < kSlots; slot += 2)
+          for (int tile = 0; tile < kMatrixTiles; ++tile)
 #pragma unroll
-          for (int i = 0; i < 4; i += 2) {
-            const uint32_t both[4] = {a[slot].word[i], a[slot + 1].word[i], a[slot].word[i + 1],
-                                      a[slot + 1].word[i + 1]};
-            multiply_tile<W>(sum[slot / 2][tile], both, b[tile].word[i], b[tile].word[i + 1]);
-          }
+            for (int n = 0; n < 2; ++n) f(kept[slot][tile][n], sum[slot / 2][tile][slot % 2 * 2 + n]);
+    };
+    each_kept([](A& to, const A& from) { to = from; });
+    const int64_t K = part.length();
+    for (int64_t begin = warp * 4 * kChunk; begin < K; begin += warps * 4 * kChunk) {
+      const int64_t k = begin + lane % 4 * kChunk;
+      // all loads first: they take longest
+      Words<W> a[kSlots], b[kMatrixTiles];
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot)
+        a[slot] =
+            part.template words<W>(w[slot], k, k < K && (kOne || (slot < Task::kSums && part.counts(slot))));
+#pragma unroll
+      for (int tile = 0; tile < kMatrixTiles; ++tile)
+        b[tile] = part.template words<W>(row[tile], k, k < K && tile < tiles);
+#pragma unroll
+      for (int tile = 0; tile < kMatrixTiles; ++tile)
+        if (tile < tiles)
+#pragma unroll
+          for (int slot = 0; slot < kSlots; slot += 2)
+#pragma unroll
+            for (int j = 0; j < 4; j += 2) {
+              const uint32_t both[4] = {a[slot].word[j], a[slot + 1].word[j], a[slot].word[j + 1],
+                                        a[slot + 1].word[j + 1]};
+              multiply_tile<W>(sum[slot / 2][tile], both, b[tile].word[j], b[tile].word[j + 1]);
+            }
+    }
+    each_kept([](const A& from, A& to) { to = from; });
   }
 
   // [warps, kSlots, 8 units, rows]
@@ -198,7 +287,9 @@ const char* launch_tiles(const Task& task, void* stream) {
     if (sizeof(W) == 2 || task.p.tf32) {
       const int64_t blocks =
           divide_up(task.units(), kMatrixUnits<Task>) * divide_up(task.rows(), kMatrixTiles * 8);
-      const int64_t pieces = divide_up(task.length(), 4 * Chunk<W>::kNumbers);
+      int64_t length = 0;
+      for (int i = 0; i < kParts<Task>; ++i) length = most(length, PartOf<Task>{task, i}.length());
+      const int64_t pieces = divide_up(length, 4 * Chunk<W>::kNumbers);
       const int warps = static_cast<int>(pieces == 0 ? 1 : least<int64_t>(pieces, kMatrixWarps));
       const size_t bytes = sizeof(float) * warps * kMatrixSlots<Task> * 8 * kMatrixStride;
       return launch_clusters(run_matrix_tiles<Task>, blocks, 1, warps * kLanes, bytes, false, stream, task);

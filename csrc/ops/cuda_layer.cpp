@@ -8,6 +8,7 @@
 
 #include "cuda/plan.h"
 #include "ops/cuda_episodes.h"
+#include "ops/cuda_single.h"
 #include "ops/layer.h"
 
 namespace rnnfast::cuda {
@@ -45,9 +46,6 @@ Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, int64_t b
   return steps.reshape({(end - begin) * s.B, s.I});
 }
 
-// TF32 where torch lets cuDNN's recurrent layers use it: torch.backends.cudnn.rnn.fp32_precision
-bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
-
 // x W_ih^T of direction d for some steps of its walk at a time: use(first step, one after the last, the
 // smallest time of them, product)
 template <class F>
@@ -84,19 +82,21 @@ Rows rows_of(const LayerSizes& s, const Walk& walk, const DeviceEpisodes& episod
   return rows;
 }
 
-Shape shape_of(const LayerSizes& s, const Tensor& x, bool backward) {
+Shape shape_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& episodes, bool backward) {
   const int bytes = static_cast<int>(x.element_size());
-  return {s.mode, bytes, tf32_allowed(), s.H, s.B, s.projected, backward, planned_device(current_device())};
+  const Device device = planned_device(current_device());
+  return {s.mode,      bytes,    tf32_allowed(), s.H, s.B,
+          s.projected, backward, device,         s.T, episodes.lengths.defined()};
 }
 
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
 // kernel has them as arguments. A resident kernel counts rows in 32 bits.
-ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, bool backward) {
+ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& episodes, bool backward) {
   TORCH_CHECK(!take_failure(),
               "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
   const bool countable = s.N <= std::numeric_limits<int32_t>::max();
   const bool resident = countable && !(s.packed && capturing(current_stream(x.device())));
-  const ResidentPlan plan = resident ? choose_plan(shape_of(s, x, backward)) : kOneLaunchAStep;
+  const ResidentPlan plan = resident ? choose_plan(shape_of(s, x, episodes, backward)) : kOneLaunchAStep;
   set_last_run(backward ? "recurrent_backward" : "recurrent", plan);
   return plan;
 }
@@ -315,7 +315,7 @@ class Backward : public LayerBackward {
   }
 
   DirectionGradients through_time(int64_t d) override {
-    const ResidentPlan plan = plan_of(s, input, /*backward=*/true);
+    const ResidentPlan plan = plan_of(s, input, episodes, /*backward=*/true);
     const int64_t GH = s.gates * s.H;
     DirectionGradients r;
     r.da = rows_to_fill(GH, y.options());
@@ -363,8 +363,9 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const c10::OptionalDeviceGuard guard(l.x.device());
   const at::TensorOptions element = l.x.options().memory_format(at::MemoryFormat::Contiguous);
   const at::TensorOptions options = element.dtype(accumulation_type(l.x));
-  const auto empty = [&](bool needed, std::vector<int64_t> sizes) {
-    return at::empty(needed ? at::IntArrayRef(sizes) : at::IntArrayRef({0}), options);
+  const ResidentPlan plan = s.N > 0 ? plan_of(s, l.x, a.episodes, /*backward=*/false) : kOneLaunchAStep;
+  const auto empty = [&](bool needed, std::vector<int64_t> sizes, const at::TensorOptions& of) {
+    return at::empty(needed ? at::IntArrayRef(sizes) : at::IntArrayRef({0}), of);
   };
   // what the kernels leave out is zero
   const auto of_steps = [&](std::vector<int64_t> sizes) {
@@ -372,20 +373,23 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   };
   const Tensor y = of_steps(output_shape(s));
   const Tensor cs = of_steps(a.all_states && s.has_cell ? cells_shape(s) : std::vector<int64_t>{0});
-  const Tensor hn = empty(true, {s.D, s.B, s.P}), cn = empty(s.has_cell, {s.D, s.B, s.H});
-  const Tensor gates = empty(a.save, {s.D, s.N, s.slots, padded(s.H)});
-  const Tensor cells = empty(a.save && s.has_cell, {s.D, s.N, padded(s.H)});
+  const at::TensorOptions& states = plan.single ? element : options;
+  const Tensor hn = empty(true, {s.D, s.B, s.P}, states), cn = empty(s.has_cell, {s.D, s.B, s.H}, states);
+  const Tensor gates = empty(a.save, {s.D, s.N, s.slots, padded(s.H)}, options);
+  const Tensor cells = empty(a.save && s.has_cell, {s.D, s.N, padded(s.H)}, options);
   // nothing is computed for what pads a row
   for (const Tensor& saved : {gates, cells})
     if (saved.dim() > 1) saved.narrow(-1, s.H, padded(s.H) - s.H).zero_();
-  if (s.N > 0) {
+  if (plan.single) {
+    with_element(l.x.scalar_type(),
+                 [&](auto e) { run_single<decltype(e)>(s, a, {y, hn, cn, gates, cells, cs}); });
+  } else if (s.N > 0) {
     const auto dense = [](const Tensor& t) { return cuda::dense(t); };
     const auto w = converted(l.weights, dense, dense);
     const WalkStorage storage = walk_of(s, l.batch_sizes);
     const DeviceEpisodes episodes(kForward, s, a.episodes, l.x);
     const LayerForward f{s,  storage.walk, l.x, l.h0,  l.c0, {as_read(w[0]), as_read(w[1])}, episodes, y,
                          hn, cn,           cs,  gates, cells};
-    const ResidentPlan plan = plan_of(s, l.x, /*backward=*/false);
     for (int64_t d = 0; d < s.D; ++d)
       with_element(l.x.scalar_type(), [&](auto e) { forward_direction<decltype(e)>(f, d, plan); });
   }

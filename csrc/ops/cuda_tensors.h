@@ -73,6 +73,9 @@ inline Tensor wide_product(const Tensor& a, const Tensor& b) {
   return a.is_cuda() ? at::mm(a, b, at::kFloat) : at::mm(a.to(at::kFloat), b.to(at::kFloat));
 }
 
+// TF32 where torch lets cuDNN's recurrent layers use it: torch.backends.cudnn.rnn.fp32_precision
+inline bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
 // whether torch's own products read floats as TF32: torch.backends.cuda.matmul.fp32_precision
 inline bool products_are_tf32() {
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==

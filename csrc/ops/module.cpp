@@ -142,13 +142,14 @@ bool cuda_failure() {
 py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, const py::kwargs& given) {
   Named named("cuda_plan", given);
   const bool tf32 = named.take<bool>("tf32", false), projected = named.take<bool>("projected", false);
-  const bool backward = named.take<bool>("backward", false);
+  const bool backward = named.take<bool>("backward", false), lengths = named.take<bool>("lengths", false);
+  const int64_t steps = named.take<int64_t>("T", 0);
   const cuda::Device device = cuda::assumed_device(
       named.take<int>("capability", 90), named.take<int>("multiprocessors", 132),
       named.take<int64_t>("shared_bytes", 232448), named.take<int>("clusters_of_16", -1));
   named.finish();
-  const cuda::ResidentPlan plan =
-      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward, device});
+  const cuda::ResidentPlan plan = cuda::choose_plan(
+      {parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward, device, steps, lengths});
   py::dict d = dict_of(plan);
   d["tiles"] = plan.tiles;
   d["bytes"] = plan.bytes;

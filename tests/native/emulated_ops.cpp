@@ -50,6 +50,7 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
     rnnfast::cuda::silent_block = static_cast<int>(silent_block);
     rnnfast::cuda::device.patience = each || silent_block >= 0 ? 300'000 : rnnfast::cuda::kPatience;
   });
+  m.def("launches() -> int", [] { return rnnfast::cuda::launches; });
   m.def("take_failure() -> bool", [] { return rnnfast::cuda::take_failure(); });
   m.def("let_warps_fall_behind(bool let) -> ()", [](bool let) { rnnfast::cuda::warps_fall_behind = let; });
   m.def("set_capturing(bool capturing) -> ()",

@@ -24,6 +24,8 @@ namespace rnnfast::cuda {
 
 // of what is sent to another block every so many stores never arrive; 0: all do
 inline int loses_each = 0;
+// so many kernels have been started
+inline int64_t launches = 0;
 // of each cluster a block whose stores to others never arrive; -1: none
 inline int silent_block = -1;
 
@@ -277,6 +279,7 @@ template <class Argument>
 const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int cluster, int threads,
                             size_t bytes, bool together, void*, const Argument& argument) {
   static std::mt19937_64 random(1);
+  ++launches;
   if (together) cluster *= clusters, clusters = 1;
   std::vector<int64_t> order(clusters);
   for (int64_t i = 0; i < clusters; ++i) order[i] = i;

@@ -1,0 +1,76 @@
+// The only step of a call, its input product included, in one launch: sums of two parts, W_ih x and W_hh h,
+// by the tiles of the stepwise kernel. As the caller's tensors are: nothing is copied, padded or converted.
+#pragma once
+#include "cuda/steps.cuh"
+
+namespace rnnfast::cuda {
+
+template <class Cell, class Element>
+struct SingleTask {
+  typedef Element W, R;
+  typedef typename ComputeType<W>::type A;
+  static constexpr int G = Cell::kGates, S = Cell::kSlots, kSums = S;
+  enum Part { kOfInput, kOfHidden };
+
+  SingleStep<W> p;
+  bool whole[2];  // of each part
+
+  // a sum for each slot: of a cell with one more than gates, each of the last two has but one part
+  RNNFAST_INLINE static constexpr bool counts(int slot, int part) {
+    return S == G || slot < G - 1 || (slot == S - 1) == (part == kOfHidden);
+  }
+
+  RNNFAST_BOTH int64_t units() const { return p.H; }
+  RNNFAST_BOTH int64_t rows() const { return p.B; }
+  RNNFAST_BOTH int64_t length(int part) const { return part == kOfInput ? p.I : p.H; }
+  RNNFAST_BOTH bool even(int part) const { return whole[part]; }
+  RNNFAST_INLINE const W* weights(int64_t unit, int slot, int part) const {
+    return (part == kOfInput ? p.w_ih : p.w_hh) + (least(slot, G - 1) * p.H + unit) * length(part);
+  }
+  RNNFAST_INLINE bool begins_anew(int64_t b) const { return p.anew && p.anew[b]; }
+  // row b of a state, or null for zeros
+  RNNFAST_INLINE const W* state(const W* given, const W* reset, int64_t b) const {
+    if (!begins_anew(b)) return given + b * p.H;
+    return reset ? reset + b * p.of_resets : nullptr;
+  }
+  RNNFAST_INLINE const W* row(int64_t b, int part) const {
+    return part == kOfInput ? p.x + b * p.I : state(p.h0, p.reset_h, b);
+  }
+  RNNFAST_INLINE static A number(const W* row, int64_t unit) { return row ? A(widened(row[unit])) : A(0); }
+
+  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+    A slots[S], cell{}, blended{};
+#pragma unroll
+    for (int j = 0; j < S; ++j) slots[j] = sums[j];
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      slots[g] += bias<A>(p.b_ih, g * p.H + unit);
+      slots[hidden_slot<Cell>(g)] += bias<A>(p.b_hh, g * p.H + unit);
+    }
+    if (Cell::kHasCell) cell = number(state(p.c0, p.reset_c, b), unit);
+    if (Cell::kBlends) blended = number(state(p.h0, p.reset_h, b), unit);
+    const A value = Cell::forward(slots, cell, blended);
+    save<Cell>(p, b, unit, slots, cell);
+    narrow(value, p.y[b * p.ldy + unit]);
+    narrow(value, p.hn[b * p.H + unit]);
+    if (Cell::kHasCell) narrow(cell, p.cn[b * p.H + unit]);
+  }
+};
+template <class Cell, class E>
+constexpr int kParts<SingleTask<Cell, E>> = 2;
+
+template <class E>
+const char* single_step(Mode mode, const SingleStep<E>& p, void* stream) {
+  static_assert(kSingleRows == kRows && kSingleMatrixRows == kMatrixTiles * 8);
+  const auto even = [](int64_t n, std::initializer_list<const E*> first) {
+    bool all = n * sizeof(E) % 16 == 0;
+    for (const E* of : first) all &= reinterpret_cast<uintptr_t>(of) % 16 == 0;
+    return all;
+  };
+  const bool of_input = even(p.I, {p.x, p.w_ih}), of_hidden = even(p.H, {p.h0, p.w_hh, p.reset_h});
+  return with_cell(mode, [&](auto cell) {
+    return launch_tiles(SingleTask<decltype(cell), E>{p, {of_input, of_hidden}}, stream);
+  });
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,149 @@
+"""The only step of a call on a GPU, which takes one launch: beside the CPU's and the stepwise kernel."""
+
+import random
+
+import pytest
+import torch
+from cuda_helpers import GATES, MARKS, TOLERANCE, assert_near
+from helpers import GRADIENTS, MODES, draw
+
+from rnnfast import ops
+
+pytest_plugins = ["cuda_helpers"]
+pytestmark = MARKS
+
+MOST_ROWS = {torch.float64: 8, torch.float32: 8, torch.bfloat16: 32, torch.float16: 32}
+
+
+def anywhere(t, rng):
+    """t, beginning at a multiple of 16 bytes or not."""
+    shift = rng.choice([0, 0, 1, 3])
+    return torch.cat([t.new_zeros(shift), t.flatten()])[shift:].view(t.shape)
+
+
+class Case:
+    """A call of one step: every cell, dtype and form, sizes around tiles and 16 bytes, all resets."""
+
+    def __init__(self, seed, dtype=None, H=None):
+        rng = self.rng = random.Random(seed)
+        mode = list(GATES)[seed % len(GATES)]
+        self.dtype = dtype = dtype or list(TOLERANCE)[seed // 4 % 4]
+        most = MOST_ROWS[dtype]
+        self.B = B = rng.choice([1, 2, most - 1, most, rng.randint(1, most)])
+        inputs, H = rng.choice([0, 1, 3, 8, 16, 64, 130]), H or rng.choice([1, 5, 8, 16, 17, 32, 40, 65])
+        self.D = D = rng.choice([1, 1, 2])
+
+        def numbers(*shape):
+            return anywhere(draw(*shape, seed=rng.randrange(10**6)).mul(0.5).to(dtype), rng)
+
+        self.numbers = numbers
+        form, biases = rng.choice(["time", "batch", "packed"]), rng.choice([(1, 1), (1, 1), (0, 0)])
+        rows = {"time": (1, B), "batch": (B, 1), "packed": (B,)}[form]
+        weights = []
+        for d in range(2):
+            one = [numbers(GATES[mode] * H, inputs), numbers(GATES[mode] * H, H)]
+            one += [numbers(GATES[mode] * H) if given else None for given in biases]
+            weights += [*one, None] if d < D else [None] * 5
+        has_cell = MODES[mode]["has_cell"]
+        c0 = numbers(D, B, H) if has_cell else None
+        sizes = torch.tensor([B]) if form == "packed" else None
+        self.layer = [mode, numbers(*rows, inputs), numbers(D, B, H), c0, *weights, sizes, form == "batch"]
+        self.episodes = [None] * 4
+        if form != "packed" and D == 1 and rng.random() < 0.6:
+            resets = torch.tensor([rng.random() < 0.5 for _ in range(B)]).view(rows)
+            of = rng.choice([None, 1, B])
+            reset_h = numbers(D, of, H) if of else None
+            self.episodes = [None, resets, reset_h, numbers(D, of, H) if of and has_cell else None]
+
+    def forward(self, op, save=True):
+        return op(*self.layer, save, *self.episodes, True)
+
+    def backward(self, op, cotangents, saved, needs):
+        dy, dhn, dcn, dcs = cotangents
+        return op(dy, dhn, dcn, *self.layer, *saved, needs, *self.episodes, dcs)
+
+    def cotangents(self, results):
+        y, hn, cn, _, _, cs = results
+        has_cell = self.layer[3] is not None
+        kinds = [(y, True), (hn, True), (cn, has_cell), (cs, has_cell)]
+        return [self.numbers(*t.shape) if given else None for t, given in kinds]
+
+
+def run(on_gpu, kernel, case, save=True):
+    on_gpu.set_kernel("stepwise" if kernel == "stepwise" else "")
+    results = case.forward(lambda *arguments: on_gpu("recurrent", *arguments), save)
+    assert on_gpu.last_run()["kernel"] == kernel
+    return results
+
+
+def compare(on_gpu, case):
+    expected = case.forward(ops.recurrent)
+    found = run(on_gpu, "single", case)
+    cs = [5] if case.layer[3] is not None else []
+    assert_near([found[i] for i in (0, 1, 2, *cs)], [expected[i] for i in (0, 1, 2, *cs)], case.dtype)
+    stepwise = run(on_gpu, "stepwise", case)
+    assert_near(found, stepwise, case.dtype)
+    inference = run(on_gpu, "single", case, save=False)
+    assert [t.shape for t in inference[3:5]] == [(0,)] * 2
+    for i in (0, 1, 2, 5):
+        assert torch.equal(inference[i], found[i])
+    # what it saves suits backward
+    cotangents, needs = case.cotangents(expected), [case.rng.random() < 0.9 for _ in range(GRADIENTS)]
+    gradients = case.backward(ops.recurrent_backward, cotangents, (expected[0], *expected[3:5]), needs)
+
+    def backward(*arguments):
+        return on_gpu("recurrent_backward", *arguments)
+
+    assert_near(case.backward(backward, cotangents, (found[0], *found[3:5]), needs), gradients, case.dtype)
+
+
+@pytest.mark.parametrize("seed", range(160))
+def test_one_step_in_one_launch_equals_the_cpu_and_the_stepwise_kernel(on_gpu, seed):
+    compare(on_gpu, Case(seed))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_one_step_of_tf32_takes_one_launch(on_gpu, seed):
+    case = Case(seed, torch.float32)
+    exact = run(on_gpu, "single", case)
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    found = run(on_gpu, "single", case)
+    for a, b in zip(found[:3], exact[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-3)
+    if exact[0].numel() > 8 and case.layer[1].size(-1) > 8:  # numbers of 10 bits are not those of 23
+        assert not torch.equal(found[0], exact[0])
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_nothing_but_one_launch_for_each_direction_is_asked_of_the_device(emulated, seed):
+    case, launches = Case(seed), torch.ops.rnnfast_emulated.launches
+    before = launches()
+    with torch.profiler.profile() as profile:
+        case.forward(emulated["recurrent"], save=False)
+    assert launches() - before == case.D
+    others = {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+    on_the_host = {"aten::item", "aten::_local_scalar_dense", "aten::select", "aten::as_strided"}
+    sizes = on_the_host if case.layer[-2] is not None else set()  # batch_sizes of packed rows
+    assert others <= {"aten::empty", "aten::to"} | sizes  # without a copy `to` does nothing
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_infinity_and_nan_spread_in_one_step_as_on_the_cpu(on_gpu, seed):
+    case = Case(seed)
+    x, h0 = case.layer[1], case.layer[2]
+    for t, value in ((x, torch.inf), (h0, torch.nan), (case.layer[5], -torch.inf)):
+        if t.numel() and case.rng.random() < 0.7:
+            t.view(-1)[case.rng.randrange(t.numel())] = value
+    expected, found = case.forward(ops.recurrent), run(on_gpu, "single", case)
+    for a, b in zip(found[:3], expected[:3], strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.isinf(), b.isinf())
+
+
+@pytest.mark.parametrize("dtype, most", MOST_ROWS.items(), ids=str)
+def test_more_rows_than_a_tile_take_another_kernel(on_gpu, dtype, most):
+    weights = [draw(64, 3).to(dtype), draw(64, 16).to(dtype), None, None, None]
+    for B, kernels in (most, {"single"}), (most + 1, {"stepwise", "resident"}):
+        x, h0, c0 = (draw(1, B, n).to(dtype) for n in (3, 16, 16))
+        on_gpu("recurrent", "lstm", x, h0, c0, *weights, *[None] * 5, None, False, False)
+        assert on_gpu.last_run()["kernel"] in kernels
