@@ -189,7 +189,8 @@ def last_run() -> dict:
     - `team`: "block", "cluster" or "grid", and `blocks` of a team, `warps` of a block;
     - `split`: warps that share a sum;
     - `held`: parts of W in shared memory;
-    - `batches`: times 8 rows that a team takes.
+    - `batches`: times 8 rows that a team takes;
+    - `directions`: in one launch.
     """
     return dict(_C.last_run()) | {"cuda": _C.last_cuda_run()}
 

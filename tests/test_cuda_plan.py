@@ -123,6 +123,32 @@ def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
     assert_plan_holds(arguments, found)
 
 
+@pytest.mark.parametrize(
+    "arguments, plan, directions",
+    [
+        (dict(mode="lstm", bytes=2, H=128), ("block", 1, 16, 1, 0, 1), 2),
+        (dict(mode="lstm", bytes=4, H=64, tf32=True, backward=True), ("block", 1, 8, 2, 0, 1), 2),
+        (dict(mode="lstm", bytes=2, H=512, B=32), ("cluster", 16, 12, 3, 0, 1), 2),
+        # eight clusters at once are four for each direction
+        (dict(mode="lstm", bytes=2, H=512, B=64), ("cluster", 16, 12, 3, 0, 2), 2),
+        (dict(mode="lstm", bytes=2, H=512, B=64, backward=True), ("cluster", 16, 12, 6, 0, 2), 2),
+        # a device for one cluster: that of the other direction waits
+        (dict(mode="lstm", bytes=2, H=512, multiprocessors=16), ("cluster", 16, 12, 3, 0, 1), 2),
+        # a grid is most of a device
+        (dict(mode="lstm", bytes=2, H=1024), ("grid", 64, 12, 6, 0, 1), 1),
+        (dict(mode="lstm", bytes=2, H=256, capability=80), ("grid", 6, 12, 2, 0, 1), 1),
+        (dict(mode="lstm", bytes=2, H=2305), None, 1),
+    ],
+)
+def test_both_directions_stand_side_by_side_in_the_plan(arguments, plan, directions):
+    found = _C.cuda_plan(**arguments, directions=2)
+    assert found["directions"] == directions
+    assert _C.cuda_plan(**arguments)["directions"] == 1
+    if plan:
+        assert tuple(found[name] for name in PLAN) == plan
+        assert_plan_holds(arguments, found)
+
+
 def test_a_plan_has_room_for_any_layer_or_takes_a_launch_a_step():
     rng = random.Random(0)
     for _ in range(3000):

@@ -167,13 +167,15 @@ struct ResidentPlan {
   int split;    // warps that share a sum
   int batches;  // 1 for a team of one block
   Team team;
-  int64_t bytes;  // shared memory of a block
-  bool single;    // no tiles, but the call's only step in one launch: SingleStep
+  int64_t bytes;   // shared memory of a block
+  int directions;  // in one launch: 2 where the layer's are side by side
+  bool single;     // no tiles, but the call's only step in one launch: SingleStep
 };
 
 // What ties the blocks of a team
 struct Links {
   int blocks, split, batches, held;
+  int first_block;     // of this direction's teams
   int64_t first_step;  // of the walk, in this launch; on a grid: what a packet's number is counted from
   uint64_t* places;  // of a grid: zeros before the first launch, [teams, 2, words of 8 batches rows, numbers]
   int64_t patience;  // nanoseconds of waiting for another block
@@ -215,6 +217,13 @@ struct Rows {
   bool reverse;
 };
 
+// What a resident kernel reads: a direction of a layer and, in blocks behind those of the first, the other
+// one. `directions` of the functions below are as many as the plan has.
+template <class Params>
+struct Directions {
+  Params of[2];
+};
+
 // Whole sequences, or a part of their steps, of a layer without projection.
 template <class E>
 struct ResidentForward {
@@ -241,7 +250,7 @@ struct ResidentForward {
   A* cells;  // [N, Hp] or null
 };
 template <class E>
-const char* resident_forward(Mode mode, const ResidentForward<E>& layer, const ResidentPlan& plan,
+const char* resident_forward(Mode mode, const ResidentForward<E>* directions, const ResidentPlan& plan,
                              void* stream);
 
 template <class E>
@@ -271,7 +280,7 @@ struct ResidentBackward {
   A* dc0;
 };
 template <class E>
-const char* resident_backward(Mode mode, const ResidentBackward<E>& layer, const ResidentPlan& plan,
+const char* resident_backward(Mode mode, const ResidentBackward<E>* directions, const ResidentPlan& plan,
                               void* stream);
 
 // One layer of the deep transition in one step, forward: W a + b + input, through LeakyReLU or, in the last

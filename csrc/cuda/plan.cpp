@@ -85,6 +85,7 @@ int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
 // as long again, and 1 KB of packets, at 38 bytes a cycle, as long as an instruction of eight warps.
 ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, int64_t& cost) {
   ResidentPlan p{};
+  p.directions = s.directions;
   p.tiles = kMostTiles, p.split = split, p.team = team;
   const int64_t own = own_tiles(kMostTiles, sums, s.backward);
   const int64_t tiles = divide_up(divide_up(sums.numbers, sums.tile), split);
@@ -96,9 +97,12 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
   p.blocks = static_cast<int>(blocks < fewest ? fewest : blocks);
   p.warps = static_cast<int>(divide_up(divide_up(s.H, p.blocks), sums.units) * split);
   const bool cluster = team == Team::kCluster;
-  const int64_t at_once = !cluster                 ? s.device.multiprocessors / p.blocks
-                          : p.blocks > kMostBlocks ? 0
-                                                   : s.device.clusters[p.blocks];
+  if (!cluster && s.directions > 1) return kOneLaunchAStep;  // see of_this_block
+  const int64_t teams = !cluster                 ? s.device.multiprocessors / p.blocks
+                        : p.blocks > kMostBlocks ? 0
+                                                 : s.device.clusters[p.blocks];
+  // of each direction; where there is but one cluster, that of the other one waits
+  const int64_t at_once = teams > 1 ? teams / s.directions : teams;
   if (at_once == 0) return kOneLaunchAStep;
   const int64_t rows = divide_up(s.B, kBatch);
   p.batches = static_cast<int>(divide_up(rows, at_once));
@@ -111,21 +115,12 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
   return p;
 }
 
-}  // namespace
-
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
 // of 128 units, with 64 registers. Wider layers take several blocks of twelve warps with 88 registers for W:
 // a cluster if there is one that holds it, else a part of the grid. What the registers do not hold of W goes
 // to shared memory.
-//
-// A call of one step, of as many rows as one tile has, is a launch that reads everything as it is.
-ResidentPlan make_plan(const Shape& s) {
-  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
-  if (s.steps == 1 && s.B <= (matrix ? kSingleMatrixRows : kSingleRows) && !s.lengths && !s.projected &&
-      !s.backward)
-    return kSingleStep;
-  if (!matrix || s.projected || s.device.capability < 80) return kOneLaunchAStep;
+ResidentPlan resident_plan(const Shape& s) {
   const Sums sums = sums_of(s);
   if (s.H <= 8 * sums.tile) {
     ResidentPlan p{};
@@ -133,6 +128,7 @@ ResidentPlan make_plan(const Shape& s) {
     p.blocks = p.batches = 1, p.split = s.backward ? 2 : 1;
     p.warps = static_cast<int>(divide_up(s.H, sums.units) * p.split);
     p.bytes = bytes_of(p, sums, s.backward);
+    p.directions = s.directions;
     return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
   }
   for (const Team team : {Team::kCluster, Team::kGrid}) {
@@ -147,6 +143,22 @@ ResidentPlan make_plan(const Shape& s) {
     if (best.tiles) return best;
   }
   return kOneLaunchAStep;
+}
+
+}  // namespace
+
+// A call of one step, of as many rows as one tile has, is a launch that reads everything as it is. Both
+// directions of a layer run side by side where the device has room for the teams of both.
+ResidentPlan make_plan(const Shape& s) {
+  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
+  const bool few = s.B <= (matrix ? kSingleMatrixRows : kSingleRows);
+  if (s.steps == 1 && few && !s.lengths && !s.projected && !s.backward) return kSingleStep;
+  if (!matrix || s.projected || s.device.capability < 80) return kOneLaunchAStep;
+  const ResidentPlan both = resident_plan(s);
+  if (both.tiles || s.directions == 1) return both;
+  Shape one = s;
+  one.directions = 1;
+  return resident_plan(one);
 }
 
 Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes, int clusters_of_16) {

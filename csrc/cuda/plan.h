@@ -14,12 +14,13 @@ struct Shape {
   bool projected;
   bool backward;
   Device device;
+  int directions = 1;    // of the layer
   int64_t steps = 0;     // of the walk; 0: many
   bool lengths = false;  // rows may have fewer
 };
 
-constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, false};
-constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, true};
+constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, false};
+constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, true};
 
 ResidentPlan make_plan(const Shape& shape);
 

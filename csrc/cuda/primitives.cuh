@@ -12,6 +12,8 @@
 #define RNNFAST_INLINE __device__ __forceinline__
 #define RNNFAST_BOTH __host__ __device__ __forceinline__
 #define RNNFAST_KERNEL __global__
+// of a parameter: it may be indexed without a copy of it in memory
+#define RNNFAST_READ_ONLY __grid_constant__
 
 namespace rnnfast::cuda {
 

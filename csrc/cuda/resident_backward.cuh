@@ -53,10 +53,11 @@ struct BackwardThread {
   }
 
   RNNFAST_INLINE void load_weights(Registers& w) const {
+    const int ldw = static_cast<int>(p.ldw), k = my.part * my.length + my.offset;
+    const E* const first = row_at(p.w_hh_t, base, ldw * static_cast<int>(sizeof(E))) + k;
     weights.load(w, [&](int i, int number) -> uint32_t {
-      const int64_t of = base + i * kWarpUnits, k = my.part * my.length + my.offset + number;
-      const E* const from = p.w_hh_t + of * p.ldw + k;
-      return of < p.H && k < p.ldw ? as_operand<E>(load_word(from)) : 0;
+      const bool is = base + i * kWarpUnits < H && number < ldw - k;
+      return is ? as_operand<E>(load_word(first + i * kWarpUnits * ldw + number)) : 0;
     });
   }
 
@@ -233,7 +234,9 @@ struct BackwardThread {
 };
 
 template <class Cell, class E, int kTiles, Team kTeam, bool kPlain>
-RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_backward(ResidentBackward<E> p) {
+RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1)
+    resident_backward(const RNNFAST_READ_ONLY Directions<ResidentBackward<E>> both) {
+  const ResidentBackward<E>& p = of_this_block<kTeam>(both);
   typedef BackwardThread<Cell, E, kTiles, kTeam, kPlain> Thread;
   Thread thread(p);
   typename Thread::Registers w;

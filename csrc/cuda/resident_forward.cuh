@@ -74,6 +74,9 @@ struct ForwardThread {
   Place<E, kTiles, 1, kTeam> my{p.links};
   int base = kept(my.group * kWarpUnits * kBlocks + my.row);  // unit of slot 0
   int H = static_cast<int>(p.H), steps = static_cast<int>(p.steps), batch = static_cast<int>(p.batch);
+  // whether anything is stored for backward (1), and c of every step (2), where there is a register for it
+  static constexpr bool kKnows = kSeveral && (S == G || sizeof(E) == 2);
+  int saves = kKnows ? kept((p.gates ? 1 : 0) | (p.cs ? 2 : 0)) : 0;
   SharedMemory shared;
   Exchange<E, kTeam> exchange = take_exchange(shared, my, p.Hw);
   W weights{shared, my};
@@ -268,13 +271,19 @@ struct ForwardThread {
       }
   }
 
+  RNNFAST_INLINE bool saves_gates() const { return kKnows ? saves & 1 : p.gates != nullptr; }
+  RNNFAST_INLINE bool saves_cells() const { return kKnows ? saves & 2 : p.cs != nullptr; }
+  RNNFAST_INLINE bool more_than_y(const Pair& last) const {
+    return kKnows ? saves | last.bits : p.gates || p.cs || last.bits;
+  }
+
   // y, what backward needs, and after the last step (of the launch or of the row) the state
   RNNFAST_INLINE void store(int tile, int k, const Steps& step, const Doing& doing, Sums& sum,
                             const Made& made) const {
     const Pair wanted{unit_of(k) < H ? doing.take_part.bits : 0};
     put(p.y, p.ldy, tile, k, step, wanted, made.h);
     const Pair last{wanted.bits & doing.end.bits};
-    if (p.gates || p.cs || last.bits) {
+    if (more_than_y(last)) {
       save(tile, k, step, wanted, sum, made);
       leave(tile, k, last, made);
     }
@@ -304,7 +313,7 @@ struct ForwardThread {
                            const Made& made) const {
     A* const place[2] = {place_of_row(p.gates, S * p.Hp, tile, k, step, 0),
                          place_of_row(p.gates, S * p.Hp, tile, k, step, 1)};
-    if (p.gates) {
+    if (saves_gates()) {
       const unsigned Hp = static_cast<unsigned>(p.Hp);
 #pragma unroll
       for (int n = 0; n < 2; ++n)
@@ -313,7 +322,7 @@ struct ForwardThread {
           if (wanted.has(n)) place[n][j * Hp] = gate_of(sum, k, j, n);
       if (Cell::kHasCell) put(p.cells, p.Hp, tile, k, step, wanted, made.c);
     }
-    if (Cell::kHasCell && p.cs) put(p.cs, p.ldc, tile, k, step, wanted, made.c);
+    if (Cell::kHasCell && saves_cells()) put(p.cs, p.ldc, tile, k, step, wanted, made.c);
   }
   RNNFAST_INLINE void leave(int tile, int k, const Pair& rows, const Made& made) const {
 #pragma unroll
@@ -327,7 +336,9 @@ struct ForwardThread {
 };
 
 template <class Cell, class E, int kTiles, Team kTeam, bool kPlain>
-RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1) resident_forward(ResidentForward<E> p) {
+RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1)
+    resident_forward(const RNNFAST_READ_ONLY Directions<ResidentForward<E>> both) {
+  const ResidentForward<E>& p = of_this_block<kTeam>(both);
   typedef ForwardThread<Cell, E, kTiles, kTeam, kPlain> Thread;
   Thread thread(p);
   typename Thread::Registers w;

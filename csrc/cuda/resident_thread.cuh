@@ -6,6 +6,17 @@
 
 namespace rnnfast::cuda {
 
+// Those of the block's direction. A grid has one: the most of a device, and no register for which.
+template <Team kTeam, class Params>
+RNNFAST_INLINE const Params& of_this_block(const Directions<Params>& both) {
+  return both.of[kTeam != Team::kGrid && block_index() >= both.of[1].links.first_block];
+}
+
+// a / b of what is not negative: the sign would take registers and instructions
+RNNFAST_INLINE int quotient(int a, int b) {
+  return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
+}
+
 // how many threads a block may have, so that W and what else a thread needs fit its registers
 constexpr int most_threads(int tiles) { return tiles <= 8 ? 512 : kMostWarps * kLanes; }
 
@@ -23,14 +34,15 @@ struct Place {
   int split = kSeveral ? links.split : kSplit, batches = kSeveral ? links.batches : 1;
   int held = kSeveral ? links.held : 0;   // instructions of a warp with W in shared memory
   int length = (kOwn + held) * kTile<E>;  // of a warp's part of a sum
-  int groups = warps / split, part = kSeveral ? warp / groups : warp % split;
+  int groups = quotient(warps, split), part = kSeveral ? warp / groups : warp % split;
   int ld = split * length + kSkew<E>,
       rows = batches * kBatch;                // of what travels: [rows, ld]
   int column = lane % 4 * 2, row = lane / 4;  // of this thread's sums
   int offset = lane % 4 * kWord<E>;           // of its numbers of a product
-  int64_t team = block_index() / links.blocks;
-  int first = kept(static_cast<int>(team) * rows + column);  // of this thread's rows of the batch
-  int rank = static_cast<int>(block_index() % links.blocks);
+  // of this direction
+  int block = static_cast<int>(block_index()) - links.first_block, team = quotient(block, links.blocks);
+  int first = kept(team * rows + column);  // of this thread's rows of the batch
+  int rank = block - team * links.blocks;
   int group = rank * groups + (kSeveral ? warp - part * groups : warp / split);  // of the team
 
   // the warp of this group that has a part
@@ -62,7 +74,7 @@ template <class E, int kOwn, int kSplit, Team kTeam>
 RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const Place<E, kOwn, kSplit, kTeam>& my,
                                                 int64_t numbers) {
   const Shared<uint64_t> arrivals = shared.take<uint64_t>(2);
-  uint64_t* const places = my.links.places + my.team * my.rows * numbers * 2 / kWord<E>;
+  uint64_t* const places = my.links.places + int64_t{my.team} * my.rows * numbers * 2 / kWord<E>;
   const int size = my.rows * my.ld;
   const Exchange<E, kTeam> exchange{my.links, arrivals, shared.take<E>(0),         my.rows,
                                     my.ld,    size,     static_cast<int>(numbers), places};

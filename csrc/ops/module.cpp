@@ -118,6 +118,7 @@ py::dict dict_of(const cuda::ResidentPlan& plan) {
   d["split"] = plan.split;
   d["held"] = plan.held;
   d["batches"] = plan.batches;
+  d["directions"] = plan.directions;
   return d;
 }
 
@@ -143,13 +144,15 @@ py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B
   Named named("cuda_plan", given);
   const bool tf32 = named.take<bool>("tf32", false), projected = named.take<bool>("projected", false);
   const bool backward = named.take<bool>("backward", false), lengths = named.take<bool>("lengths", false);
+  const int directions = named.take<int>("directions", 1);
   const int64_t steps = named.take<int64_t>("T", 0);
   const cuda::Device device = cuda::assumed_device(
       named.take<int>("capability", 90), named.take<int>("multiprocessors", 132),
       named.take<int64_t>("shared_bytes", 232448), named.take<int>("clusters_of_16", -1));
   named.finish();
-  const cuda::ResidentPlan plan = cuda::choose_plan(
-      {parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward, device, steps, lengths});
+  const cuda::ResidentPlan plan =
+      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward, device,
+                         directions, steps, lengths});
   py::dict d = dict_of(plan);
   d["tiles"] = plan.tiles;
   d["bytes"] = plan.bytes;

@@ -157,7 +157,7 @@ struct Forward : Common<E> {
           finish(nullptr), before.write(h.read());
         p.h_before = before.get();
       }
-      must(resident_forward(s.mode, p, s.plan, nullptr));
+      must(resident_forward(s.mode, &p, s.plan, nullptr));
     }
   }
 };
@@ -212,7 +212,7 @@ struct Backward : Common<E> {
     for (Array<A>* of : {&dh0, &dc0})
       if (of->size()) of->poison();
   }
-  void launch() { must(resident_backward(s.mode, p, s.plan, nullptr)); }
+  void launch() { must(resident_backward(s.mode, &p, s.plan, nullptr)); }
 };
 
 }  // namespace rnnfast::device_check

@@ -18,6 +18,7 @@
 #define RNNFAST_INLINE inline
 #define RNNFAST_BOTH inline
 #define RNNFAST_KERNEL inline
+#define RNNFAST_READ_ONLY
 #define __launch_bounds__(...)
 
 namespace rnnfast::cuda {
