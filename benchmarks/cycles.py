@@ -228,7 +228,8 @@ def _rounds(case, plan, sums):
         if packets:  # two at once, of each of which a word of 8 rows is sent
             return -(-4 * numbers // (case.word * threads * packets))
         if products:
-            return -(-plan["held"] * (1 if case.backward else 2) // len(products))
+            pairs = 1 if case.backward or GATES[case.cell] == 1 else 2  # of slots, of each instruction's tile
+            return -(-plan["held"] * pairs // len(products))
         return max([1, *(sums.get(one.address, 1) for one in body)])
 
     return rounds

@@ -194,7 +194,7 @@ struct Exchange {
   // one), and of that every so many pairs: each of its loads takes as long as a product, so several are under
   // way at once.
   static constexpr int kGroups = kBatch / kWord<E>;
-  static constexpr int kPairs = 4;
+  static constexpr int kPairs = kPacketPairs;
   static constexpr int kTurns = 64;  // some 30 microseconds
 
   // What came on a grid for `step` of the tile from `row` on: the pairs i, i + apart .. of this thread's

@@ -137,8 +137,9 @@ const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const Backwa
 // (16 halves, or 8 floats, of which it reads TF32); a warp has 8 units for each sum of a thread; shared rows
 // are 16 bytes apart, so that a warp's loads meet all banks.
 constexpr int kBatch = 8, kWords = 8, kWarpUnits = 8, kSkewBytes = 16;
-constexpr int kMostTiles = 11;  // instructions of a warp whose part of W its registers hold, which leaves
-constexpr int kMostWarps = 12;  // room for so many warps in a block
+constexpr int kMostTiles = 11;   // instructions of a warp whose part of W its registers hold, which leaves
+constexpr int kMostWarps = 12;   // room for so many warps in a block
+constexpr int kPacketPairs = 4;  // that a thread of a grid asks for at once
 template <class E>
 constexpr int kWord = 4 / static_cast<int>(sizeof(E));  // numbers
 template <class E>

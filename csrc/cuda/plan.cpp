@@ -80,9 +80,28 @@ int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
   return 16 + (p.team == Team::kGrid ? 1 : 2) * kBatch * p.batches * row + 4 * (w + parts + bias + own);
 }
 
-// The plan of a team of this kind whose warps share sums so; none where it does not fit. `cost` becomes what
-// a step takes, in instructions of a warp one after the other: estimates, in which W from shared memory takes
-// as long again, and 1 KB of packets, at 38 bytes a cycle, as long as an instruction of eight warps.
+// Cycles that a step takes a team, as benchmarks.cycles reckons them: once, and for each tile of 8 rows, with
+// W in registers and a sum for each warp; for each instruction whose W is in shared memory, and to begin with
+// those; for each warp that shares a sum; and for what a thread of a grid asks for at once.
+struct Cycles {
+  int64_t step, tile, held, first_held, part, packets;
+};
+Cycles cycles_of(int64_t gates, bool backward) {
+  if (backward) return {350, 600 + 300 * gates, gates == 4 ? 58 : 44, 0, 38, 470};
+  return gates == 1 ? Cycles{210, 1100, 50, 53, 62, 466} : Cycles{130, 1160, 54, 106, 67, 466};
+}
+
+int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
+  const Cycles c = cycles_of(sums.gates, s.backward);
+  const int64_t of_held = p.held ? c.first_held + c.held * p.held : 0;
+  // a thread takes packets of a word's rows (two of halves)
+  const int64_t sharers = 32 * p.warps * (4 / s.bytes) / kBatch;
+  const int64_t asks = p.team == Team::kGrid ? divide_up(sums.numbers / 2, kPacketPairs * sharers) : 0;
+  return c.step + p.batches * (c.tile + of_held + c.part * p.split + c.packets * asks);
+}
+
+// The plan of a team of this kind whose warps share sums so; none where it does not fit. `cost` becomes the
+// cycles of a step for all rows: teams that are not there at once come one after the other.
 ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, int64_t& cost) {
   ResidentPlan p{};
   p.directions = s.directions;
@@ -110,8 +129,7 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
   while (cluster && p.batches > 1 && bytes_of(p, sums, s.backward) > s.device.shared_bytes) --p.batches;
   p.bytes = bytes_of(p, sums, s.backward);
   if (p.bytes > s.device.shared_bytes) return kOneLaunchAStep;
-  const int64_t packets = cluster ? 0 : 4 * kBatch * sums.numbers * sums.bytes / 2 / 1024;
-  cost = divide_up(divide_up(rows, p.batches), at_once) * p.batches * (own + 2 * p.held + packets);
+  cost = divide_up(divide_up(rows, p.batches), at_once) * cycles_of(p, s, sums);
   return p;
 }
 
