@@ -136,6 +136,8 @@ def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
         # eight clusters at once are four for each direction
         (dict(mode="lstm", bytes=2, H=512, B=64), ("cluster", 16, 12, 3, 0, 2), 2),
         (dict(mode="lstm", bytes=2, H=512, B=64, backward=True), ("cluster", 8, 12, 3, 22, 1), 2),
+        # seven clusters for 14 teams, which take no longer than twice seven
+        (dict(mode="lstm", bytes=2, H=768, B=56, clusters_of_16=7), ("cluster", 16, 12, 2, 13, 1), 2),
         # a device for one cluster: that of the other direction waits
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=16), ("cluster", 16, 12, 3, 0, 1), 2),
         # a grid is most of a device
@@ -161,6 +163,7 @@ def test_a_plan_has_room_for_any_layer_or_takes_a_launch_a_step():
             mode=mode, bytes=rng.choice([2, 4]), H=H, tf32=True, B=B, backward=rng.random() < 0.5
         )
         arguments.update(capability=rng.choice([80, 90]), multiprocessors=rng.randint(1, 140))
+        arguments.update(directions=rng.choice([1, 2]), T=rng.choice([0, 1, 2]))
         found = _C.cuda_plan(**arguments)
         if found["tiles"]:
             assert_plan_holds(arguments, found)

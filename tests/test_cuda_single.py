@@ -51,9 +51,9 @@ class Case:
         self.episodes = [None] * 4
         if form != "packed" and D == 1 and rng.random() < 0.6:
             resets = torch.tensor([rng.random() < 0.5 for _ in range(B)]).view(rows)
-            of = rng.choice([None, 1, B])
-            reset_h = numbers(D, of, H) if of else None
-            self.episodes = [None, resets, reset_h, numbers(D, of, H) if of and has_cell else None]
+            given = rng.random() < 0.7
+            reset_h, reset_c = (numbers(D, rng.choice([1, B]), H) if given else None for _ in range(2))
+            self.episodes = [None, resets, reset_h, reset_c if has_cell else None]
 
     def forward(self, op, save=True):
         return op(*self.layer, save, *self.episodes, True)
@@ -89,12 +89,12 @@ def compare(on_gpu, case):
         assert torch.equal(inference[i], found[i])
     # what it saves suits backward
     cotangents, needs = case.cotangents(expected), [case.rng.random() < 0.9 for _ in range(GRADIENTS)]
-    gradients = case.backward(ops.recurrent_backward, cotangents, (expected[0], *expected[3:5]), needs)
 
-    def backward(*arguments):
-        return on_gpu("recurrent_backward", *arguments)
+    def gradients(results):
+        saved = results[0], *results[3:5]
+        return case.backward(lambda *given: on_gpu("recurrent_backward", *given), cotangents, saved, needs)
 
-    assert_near(case.backward(backward, cotangents, (found[0], *found[3:5]), needs), gradients, case.dtype)
+    assert_near(gradients(found), gradients(stepwise), case.dtype)
 
 
 @pytest.mark.parametrize("seed", range(160))

@@ -201,45 +201,65 @@ def test_every_half_is_read_as_what_it_is(dtype, isa):
     assert torch.equal(as_read(x), x)
 
 
-def weights_as_read(weights, rows):
-    """Positive numbers [n] as a layer of their dtype, or autocast, reads weights, a call for so many rows."""
+def assert_weights_are_read_as(expected, weights, rows, asked):
+    """Autocast reads positive float32 weights [n] as those numbers, in a call for so many rows.
+
+    A sum has a number and, with a minus, what it is to be read as: it is 0, and so is what ReLU leaves of
+    either sign. A sum of one number alone would be rounded as the output, in any case.
+    """
     units, width = 96, 150  # neither makes whole blocks
-    layer = rnnfast.RNN(width, units, nonlinearity="relu", bias=False, dtype=weights.dtype)
-    one = torch.eye(width, dtype=weights.dtype).view(1, width, width)
-    read = {1: [], -1: []}
-    with torch.no_grad():
+    layer = rnnfast.RNN(2 * width, units, nonlinearity="relu", bias=False)
+    one = torch.eye(width)
+    x = torch.cat([one, -one], dim=1).unsqueeze(0)
+
+    def matrix(some):
+        padded = torch.zeros(units * width)
+        padded[: len(some)] = some
+        return padded.view(units, width)
+
+    with torch.no_grad(), autocast(asked):
         layer.weight_hh_l0.fill_(0)
-        for some in weights.split(units * width):
-            matrix = torch.zeros(units * width, dtype=weights.dtype)
-            matrix[: len(some)] = some
-            for sign, found in read.items():
-                layer.weight_ih_l0.copy_(sign * matrix.view(units, width))
-                y = torch.cat([layer(sign * x)[0] for x in one.split(rows, dim=1)], dim=1)
-                assert ran() == "direct"
-                found.append(y[0].T.flatten()[: len(some)])
-    positive, negative = (torch.cat(found) for found in read.values())
-    assert torch.equal(positive, negative)
-    return positive
+        for some, read in zip(weights.split(units * width), expected.split(units * width), strict=True):
+            layer.weight_ih_l0.copy_(torch.cat([matrix(some), matrix(read)], dim=1))
+            for sign in 1, -1:
+                for of_rows in x.split(rows, dim=1):
+                    assert (layer(sign * of_rows)[0] == 0).all()
+                    assert ran() == "direct"
+
+
+ROWS = pytest.mark.parametrize("rows", [1, 3, 150])
 
 
 @halves
-@pytest.mark.parametrize("rows", [1, 3, 150])
-def test_every_finite_half_is_read_as_what_it_is_in_weights(dtype, rows, isa):
-    top = torch.tensor(math.inf, dtype=dtype).view(torch.int16).item()
-    weights = torch.arange(0, top, dtype=torch.int32).to(torch.int16).view(dtype)
-    weights = weights[(weights == 0) | (weights.float() >= torch.finfo(torch.float32).tiny)]
-    assert torch.equal(weights_as_read(weights, rows), weights)
-
-
-@halves
-@pytest.mark.parametrize("rows", [1, 3, 150])
+@ROWS
 def test_weights_are_rounded_as_torch_rounds_them(dtype, rows, isa):
     weights = numbers()
     tiny = torch.finfo(torch.float32).tiny
     weights = weights[((weights == 0) | (weights >= tiny)) & weights.to(dtype).isfinite()]
-    expected = torch.cat([some.to(dtype) for some in weights.split(1 << 17)])
-    with autocast(dtype):
-        assert torch.equal(weights_as_read(weights, rows), expected)
+    rounded = torch.cat([some.to(dtype).float() for some in weights.split(1 << 17)])
+    assert not torch.equal(weights, rounded)
+    assert_weights_are_read_as(rounded, weights, rows, dtype)
+
+
+@halves
+@ROWS
+def test_every_finite_half_is_read_as_what_it_is_in_weights(dtype, rows, isa):
+    top = torch.tensor(math.inf, dtype=dtype).view(torch.int16).item()
+    weights = torch.arange(1, top, dtype=torch.int32).to(torch.int16).view(dtype)
+    weights = weights[weights.float() >= torch.finfo(torch.float32).tiny]
+    units, width = 96, 150
+    layer = rnnfast.RNN(width, units, nonlinearity="relu", bias=False, dtype=dtype)
+    x = torch.eye(width, dtype=dtype).unsqueeze(0)
+    with torch.no_grad():
+        layer.weight_hh_l0.fill_(0)
+        for some in weights.split(units * width):
+            matrix = torch.zeros(units * width, dtype=dtype)
+            matrix[: len(some)] = some
+            for sign in 1, -1:
+                layer.weight_ih_l0.copy_(sign * matrix.view(units, width))
+                y = torch.cat([layer(sign * of_rows)[0] for of_rows in x.split(rows, dim=1)], dim=1)
+                assert ran() == "direct"
+                assert torch.equal(y[0].T.flatten()[: len(some)], some)
 
 
 @kinds

@@ -68,7 +68,8 @@ RNNFAST_INLINE f32v load_column_words(const Widened<E>* p, const Widened<E>*) {
 template <class E>
 RNNFAST_INLINE f32v load_column_words_part(const Widened<E>* p, const Widened<E>*, int64_t rows, int64_t n) {
   if (rows <= 0 || n <= 0) return f32v{};
-  return widened(load_bits(&p->number.bits, least<int64_t>(n, Vec<float>::kLanes)), E());
+  if (n >= Vec<float>::kLanes) return load_column_words(p, p);
+  return widened(load_bits(&p->number.bits, n), E());
 }
 template <class E>
 RNNFAST_INLINE f32v load_column_words(const Rounded<E>* p, const Rounded<E>*) {

@@ -74,17 +74,17 @@ struct DeepStateTask : DeepTask<DeepStateBackward<E>, E, E> {
 
 template <class E>
 const char* deep_layer(const DeepLayer<E>& layer, void* stream) {
-  return launch_tiles(DeepLayerTask<E>{{layer}}, stream);
+  return launch_tiles(DeepLayerTask<E>{{layer}}, layer.follows, stream);
 }
 
 template <class E>
 const char* deep_inner_backward(const DeepInnerBackward<E>& layer, void* stream) {
-  return launch_tiles(DeepInnerTask<E>{{layer}}, stream);
+  return launch_tiles(DeepInnerTask<E>{{layer}}, /*follows=*/true, stream);
 }
 
 template <class E>
 const char* deep_state_backward(const DeepStateBackward<E>& layer, void* stream) {
-  return launch_tiles(DeepStateTask<E>{{layer}}, stream);
+  return launch_tiles(DeepStateTask<E>{{layer}}, layer.follows, stream);
 }
 
 }  // namespace rnnfast::cuda

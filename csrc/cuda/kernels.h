@@ -43,6 +43,7 @@ struct ForwardStep {
   int64_t ends;     // rows from here on have their last step now
   int64_t t, next;  // this time step and, where it is not the last of the walk, the next one: for lengths
   int parity;       // reads h[parity]
+  bool follows;     // the launch before it in the stream was that of another step: it begins as that one ends
 };
 
 // One step; input [n, G H] is W_ih x.
@@ -56,19 +57,20 @@ template <class E>
 struct SingleStep {
   typedef typename ComputeType<E>::type A;
   int64_t B, I, H, Hp;
-  bool tf32;          // as in ForwardLayer
-  const E* x;         // [B, I]
-  const E* h0;        // [B, H]
-  const E* c0;        // [B, H] or null
-  const E* w_ih;      // [G H, I]
-  const E* w_hh;      // [G H, H]
-  const E* b_ih;      // [G H] or null
-  const E* b_hh;      // [G H] or null
-  const bool* anew;   // [B]: which rows begin from reset_h and reset_c; or null: none
-  const E* reset_h;   // [B or 1, H] or null: zeros
-  const E* reset_c;   // the same
-  int64_t of_resets;  // from row to row of these: H, or 0
-  E* y;               // [B, H], leading dimension ldy
+  bool tf32;           // as in ForwardLayer
+  const E* x;          // [B, I]
+  const E* h0;         // [B, H]
+  const E* c0;         // [B, H] or null
+  const E* w_ih;       // [G H, I]
+  const E* w_hh;       // [G H, H]
+  const E* b_ih;       // [G H] or null
+  const E* b_hh;       // [G H] or null
+  const bool* anew;    // [B]: which rows begin from reset_h and reset_c; or null: none
+  const E* reset_h;    // [B, H], leading dimension ld_reset_h; or null: zeros
+  const E* reset_c;    // the same
+  int64_t ld_reset_h;  // 0: one row for all
+  int64_t ld_reset_c;
+  E* y;  // [B, H], leading dimension ldy
   int64_t ldy;
   E* hn;  // [B, H]
   E* cn;  // [B, H] or null
@@ -128,6 +130,7 @@ struct BackwardStep {
   int64_t later;                 // `row` of the step that dL/dh comes from, and
   int64_t later_n;               // its rows; those beyond start from dhn
   int64_t t, before_t, later_t;  // the time steps of these three: for lengths
+  bool follows;                  // as in ForwardStep
 };
 
 template <class E>
@@ -301,7 +304,8 @@ struct DeepLayer {
   int64_t ldo;
   E* y;  // [n, units], leading dimension ldy; null: an inner layer
   int64_t ldy;
-  A* hn;  // [n, units] or null
+  A* hn;         // [n, units] or null
+  bool follows;  // as in ForwardStep
 };
 template <class E>
 const char* deep_layer(const DeepLayer<E>& layer, void* stream);
@@ -342,7 +346,8 @@ struct DeepStateBackward {
   int64_t ldd;
   E* h_previous;  // [n, units], leading dimension ldh
   int64_t ldh;
-  A* dh0;  // [n, units]
+  A* dh0;        // [n, units]
+  bool follows;  // as in ForwardStep
 };
 template <class E>
 const char* deep_state_backward(const DeepStateBackward<E>& layer, void* stream);

@@ -100,9 +100,20 @@ int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
   return c.step + p.batches * (c.tile + of_held + c.part * p.split + c.packets * asks);
 }
 
-// The plan of a team of this kind whose warps share sums so; none where it does not fit. `cost` becomes the
-// cycles of a step for all rows: teams that are not there at once come one after the other.
-ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, int64_t& cost) {
+// A plan, and the cycles of a step for all rows; teams that are not there at once come one after the other
+struct Weighed {
+  ResidentPlan plan = kOneLaunchAStep;
+  int64_t cycles = 0;
+
+  // of fewer cycles or, where they are as many, of fewer blocks
+  void take(const Weighed& other) {
+    const bool better = other.cycles < cycles || (other.cycles == cycles && other.plan.blocks < plan.blocks);
+    if (other.plan.tiles && (!plan.tiles || better)) *this = other;
+  }
+};
+
+// The plan of a team of this kind whose warps share sums so; none where it does not fit
+Weighed team_plan(const Shape& s, const Sums& sums, Team team, int split) {
   ResidentPlan p{};
   p.directions = s.directions;
   p.tiles = kMostTiles, p.split = split, p.team = team;
@@ -116,21 +127,22 @@ ResidentPlan team_plan(const Shape& s, const Sums& sums, Team team, int split, i
   p.blocks = static_cast<int>(blocks < fewest ? fewest : blocks);
   p.warps = static_cast<int>(divide_up(divide_up(s.H, p.blocks), sums.units) * split);
   const bool cluster = team == Team::kCluster;
-  if (!cluster && s.directions > 1) return kOneLaunchAStep;  // see of_this_block
-  const int64_t teams = !cluster                 ? s.device.multiprocessors / p.blocks
-                        : p.blocks > kMostBlocks ? 0
-                                                 : s.device.clusters[p.blocks];
-  // of each direction; where there is but one cluster, that of the other one waits
-  const int64_t at_once = teams > 1 ? teams / s.directions : teams;
-  if (at_once == 0) return kOneLaunchAStep;
-  const int64_t rows = divide_up(s.B, kBatch);
-  p.batches = static_cast<int>(divide_up(rows, at_once));
+  if (!cluster && s.directions > 1) return {};  // see of_this_block
+  const int64_t at_once = !cluster                 ? s.device.multiprocessors / p.blocks
+                          : p.blocks > kMostBlocks ? 0
+                                                   : s.device.clusters[p.blocks];
+  if (at_once == 0) return {};
+  const int64_t rows = divide_up(s.B, kBatch), most = divide_up(s.directions * rows, at_once);
+  Weighed best;
   // clusters need not run all at once
-  while (cluster && p.batches > 1 && bytes_of(p, sums, s.backward) > s.device.shared_bytes) --p.batches;
-  p.bytes = bytes_of(p, sums, s.backward);
-  if (p.bytes > s.device.shared_bytes) return kOneLaunchAStep;
-  cost = divide_up(divide_up(rows, p.batches), at_once) * cycles_of(p, s, sums);
-  return p;
+  for (int64_t batches = cluster ? 1 : most; batches <= most; ++batches) {
+    p.batches = static_cast<int>(batches);
+    p.bytes = bytes_of(p, sums, s.backward);
+    if (p.bytes > s.device.shared_bytes) break;
+    const int64_t teams = s.directions * divide_up(rows, batches);
+    best.take({p, divide_up(teams, at_once) * cycles_of(p, s, sums)});
+  }
+  return best;
 }
 
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
@@ -150,15 +162,10 @@ ResidentPlan resident_plan(const Shape& s) {
     return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
   }
   for (const Team team : {Team::kCluster, Team::kGrid}) {
-    ResidentPlan best = kOneLaunchAStep;
-    int64_t least = 0;
-    for (int split = s.backward ? 2 : 1; split <= kMostWarps; ++split) {
-      int64_t cost = 0;
-      const ResidentPlan p = team_plan(s, sums, team, split, cost);
-      const bool better = cost < least || (cost == least && p.blocks < best.blocks);
-      if (p.tiles && (!best.tiles || better)) best = p, least = cost;
-    }
-    if (best.tiles) return best;
+    Weighed best;
+    for (int split = s.backward ? 2 : 1; split <= kMostWarps; ++split)
+      best.take(team_plan(s, sums, team, split));
+    if (best.plan.tiles) return best.plan;
   }
   return kOneLaunchAStep;
 }
@@ -166,7 +173,8 @@ ResidentPlan resident_plan(const Shape& s) {
 }  // namespace
 
 // A call of one step, of as many rows as one tile has, is a launch that reads everything as it is. Both
-// directions of a layer run side by side where the device has room for the teams of both.
+// directions of a layer run side by side where a team is no grid: however few clusters there are at once,
+// those of both in one row take no longer than two rows.
 ResidentPlan make_plan(const Shape& s) {
   const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
   const bool few = s.B <= (matrix ? kSingleMatrixRows : kSingleRows);

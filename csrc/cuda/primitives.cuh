@@ -186,6 +186,21 @@ RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
   return __builtin_bit_cast(Chunk<E>, *reinterpret_cast<const uint4*>(p));
 }
 
+// Of kernels that follow one another (launch_blocks), where the device can: the next one may begin from here
+// on, and
+#if __CUDA_ARCH__ >= 900
+constexpr bool kBeginsEarly = true;
+#else
+constexpr bool kBeginsEarly = false;
+#endif
+RNNFAST_INLINE void let_next_begin() {
+  if constexpr (kBeginsEarly) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+// from here on all before it in the stream have ended, and what they wrote is there.
+RNNFAST_INLINE void wait_for_previous() {
+  if constexpr (kBeginsEarly) asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // asks for the line of p in the nearest cache
 RNNFAST_INLINE void prefetch(const void* p) { asm volatile("prefetch.global.L1 [%0];" ::"l"(p)); }
 
@@ -319,11 +334,30 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Every block of a grid by itself
+// Every block of a grid by itself, with no more than 48 KB of shared memory. `follows`: the launch before it
+// in the stream was of such a kernel, too, and this one may begin before that has ended; it must wait for it.
+// Who captures a graph is not told: it has the kernels' order, and older drivers no other.
+template <class Argument>
+const char* launch_blocks(void (*kernel)(Argument), int64_t blocks, int threads, size_t bytes, bool follows,
+                          void* stream, const Argument& argument) {
+  if (blocks == 0) return nullptr;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = follows && current_device().capability >= 90 && !capturing(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, argument);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 template <class Argument>
 const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void* stream,
                    const Argument& argument) {
-  return launch_clusters(kernel, blocks, 1, threads, 0, false, stream, argument);
+  return launch_blocks(kernel, blocks, threads, 0, false, stream, argument);
 }
 
 }  // namespace rnnfast::cuda

@@ -6,7 +6,8 @@
 
 namespace rnnfast::cuda {
 
-// Those of the block's direction. A grid has one: the most of a device, and no register for which.
+// Those of the block's direction. A grid always has one: it fills most of a device, and its threads have no
+// register left for the offset.
 template <Team kTeam, class Params>
 RNNFAST_INLINE const Params& of_this_block(const Directions<Params>& both) {
   return both.of[kTeam != Team::kGrid && block_index() >= both.of[1].links.first_block];

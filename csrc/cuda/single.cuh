@@ -1,5 +1,6 @@
 // The only step of a call, its input product included, in one launch: sums of two parts, W_ih x and W_hh h,
-// by the tiles of the stepwise kernel. As the caller's tensors are: nothing is copied, padded or converted.
+// by the tiles of the stepwise kernel. It reads the caller's tensors as they are: nothing is padded or
+// converted.
 #pragma once
 #include "cuda/steps.cuh"
 
@@ -29,12 +30,13 @@ struct SingleTask {
   }
   RNNFAST_INLINE bool begins_anew(int64_t b) const { return p.anew && p.anew[b]; }
   // row b of a state, or null for zeros
-  RNNFAST_INLINE const W* state(const W* given, const W* reset, int64_t b) const {
+  RNNFAST_INLINE const W* state(const W* given, const W* reset, int64_t ld_reset, int64_t b) const {
     if (!begins_anew(b)) return given + b * p.H;
-    return reset ? reset + b * p.of_resets : nullptr;
+    return reset ? reset + b * ld_reset : nullptr;
   }
+  RNNFAST_INLINE const W* hidden(int64_t b) const { return state(p.h0, p.reset_h, p.ld_reset_h, b); }
   RNNFAST_INLINE const W* row(int64_t b, int part) const {
-    return part == kOfInput ? p.x + b * p.I : state(p.h0, p.reset_h, b);
+    return part == kOfInput ? p.x + b * p.I : hidden(b);
   }
   RNNFAST_INLINE static A number(const W* row, int64_t unit) { return row ? A(widened(row[unit])) : A(0); }
 
@@ -47,8 +49,8 @@ struct SingleTask {
       slots[g] += bias<A>(p.b_ih, g * p.H + unit);
       slots[hidden_slot<Cell>(g)] += bias<A>(p.b_hh, g * p.H + unit);
     }
-    if (Cell::kHasCell) cell = number(state(p.c0, p.reset_c, b), unit);
-    if (Cell::kBlends) blended = number(state(p.h0, p.reset_h, b), unit);
+    if (Cell::kHasCell) cell = number(state(p.c0, p.reset_c, p.ld_reset_c, b), unit);
+    if (Cell::kBlends) blended = number(hidden(b), unit);
     const A value = Cell::forward(slots, cell, blended);
     save<Cell>(p, b, unit, slots, cell);
     narrow(value, p.y[b * p.ldy + unit]);
@@ -69,7 +71,7 @@ const char* single_step(Mode mode, const SingleStep<E>& p, void* stream) {
   };
   const bool of_input = even(p.I, {p.x, p.w_ih}), of_hidden = even(p.H, {p.h0, p.w_hh, p.reset_h});
   return with_cell(mode, [&](auto cell) {
-    return launch_tiles(SingleTask<decltype(cell), E>{p, {of_input, of_hidden}}, stream);
+    return launch_tiles(SingleTask<decltype(cell), E>{p, {of_input, of_hidden}}, false, stream);
   });
 }
 

@@ -244,16 +244,17 @@ template <class E>
 const char* forward_step(Mode mode, const ForwardLayer<E>& layer, const ForwardStep& step,
                          const typename ComputeType<E>::type* input, void* stream) {
   const char* const error = with_cell(mode, [&](auto cell) {
-    return launch_tiles(ForwardTask<decltype(cell), E>{layer, step, input}, stream);
+    return launch_tiles(ForwardTask<decltype(cell), E>{layer, step, input}, step.follows, stream);
   });
-  return error || !layer.w_hr ? error : launch_tiles(ProjectTask<E>{layer, step}, stream);
+  return error || !layer.w_hr ? error : launch_tiles(ProjectTask<E>{layer, step}, true, stream);
 }
 
 template <class E>
 const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream) {
-  const char* const error = with_cell(
-      mode, [&](auto cell) { return launch_tiles(CarryTask<decltype(cell), E>{layer, step}, stream); });
-  return error || !layer.w_hr_t ? error : launch_tiles(UnprojectTask<Lstm, E>{layer, step}, stream);
+  const char* const error = with_cell(mode, [&](auto cell) {
+    return launch_tiles(CarryTask<decltype(cell), E>{layer, step}, step.follows, stream);
+  });
+  return error || !layer.w_hr_t ? error : launch_tiles(UnprojectTask<Lstm, E>{layer, step}, true, stream);
 }
 
 }  // namespace rnnfast::cuda

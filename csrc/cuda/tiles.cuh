@@ -5,9 +5,9 @@
 //   row(b)                       of the batch
 //   finish(sums, unit, b)        what is done with the sums of a unit
 // Rows begin at multiples of 16 bytes, and their length is a multiple of them. A sum may have several parts
-// (kParts): then weights, row and length have which one as one more argument, a row of the batch may be
-// missing (null: zeros), rows are as above where even(part) says so, and counts(sum, part) says whether the
-// sum has that part at all.
+// (kParts): then weights, row and length take the part's number as a last argument. A row of the batch may be
+// missing then (null: zeros); rows may be of any length and begin anywhere unless even(part) is true; and
+// counts(sum, part) says whether a sum has that part at all.
 #pragma once
 #include "cuda/cells.cuh"
 
@@ -145,6 +145,16 @@ RNNFAST_INLINE void add_products(A* sum, const Part& part, const A* const* w, co
   }
 }
 
+// Waits for what the kernel before has made, while the numbers k, k + apart .. < K of rows of W, which is
+// there, come into the nearest cache.
+template <class W, int n>
+RNNFAST_INLINE void wait_with(const W* const (&rows)[n], int64_t apart, int64_t k, int64_t K) {
+  for (; kBeginsEarly && k < K; k += apart)
+#pragma unroll
+    for (int i = 0; i < n; ++i) prefetch(rows[i] + k);
+  wait_for_previous();
+}
+
 // float64, and float32 to its last bit: a warp makes a tile of 4 columns (rows of W: those of a unit, or one
 // of four units each) times 8 rows of the batch.
 template <class Task>
@@ -156,6 +166,8 @@ RNNFAST_KERNEL void run_tiles(Task task) {
   const int64_t warp = block_index() * kWarps + thread_index() / kLanes;
   const int64_t units = task.units(), rows = task.rows(), groups = divide_up(units, kUnits);
   const int64_t group = warp % groups * kUnits, first = warp / groups * kRows;
+  let_next_begin();
+  wait_for_previous();
   if (first >= rows) return;
   A sum_of[kLanes] = {};
 #pragma unroll
@@ -200,6 +212,7 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
   const int64_t units = task.units(), rows = task.rows(), groups = divide_up(units, kUnits);
   const int64_t group = block_index() % groups * kUnits, first = block_index() / groups * kMatrixTiles * 8;
   const int tiles = static_cast<int>(least<int64_t>(divide_up(rows - first, 8), kMatrixTiles));
+  let_next_begin();
 
   A sum[kSlots / 2][kMatrixTiles][4] = {};
 #pragma unroll
@@ -214,6 +227,7 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
 #pragma unroll
     for (int tile = 0; tile < kMatrixTiles; ++tile)
       row[tile] = part.row(least<int64_t>(first + tile * 8 + lane / 4, rows - 1));
+    if (i == 0) wait_with(w, warps * 4 * kChunk, warp * 4 * kChunk + lane % 4 * kChunk, part.length());
 
     // what a sum that does not count this part adds up meanwhile is forgotten: 0 times infinity is not 0
     A kept[kSlots][kMatrixTiles][2];
@@ -280,8 +294,9 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
   }
 }
 
+// `follows`: the launch before it in the stream was one of these, and did not make W; see launch_blocks.
 template <class Task>
-const char* launch_tiles(const Task& task, void* stream) {
+const char* launch_tiles(const Task& task, bool follows, void* stream) {
   typedef typename Task::W W;
   if constexpr (sizeof(W) <= 4) {
     if (sizeof(W) == 2 || task.p.tf32) {
@@ -292,7 +307,7 @@ const char* launch_tiles(const Task& task, void* stream) {
       const int64_t pieces = divide_up(length, 4 * Chunk<W>::kNumbers);
       const int warps = static_cast<int>(pieces == 0 ? 1 : least<int64_t>(pieces, kMatrixWarps));
       const size_t bytes = sizeof(float) * warps * kMatrixSlots<Task> * 8 * kMatrixStride;
-      return launch_clusters(run_matrix_tiles<Task>, blocks, 1, warps * kLanes, bytes, false, stream, task);
+      return launch_blocks(run_matrix_tiles<Task>, blocks, warps * kLanes, bytes, follows, stream, task);
     }
   }
   if constexpr (sizeof(W) == 2) {
@@ -300,7 +315,8 @@ const char* launch_tiles(const Task& task, void* stream) {
   } else {
     const int64_t warps =
         divide_up(task.units(), Task::kSums == 1 ? kColumns : 1) * divide_up(task.rows(), kRows);
-    return launch(run_tiles<Task>, divide_up(warps, kWarps), kWarps * kLanes, stream, task);
+    return launch_blocks(run_tiles<Task>, divide_up(warps, kWarps), kWarps * kLanes, 0, follows, stream,
+                         task);
   }
 }
 

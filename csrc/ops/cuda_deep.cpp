@@ -42,6 +42,7 @@ void forward(const DeepSizes& s, const DeepArguments& a, const Tensor& y, const 
         p.rows = reads, p.ld = ld;
         if (l == 0) p.input = in<A>(input, (t - begin) * s.B * W0);
         p.slope = static_cast<A>(a.negative_slope);
+        p.follows = l > 0 || t > begin;
         if (l == last) {
           p.out = out<A>(h[1 - (t & 1)]), p.ldo = Hp;
           p.y = out<E>(y, t * s.H), p.ldy = s.T * s.H;
@@ -87,6 +88,7 @@ void backward(const DeepSizes& s, const DeepBackwardArguments& a, const Tensor& 
     p.w_t = in<E>(w_t[0]), p.below = da_of(0, std::min(t + 1, s.T - 1)), p.ld = s.T * da[0].size(1);
     p.dhn = in<A>(dhn), p.h0 = in<A>(h0), p.dh0 = out<A>(dh0);
     p.ldy = s.T * s.H;
+    p.follows = t + 1 < s.T;
     if (t >= 0) {
       p.dy = in<E>(dy, t * s.H), p.before = t > 0 ? in<E>(y, (t - 1) * s.H) : nullptr;
       p.da = da_of(last, t), p.ldd = s.T * da[last].size(1);

@@ -100,8 +100,14 @@ void forward_stepwise(const LayerForward& f, int64_t d) {
     for (int64_t step = begin; step < end; ++step) {
       const int64_t t = walk.time(step);
       const int64_t row = s.packed ? walk.offsets[t] - walk.offsets[input.first] : (t - input.first) * s.B;
-      const ForwardStep now{walk.offsets[t],     walk.row_stride,           walk.sizes[t], walk.ends(t), t,
-                            walk.time(step + 1), static_cast<int>(step & 1)};
+      const ForwardStep now{walk.offsets[t],
+                            walk.row_stride,
+                            walk.sizes[t],
+                            walk.ends(t),
+                            t,
+                            walk.time(step + 1),
+                            static_cast<int>(step & 1),
+                            step > begin};
       check_launch(forward_step<E>(s.mode, p, now, in<A>(input.product, row * s.gates * s.H), stream));
     }
   }

@@ -109,10 +109,6 @@ class Backward : public LayerBackward {
     std::array<std::array<Tensor, 3>, 2> kept;
     for (int i = 0; i < plan.directions; ++i) of[i] = resident_direction<E>(made[i], first + i, kept[i]);
     check_launch(resident_backward<E>(s.mode, of, plan, current_stream(y.device())));
-    for (int i = 0; i < plan.directions; ++i) {
-      const int64_t d = first + i;
-      if (wants(d, kWhh)) made[i].h_previous = previous_states(s, direction(d), device_episodes, y, h0[d], d);
-    }
   }
   // `kept` has to live until the launch
   template <class E>
@@ -157,6 +153,7 @@ class Backward : public LayerBackward {
     for (int64_t step = s.T; step >= 0; --step) {
       BackwardStep b{};
       b.stride = walk.row_stride;
+      b.follows = step < s.T;
       if (step > 0) {
         const int64_t t = walk.time(step - 1);
         b.row = walk.offsets[t], b.n = walk.sizes[t], b.begins = walk.begins(t);
@@ -175,6 +172,8 @@ class Backward : public LayerBackward {
     if (d == 0) plan = plan_of(s, input, episodes, /*backward=*/true);
     const int i = static_cast<int>(d) % plan.directions;
     if (i == 0) run_from(d);
+    if (plan.tiles && wants(d, kWhh))
+      made[i].h_previous = previous_states(s, direction(d), device_episodes, y, h0[d], d);
     return std::move(made[i]);
   }
 

@@ -7,13 +7,14 @@
 using namespace rnnfast::cuda;
 
 struct Fault {
-  bool leaves, misaligned;
+  bool leaves, misaligned, hurries;
   float* sums;
 };
 
 void kernel(Fault fault) {
   alignas(16) float numbers[8] = {};
   if (fault.leaves && thread_index() == 3) return;
+  if (!fault.hurries || thread_index() != 5) wait_for_previous();
   float sum = load_chunk(numbers + (fault.misaligned ? 1 : 4)).number[0] + 1;
   for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
   fault.sums[block_index()] = sum;
@@ -21,8 +22,9 @@ void kernel(Fault fault) {
 
 int main(int, char** argv) {
   float sums[3] = {};
-  const bool leaves = !std::strcmp(argv[1], "leaves"), misaligned = !std::strcmp(argv[1], "misaligned");
-  launch(kernel, 3, 2 * kLanes, nullptr, Fault{leaves, misaligned, sums});
+  const auto is = [&](const char* fault) { return !std::strcmp(argv[1], fault); };
+  const Fault fault{is("leaves"), is("misaligned"), is("hurries"), sums};
+  launch_blocks(kernel, 3, 2 * kLanes, 0, /*follows=*/true, nullptr, fault);
   if (sums[0] != kLanes || sums[1] != kLanes || sums[2] != kLanes) return 1;
   std::puts("ran");
 }

@@ -172,6 +172,35 @@ Outcome check_chunks() {
   return counted(differences, "128 numbers");
 }
 
+constexpr int kFollowing = 64 * 128;
+
+// each number becomes its neighbour's, and one more
+RNNFAST_KERNEL void turn_on(Numbers n) {
+  let_next_begin();
+  wait_for_previous();
+  const int64_t i = block_index() * block_size() + thread_index();
+  n.out[i] = n.in[(i + 1) % kFollowing] + 1;
+}
+
+// Kernels of which each may begin before the one before it has ended
+Outcome check_following() {
+  std::vector<float> in(kFollowing);
+  for (int i = 0; i < kFollowing; ++i) in[i] = static_cast<float>(i);
+  const Array<float> first(in), second(kFollowing);
+  const int launches = is_emulated() ? 10 : 400;
+  for (int step = 0; step < launches; ++step) {
+    const bool odd = step % 2;
+    const Numbers n{odd ? first.get() : second.get(), odd ? second.get() : first.get()};
+    must(launch_blocks(turn_on, kFollowing / 128, 128, 0, /*follows=*/step > 0, nullptr, n));
+  }
+  finish(nullptr);
+  const std::vector<float> found = first.read();
+  int64_t differences = 0;
+  for (int i = 0; i < kFollowing; ++i)
+    differences += found[i] != static_cast<float>((i + launches) % kFollowing + launches);
+  return counted(differences, std::to_string(kFollowing) + " numbers");
+}
+
 constexpr int kCluster = 4, kTurns = 1000;
 
 // each thread tells its number to every block of its cluster, in ten steps
@@ -329,6 +358,7 @@ void add_primitives(Checks& checks) {
   };
   add("shuffle", check_exchange);
   add("load_chunk", check_chunks);
+  add("wait_for_previous", check_following);
   add("conversion-bf16", [] { return check_conversion<Bfloat16>(7, 127); });
   add("conversion-f16", [] { return check_conversion<Half>(10, 15); });
   add("multiply_tile-bf16", [] { return check_product<Bfloat16>(as_bfloat16); });

@@ -25,6 +25,11 @@ namespace rnnfast::cuda {
 
 // of what is sent to another block every so many stores never arrive; 0: all do
 inline int loses_each = 0;
+// of the kernel that runs so many threads have waited for the one before it
+inline int64_t waited = 0;
+constexpr bool kBeginsEarly = true;
+inline void let_next_begin() {}
+inline void wait_for_previous() { ++waited; }
 // so many kernels have been started
 inline int64_t launches = 0;
 // of each cluster a block whose stores to others never arrive; -1: none
@@ -293,9 +298,21 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
 }
 
 template <class Argument>
+const char* launch_blocks(void (*kernel)(Argument), int64_t blocks, int threads, size_t bytes, bool follows,
+                          void* stream, const Argument& argument) {
+  waited = 0;
+  const char* const error = launch_clusters(kernel, blocks, 1, threads, bytes, false, stream, argument);
+  if (follows && waited != blocks * threads) {
+    std::fprintf(stderr, "emulation: of %lld threads %lld wait for the kernel before\n",
+                 static_cast<long long>(blocks * threads), static_cast<long long>(waited));
+    std::abort();
+  }
+  return error;
+}
+template <class Argument>
 const char* launch(void (*kernel)(Argument), int64_t blocks, int threads, void* stream,
                    const Argument& argument) {
-  return launch_clusters(kernel, blocks, 1, threads, 0, false, stream, argument);
+  return launch_blocks(kernel, blocks, threads, 0, false, stream, argument);
 }
 
 }  // namespace rnnfast::cuda
