@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "cuda/kernels.h"
 #include "types.h"
 
 #define RNNFAST_INLINE __device__ __forceinline__
