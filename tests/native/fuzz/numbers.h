@@ -1,5 +1,6 @@
 // Numbers as a kernel reads them, and how near to the expected ones its results and gradients must be.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <variant>
 #include <vector>
@@ -14,12 +15,25 @@ void round_to(double v, Bfloat16& to) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(v));
   to.bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+// numbers of less than 2^15: 10 bits behind the point, of a denormal 24
 void round_to(double v, Half& to) {
-  to.bits = __builtin_bit_cast(uint16_t, static_cast<_Float16>(static_cast<float>(v)));
+  int exponent = 0;
+  std::frexp(v, &exponent);
+  const int place = std::max(exponent - 11, -24);
+  const double rounded = std::ldexp(std::nearbyint(std::ldexp(std::abs(v), -place)), place);
+  std::frexp(rounded, &exponent);
+  const bool denormal = rounded < 0x1p-14;
+  const double bits = denormal ? std::ldexp(rounded, 24) : std::ldexp(rounded, 11 - exponent) - 1024;
+  const int head = (v < 0) << 15 | (denormal ? 0 : (exponent + 14) << 10);
+  to.bits = static_cast<uint16_t>(head + static_cast<int>(bits));
 }
 double value_of(double v) { return v; }
 double value_of(Bfloat16 v) { return __builtin_bit_cast(float, uint32_t{v.bits} << 16); }
-double value_of(Half v) { return static_cast<float>(__builtin_bit_cast(_Float16, v.bits)); }
+double value_of(Half v) {
+  const int exponent = v.bits >> 10 & 31, rest = v.bits & 1023;
+  const double size = exponent ? std::ldexp(1024 + rest, exponent - 25) : std::ldexp(rest, -24);
+  return v.bits >> 15 ? -size : size;
+}
 
 // Numbers as a kernel reads them; rounding them changes the doubles too. With `columns` they are rows of
 // whole lines. Half of the arrays begin where a view of a tensor may begin.
