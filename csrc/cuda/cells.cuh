@@ -29,6 +29,19 @@ struct Real<float> : Constants<float> {
 }  // namespace rough
 // clang-format on
 
+// Which gate's product with h goes to a slot, and which gate's with x; -1: none
+template <class Cell>
+RNNFAST_INLINE constexpr int hidden_gate(int slot) {
+  if (Cell::kGates == 1) return 0;
+  if (Cell::kSlots == Cell::kGates) return slot < Cell::kGates ? slot : -1;
+  return slot < Cell::kGates - 1 ? slot : slot == Cell::kSlots - 1 ? Cell::kGates - 1 : -1;
+}
+template <class Cell>
+RNNFAST_INLINE constexpr int input_gate(int slot) {
+  if (Cell::kGates == 1) return 0;
+  return slot < Cell::kGates ? slot : -1;
+}
+
 template <class T>
 RNNFAST_BOTH T least(T a, T b) {
   return a < b ? a : b;

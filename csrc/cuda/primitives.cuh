@@ -187,17 +187,17 @@ RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
   return __builtin_bit_cast(Chunk<E>, *reinterpret_cast<const uint4*>(p));
 }
 
-// Of kernels that follow one another (launch_blocks), where the device can: the next one may begin from here
-// on, and
+// whether kernels that follow one another (launch_blocks) may begin early
 #if __CUDA_ARCH__ >= 900
 constexpr bool kBeginsEarly = true;
 #else
 constexpr bool kBeginsEarly = false;
 #endif
+// the next one may, from here on
 RNNFAST_INLINE void let_next_begin() {
   if constexpr (kBeginsEarly) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
-// from here on all before it in the stream have ended, and what they wrote is there.
+// all before it in the stream have ended, and what they wrote is there
 RNNFAST_INLINE void wait_for_previous() {
   if constexpr (kBeginsEarly) asm volatile("griddepcontrol.wait;" ::: "memory");
 }
@@ -337,7 +337,7 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
 
 // Every block of a grid by itself, with no more than 48 KB of shared memory. `follows`: the launch before it
 // in the stream was of such a kernel, too, and this one may begin before that has ended; it must wait for it.
-// Who captures a graph is not told: it has the kernels' order, and older drivers no other.
+// Not while a graph is captured: older drivers know no such order of its kernels.
 template <class Argument>
 const char* launch_blocks(void (*kernel)(Argument), int64_t blocks, int threads, size_t bytes, bool follows,
                           void* stream, const Argument& argument) {

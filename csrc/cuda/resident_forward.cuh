@@ -8,19 +8,6 @@ namespace rnnfast::cuda {
 template <class Cell>
 constexpr int kSlots = Cell::kGates == 1 ? 2 : 4;
 
-// which gate's product with h goes to a slot, and which gate's with x; -1: none
-template <class Cell>
-RNNFAST_INLINE constexpr int hidden_gate(int slot) {
-  if (Cell::kGates == 1) return 0;
-  if (Cell::kSlots == Cell::kGates) return slot < Cell::kGates ? slot : -1;
-  return slot < Cell::kGates - 1 ? slot : slot == Cell::kSlots - 1 ? Cell::kGates - 1 : -1;
-}
-template <class Cell>
-RNNFAST_INLINE constexpr int input_gate(int slot) {
-  if (Cell::kGates == 1) return 0;
-  return slot < Cell::kGates ? slot : -1;
-}
-
 // What a thread knows, and the parts of a step. What it has in its registers are arrays and structs of the
 // kernel.
 template <class Cell, class E, int kTiles, Team kTeam, bool kPlain>

@@ -17,16 +17,17 @@ struct SingleTask {
   bool whole[2];  // of each part
 
   // a sum for each slot: of a cell with one more than gates, each of the last two has but one part
-  RNNFAST_INLINE static constexpr bool counts(int slot, int part) {
-    return S == G || slot < G - 1 || (slot == S - 1) == (part == kOfHidden);
+  RNNFAST_INLINE static constexpr int gate(int slot, int part) {
+    return part == kOfInput ? input_gate<Cell>(slot) : hidden_gate<Cell>(slot);
   }
+  RNNFAST_INLINE static constexpr bool counts(int slot, int part) { return gate(slot, part) >= 0; }
 
   RNNFAST_BOTH int64_t units() const { return p.H; }
   RNNFAST_BOTH int64_t rows() const { return p.B; }
   RNNFAST_BOTH int64_t length(int part) const { return part == kOfInput ? p.I : p.H; }
   RNNFAST_BOTH bool even(int part) const { return whole[part]; }
   RNNFAST_INLINE const W* weights(int64_t unit, int slot, int part) const {
-    return (part == kOfInput ? p.w_ih : p.w_hh) + (least(slot, G - 1) * p.H + unit) * length(part);
+    return (part == kOfInput ? p.w_ih : p.w_hh) + (most(gate(slot, part), 0) * p.H + unit) * length(part);
   }
   RNNFAST_INLINE bool begins_anew(int64_t b) const { return p.anew && p.anew[b]; }
   // row b of a state, or null for zeros
