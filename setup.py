@@ -60,6 +60,9 @@ CUDA_SOURCES = [
     "csrc/cuda/resident_bf16.cu",
     "csrc/cuda/resident_f16.cu",
     "csrc/cuda/resident_tf32.cu",
+    "csrc/cuda/resident_deep_bf16.cu",
+    "csrc/cuda/resident_deep_f16.cu",
+    "csrc/cuda/resident_deep_tf32.cu",
     "csrc/cuda/device.cu",
 ]
 # Says whether CUDA kernels are built. As an argument of every compiler command that would make all objects

@@ -20,24 +20,25 @@ from typing import NamedTuple
 from benchmarks import sass
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-SOURCES = [CUDA / "resident_bf16.cu", CUDA / "resident_tf32.cu"]
+SOURCES = [CUDA / f"resident_{name}.cu" for name in ("bf16", "tf32", "deep_bf16", "deep_tf32")]
 LARGEST = 16  # blocks of a cluster
 SCHEDULERS = 4  # of a multiprocessor: each begins an instruction of one of its warps a cycle
+DEEP = "deep"  # a transition: three layers, of which a step of one is counted
 CLASSES = {"lstm": "4Lstm", "gru": "3Gru", "rnn_tanh": "7RnnTanh", "rnn_relu": "7RnnRelu"}
 TEAMS = ["block", "cluster", "grid"]
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1, DEEP: 1}
 
 # A section's calls; the innermost call of an instruction that stands here names its section. What has none
 # belongs to that of the instruction before it.
 SECTIONS = {
     "receive": r"exchange\.receive\(",
     "product": r"\bproduct\(|\bcarry\(",
-    "inputs": r"load_(input|next|saved)\(|walk\.go\(",
+    "inputs": r"load_(input|next|saved)\(|begin_sum\(|walk\.go\(",
     "sums": r"\badd_parts\(|\bparts\.",
-    "cells": r"\bcells\(|Cell::|\bdoing\(|\btake_part\(",
+    "cells": r"\bcells\(|Cell::|\bdoing\(|\btake_part\(|\bactivate\(|\bpass_back\(",
     "stores": r"\bstore\(",
-    "send": r"exchange\.send\(",
-    "rest": r"^for \(int (s|tile)\b|exchange\.finish",
+    "send": r"(exchange|thread)\.send\(",
+    "rest": r"^for \(int (s|q|tile)\b|exchange\.finish",
 }
 # What a plain walk (sequences of equal length, no resets, not at its ends, nobody lost) never reads or writes
 ABSENT = re.compile(r"\b(offsets|sizes|lengths|resets|anew|patience|failed|dcs|cs|dhn|dcn|h0|c0)\b")
@@ -73,6 +74,11 @@ class Case(NamedTuple):
         """Numbers of 4 bytes."""
         return 1 if self.tf32 else 2
 
+    @property
+    def wholes(self):
+        """Warps of those that share a sum which have all of it in the end."""
+        return 2 if self.backward and self.cell != DEEP else 1
+
 
 CASES = [
     *(Case("lstm", hidden, False) for hidden in (128, 256, 512, 1024)),
@@ -81,6 +87,8 @@ CASES = [
     *(Case("lstm", hidden, True) for hidden in (128, 256, 512, 1024)),
     *(Case(cell, 512, True) for cell in ("gru", "rnn_tanh")),
     *(Case("lstm", hidden, backward, tf32=True) for backward in (False, True) for hidden in (64, 256, 768)),
+    *(Case(DEEP, hidden, backward, not backward) for backward in (False, True) for hidden in (128, 256, 512)),
+    *(Case(DEEP, 256, backward, not backward, tf32=True) for backward in (False, True)),
 ]
 
 
@@ -128,11 +136,10 @@ def _held(one):
 def _sums(function, case, plan):
     """{address of a load of another warp's part of a sum: how often it is met}. The compiler unrolls the loop
     over the others, as one over several at a time and one after it for each fewer."""
-    if plan["team"] == "block":
+    if plan["team"] == "block" and case.cell != DEEP:
         return {}
-    others = (
-        plan["split"] if case.backward else (plan["split"] - 1) * (1 if case.cell.startswith("rnn") else 2)
-    )
+    at_once = 1 if case.wholes == 2 or GATES[case.cell] == 1 else 2
+    others = plan["split"] if case.wholes == 2 else (plan["split"] - 1) * at_once
     runs = {}
     for block in sass.blocks(function):
         loads = [
@@ -179,16 +186,12 @@ def _foreign(case, plan, sums, never):
         else:
             others = one.name in ("SYNCS", "STAS")
         # where warps share sums, the last one has another part
-        expects = (
-            plan["split"] > (2 if case.backward else 1)
-            and one.name == "SYNCS"
-            and _within(one, r"\bexpect\(")
-        )
+        expects = plan["split"] > case.wholes and one.name == "SYNCS" and _within(one, r"\bexpect\(")
         held = not plan["held"] and one.name in ("HMMA", "LDS") and _held(one)
         leaves = (
             one.name == "STS"
             and not one.guard
-            and not case.backward
+            and case.wholes == 1
             and any("parts.leave(" in text for text in texts)
         )
         # to the largest cluster a warp sends without a loop
@@ -223,8 +226,6 @@ def _rounds(case, plan, sums):
         if any(one.name == "STAS" for one in body):
             return -(-plan["blocks"] // (2 * case.word))  # lanes that share out the blocks
         packets = sum(one.name == "LDG" and "STRONG.GPU" in one.operation for one in body)
-        if packets and "for (int row" in sass.sources(body[-1])[-1]:
-            return plan["batches"]
         if packets:  # two at once, of each of which a word of 8 rows is sent
             return -(-4 * numbers // (case.word * threads * packets))
         if products:
@@ -238,15 +239,19 @@ def _rounds(case, plan, sums):
 def reckon(functions, case, plan):
     way_there = "backward" if case.backward else "forward"
     element = "f" if case.tf32 else "NS_8Bfloat16E"
-    wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E{element}Li{plan['tiles']}"
-    wanted += f"ELNS0_4TeamE{TEAMS.index(plan['team'])}ELb1E"
+    team = f"LNS0_4TeamE{TEAMS.index(plan['team'])}E"
+    if case.cell == DEEP:
+        wanted = rf"resident_deep_{way_there}I\w*?{element.removeprefix('NS_')}{team}"
+    else:
+        wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E{element}Li{plan['tiles']}E{team}Lb1E"
     found = [function for name, function in functions.items() if re.search(wanted, name)]
     if not found:
         raise sass.Error(f"there is no kernel {wanted} in this machine code")
     sums = _sums(found[0], case, plan)
     absent, foreign = _absent(), _foreign(case, plan, sums, _never(found[0], case, plan))
     way = sass.longest_way(found[0], lambda one: foreign(one) or (absent(one) and not one.guard))
-    for name in (*ESSENTIAL[plan["team"]], *(() if case.backward else ("MUFU",))):
+    functions_of_cells = () if case.backward or case.cell == DEEP else ("MUFU",)
+    for name in (*ESSENTIAL[plan["team"]], *functions_of_cells):
         if not any(one.operation.startswith(name) for one in way):
             raise sass.Error(f"{case}: the way found has no {name}")
     sections, section = dict.fromkeys(SECTIONS, (0, 0)), "rest"
@@ -260,6 +265,8 @@ def reckon(functions, case, plan):
 def plan_of(case):
     from rnnfast import _C
 
+    if case.cell == DEEP:
+        return _C.cuda_deep_plan(4 // case.word, case.hidden, 3, tf32=case.tf32)
     sizes = case.cell, 4 // case.word, case.hidden, 1
     return _C.cuda_plan(*sizes, tf32=case.tf32, capability=90, backward=case.backward)
 

@@ -66,6 +66,17 @@ def emulated_run():
 
 
 @pytest.fixture
+def losing(emulated):
+    """lose(each, block): every so many-th store to another block never arrives, or none of a block's."""
+    ops_of = torch.ops.rnnfast_emulated
+    yield ops_of.lose
+    ops_of.lose(0, -1)
+    ops_of.set_kernel("")
+    ops_of.set_device(0, 0)
+    ops_of.take_failure()
+
+
+@pytest.fixture
 def ieee():
     """float32 products are float32 products, unless a test says otherwise."""
     rnn, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision

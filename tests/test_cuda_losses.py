@@ -9,17 +9,6 @@ pytest_plugins = ["cuda_helpers"]
 pytestmark = MARKS
 
 
-@pytest.fixture
-def losing(emulated):
-    """lose(each, block): every so many-th store to another block never arrives, or none of a block's."""
-    ops_of = torch.ops.rnnfast_emulated
-    yield ops_of.lose
-    ops_of.lose(0, -1)
-    ops_of.set_kernel("")
-    ops_of.set_device(0, 0)
-    ops_of.take_failure()
-
-
 LOSSES = {"some_words": (100, -1), "all_words": (1, -1), "a_block": (0, 1)}
 
 

@@ -39,7 +39,8 @@ struct alignas(n * sizeof(V)) Several {
 // h or da of a step, on its way from the threads that made it to the blocks that need all of it: buffers
 // [rows, ld] in shared memory. How it goes there depends on who needs it:
 //   one block: into the buffer, and a barrier of the block ends the step;
-//   a cluster: 16 bytes at a time into the buffers of all its blocks, each of which counts what arrived;
+//   a cluster: 16 bytes at a time into the buffers of all its blocks, each of which counts what arrived of
+//   each tile of 8 rows;
 //   a part of the grid: through global memory, in packets that carry the number of their step: whoever needs
 //   one reads it until the number is right.
 // Steps take two buffers (of packets: places) in turn, which is enough: who sends for a step has all of the
@@ -50,7 +51,7 @@ struct alignas(n * sizeof(V)) Several {
 template <class E, Team kTeam>
 struct Exchange {
   const Links& links;
-  Shared<uint64_t> arrivals;  // of a cluster: one for each buffer, a mbarrier
+  Shared<uint64_t> arrivals;  // of a cluster: [tiles, 2], a mbarrier for each 8 rows of each buffer
   Shared<E> buffers;
   int rows, ld, size;  // of a buffer
   int numbers;         // of a row that travel: a multiple of 16 bytes
@@ -63,15 +64,17 @@ struct Exchange {
   RNNFAST_INLINE Shared<E> buffer(int step) const {
     return kBuffers == 1 ? buffers : buffers.from((step & 1) * size);
   }
-  RNNFAST_INLINE uint64_t* arrival(int step) const { return arrivals.from(step & 1).get(); }
+  RNNFAST_INLINE uint64_t* arrival(int step, int tile) const {
+    return arrivals.from(2 * tile + (step & 1)).get();
+  }
   // by one thread, of the last warp: where warps share sums it does no cells
-  RNNFAST_INLINE void expect(int step) const {
+  RNNFAST_INLINE void expect(int step, int tile) const {
     if (!expects) return;
-    const uint32_t bytes = static_cast<uint32_t>(rows * numbers * sizeof(E));
+    const uint32_t bytes = static_cast<uint32_t>(kBatch * numbers * sizeof(E));
     if (lost)  // the phase has not ended: bytes that nobody waits for must not overflow its count
-      mbarrier_expect_more(arrival(step), bytes);
+      mbarrier_expect_more(arrival(step, tile), bytes);
     else
-      mbarrier_expect(arrival(step), bytes);
+      mbarrier_expect(arrival(step, tile), bytes);
   }
 
   RNNFAST_INLINE E nan() const {
@@ -89,24 +92,29 @@ struct Exchange {
   // What every block has put into its own shared memory is there, and others may send to it.
   RNNFAST_INLINE void begin() const {
     if constexpr (kTeam == Team::kCluster) {
-      if (expects) mbarrier_init(arrivals.get()), mbarrier_init(arrivals.from(1).get());
-      expect(0), expect(1);
+      for (int tile = 0; tile * kBatch < rows; ++tile)
+        for (int step = 0; step < 2; ++step) {
+          if (expects) mbarrier_init(arrival(step, tile));
+          expect(step, tile);
+        }
       cluster_barrier();
     } else {
       block_barrier();
     }
   }
 
-  // Two rows' values of the numbers k, k + apart .. for `step`, by all lanes of a warp; row is even, and
-  // lanes 4 apart have numbers next to each other, 8 in all. None are sent where they are not `wanted`.
+  // Two rows' values of the numbers k, k + apart .. for `step`, by all lanes of a warp; of the tile's rows
+  // they are column and the next, column is even, and lanes 4 apart have numbers next to each other, 8 in
+  // all. None are sent where they are not `wanted`.
   template <int kCount>
-  RNNFAST_INLINE void send(int step, int row, int k, int apart, bool wanted,
+  RNNFAST_INLINE void send(int step, int tile, int column, int k, int apart, bool wanted,
                            const E (&values)[kCount][2]) const {
     if constexpr (kTeam == Team::kCluster) {
-      send_to_blocks(step, row, k, apart, wanted, values);
+      send_to_blocks(step, tile, column, k, apart, wanted, values);
       return;
     }
     if (!wanted) return;
+    const int row = tile * kBatch + column;
     const uint64_t stamp = uint64_t(links.first_step + step) << 32;
     uint64_t* const packets = places + ((step & 1) * rows + row) / kWord<E> * numbers;
 #pragma unroll
@@ -123,13 +131,14 @@ struct Exchange {
   // Lanes that have the same 16 bytes share out the blocks, each of which begins with another one, so that
   // not all send to the same.
   template <int kCount>
-  RNNFAST_INLINE void send_to_blocks(int step, int row, int k, int apart, bool wanted,
+  RNNFAST_INLINE void send_to_blocks(int step, int tile, int column, int k, int apart, bool wanted,
                                      const E (&values)[kCount][2]) const {
     Quad quad[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) quad[i] = joined(k, values[i]);
     if (!wanted) return;
-    const Shared<E> place = buffer(step).from((row + (k & 1)) * ld + (k & ~(kQuad - 1)));
+    const int row = tile * kBatch + column + (k & 1);
+    const Shared<E> place = buffer(step).from(row * ld + (k & ~(kQuad - 1)));
     constexpr int kSharers = kQuad / 2;
     const int share = k / 2 % kSharers;
     const uint32_t blocks = links.blocks;
@@ -138,7 +147,7 @@ struct Exchange {
       rank = least(rank, rank - blocks);  // below 0 is the largest
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
-        store_async(reinterpret_cast<Quad*>(place.from(i * apart).get()), quad[i], arrival(step), rank);
+        store_async(reinterpret_cast<Quad*>(place.from(i * apart).get()), quad[i], arrival(step, tile), rank);
       rank += kSharers;
     };
     if (blocks == kMostBlocks) {
@@ -236,25 +245,25 @@ struct Exchange {
     }
   }
 
-  // What was sent for `step`, counted from 1, stands in its buffer.
-  RNNFAST_INLINE void receive(int step) {
+  // What was sent of a tile for `step`, counted from 1, stands in its buffer. One tile's is on its way while
+  // the others are worked on.
+  RNNFAST_INLINE void receive(int step, int tile) {
     if constexpr (kTeam == Team::kCluster) {
-      if (!lost && !mbarrier_try_wait(arrival(step), parity_of(step))) {
-        wait_longer(step);
+      if (!lost && !mbarrier_try_wait(arrival(step, tile), parity_of(step))) {
+        wait_longer(step, tile);
       }
-      expect(step + 2);
+      expect(step + 2, tile);
     } else if constexpr (kTeam == Team::kGrid) {
-      for (int row = 0; row < rows; row += kBatch)
-        for (int i = thread_index() / kGroups; i < numbers / 2; i += kPairs * (block_size() / kGroups))
-          take_packets(step, row, i);
+      for (int i = thread_index() / kGroups; i < numbers / 2; i += kPairs * (block_size() / kGroups))
+        take_packets(step, tile * kBatch, i);
       if (lost) *links.failed = 1;
       block_barrier();
     }
   }
   RNNFAST_INLINE static int parity_of(int step) { return (step - 1) >> 1 & 1; }
-  RNNFAST_INLINE void wait_longer(int step) {
+  RNNFAST_INLINE void wait_longer(int step, int tile) {
     Patience patience{links};
-    while (!lost && !mbarrier_try_wait(arrival(step), parity_of(step)))
+    while (!lost && !mbarrier_try_wait(arrival(step, tile), parity_of(step)))
       if ((lost = patience.ends())) *links.failed = 1;
   }
 };

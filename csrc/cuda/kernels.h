@@ -352,4 +352,53 @@ struct DeepStateBackward {
 template <class E>
 const char* deep_state_backward(const DeepStateBackward<E>& layer, void* stream);
 
+// What a resident kernel reads of a deep transition, forward or backward: a product for each layer, in this
+// order. Row (t, b) of y, of what is saved and of their gradients is b times + t.
+constexpr int kMostDeep = 8;        // layers
+constexpr int kMostDeepWarps = 16;  // of a block
+template <class E>
+struct ResidentDeep {
+  typedef typename ComputeType<E>::type A;
+  int products;
+  int64_t units[kMostDeep];  // of what each product makes
+  int64_t width;             // of the widest layer, padded
+  int64_t H, batch, times;
+  Links links;
+  const E* w;  // [products, width, ldw]: rows of zeros beyond a layer's units, and columns
+  int64_t ldw;
+  A slope;
+};
+
+template <class E>
+struct ResidentDeepForward : ResidentDeep<E> {
+  typedef E Element;
+  typedef typename ComputeType<E>::type A;
+  int64_t first_step, steps;  // of this launch
+  const E* bias;              // [layers, width] or null
+  const A* input;             // [steps, batch, units of layer 0]: what x adds
+  int64_t Hp;
+  A* h;                // [batch, Hp]: before, and after
+  E* y;                // [N, H]
+  A* acts[kMostDeep];  // of each layer but the last, leading dimension lda; or null
+  int64_t lda[kMostDeep];
+};
+template <class E>
+const char* resident_deep_forward(const ResidentDeepForward<E>& p, const ResidentPlan& plan, void* stream);
+
+// da is dL/d(pre-activations). Product i reads that of a layer and makes that of the one below; the last one,
+// which reads layer 0's, makes that of the last layer in the step before.
+template <class E>
+struct ResidentDeepBackward : ResidentDeep<E> {
+  typedef E Element;
+  typedef typename ComputeType<E>::type A;
+  const A* dy;               // [N, H] or null
+  const A* dhn;              // [batch, H] or null
+  const A* acts[kMostDeep];  // of the layer whose da product i makes, leading dimension ldd
+  E* da[kMostDeep];          // what it makes
+  int64_t ldd[kMostDeep];
+  A* dh0;  // [batch, H]
+};
+template <class E>
+const char* resident_deep_backward(const ResidentDeepBackward<E>& p, const ResidentPlan& plan, void* stream);
+
 }  // namespace rnnfast::cuda

@@ -63,8 +63,8 @@ int64_t own_tiles(int tiles, const Sums& sums, bool backward) {
   return backward ? divide_up(sums.gates * tiles, 2) : tiles;
 }
 
-// shared memory of a block: the marks of what has arrived, each row that is read (twice where it is written
-// at the same time), W that the registers do not hold, sums on their way, a thread's own
+// shared memory of a block: the marks of what has arrived of each tile, each row that is read (twice where it
+// is written at the same time), W that the registers do not hold, sums on their way, a thread's own
 int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
   const int64_t threads = 32 * p.warps, per_tile = backward ? 1 : sums.slots / 2;
   const int64_t w = 4 * threads * p.held * per_tile;
@@ -77,7 +77,7 @@ int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
                                 : 0;
   const int64_t row =
       sums.bytes * sums.tile * (own_tiles(p.tiles, sums, backward) + p.held) * p.split + kSkewBytes;
-  return 16 + (p.team == Team::kGrid ? 1 : 2) * kBatch * p.batches * row + 4 * (w + parts + bias + own);
+  return p.batches * (16 + (p.team == Team::kGrid ? 1 : 2) * kBatch * row) + 4 * (w + parts + bias + own);
 }
 
 // Cycles that a step takes a team, as benchmarks.cycles reckons them: once, and for each tile of 8 rows, with
@@ -108,7 +108,7 @@ struct Weighed {
   // of fewer cycles or, where they are as many, of fewer blocks
   void take(const Weighed& other) {
     const bool better = other.cycles < cycles || (other.cycles == cycles && other.plan.blocks < plan.blocks);
-    if (other.plan.tiles && (!plan.tiles || better)) *this = other;
+    if (is_resident(other.plan) && (!is_resident(plan) || better)) *this = other;
   }
 };
 
@@ -170,6 +170,38 @@ ResidentPlan resident_plan(const Shape& s) {
   return kOneLaunchAStep;
 }
 
+// The team of a deep transition whose products take the fewest cycles, as benchmarks.cycles reckons them:
+// once, for each instruction of a warp (all W is in shared memory), for each warp that shares a sum, and for
+// several blocks, between which what is sent takes some time, an estimate.
+Weighed deep_plan(const DeepShape& s) {
+  constexpr int64_t kProduct = 740, kHeld = 30, kPart = 62, kTeam = 390, kWay = 400;
+  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
+  Weighed best;
+  if (!matrix || s.depth > kMostDeep || s.device.capability < 80) return best;
+  const int64_t tile = kWords * 4 / s.bytes, units = units_of_group(1, false);
+  const int64_t groups = divide_up(s.width, units), width = groups * units, teams = divide_up(s.B, kBatch);
+  for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+    const int64_t at_once = blocks == 1 ? s.device.multiprocessors : s.device.clusters[blocks];
+    const int64_t of_block = divide_up(groups, blocks);
+    if (at_once == 0 || divide_up(groups, of_block) < blocks) continue;
+    for (int split = 1; split * of_block <= kMostDeepWarps; ++split) {
+      ResidentPlan p = kOneLaunchAStep;
+      p.team = blocks == 1 ? Team::kBlock : Team::kCluster;
+      p.blocks = blocks, p.split = split, p.warps = static_cast<int>(of_block * split);
+      const int64_t tiles = divide_up(divide_up(width, tile), split);
+      p.held = static_cast<int>(tiles + tiles % 2);  // two at a time
+      const int64_t row = s.bytes * tile * p.held * split + kSkewBytes;
+      const int64_t w = 4 * 32 * s.depth * p.warps * p.held, parts = 2 * 4 * 32 * (p.warps - of_block);
+      const int64_t bias = 2 * kWarpUnits * s.depth * p.warps;
+      p.bytes = 16 + 2 * kBatch * row + 4 * (w + parts + bias);
+      if (p.bytes > s.device.shared_bytes) continue;
+      const int64_t product = kProduct + kHeld * p.held + kPart * split + (blocks > 1 ? kTeam + kWay : 0);
+      best.take({p, divide_up(teams, at_once) * product});
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 // A call of one step, of as many rows as one tile has, is a launch that reads everything as it is. Both
@@ -185,6 +217,12 @@ ResidentPlan make_plan(const Shape& s) {
   Shape one = s;
   one.directions = 1;
   return resident_plan(one);
+}
+
+ResidentPlan make_deep_plan(const DeepShape& s) {
+  constexpr int64_t kLaunches = 4400;  // cycles that the launch of a layer takes, another estimate
+  const Weighed best = deep_plan(s);
+  return best.cycles <= kLaunches ? best.plan : kOneLaunchAStep;
 }
 
 Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes, int clusters_of_16) {
@@ -237,7 +275,7 @@ LastRun last_run() {
 }
 
 const char* kernel_name(const ResidentPlan& plan) {
-  return plan.single ? kSingleName : kNames[plan.tiles ? kResident : kStepwise];
+  return plan.single ? kSingleName : kNames[is_resident(plan) ? kResident : kStepwise];
 }
 
 const char* team_name(const ResidentPlan& plan) {
@@ -252,11 +290,23 @@ ResidentPlan choose_plan(const Shape& shape) {
   Shape with_tiles = shape;
   if (now == kResident) with_tiles.steps = 0;
   const ResidentPlan plan = now == kStepwise ? kOneLaunchAStep : make_plan(with_tiles);
-  if (now == kResident && plan.tiles == 0)
+  if (now == kResident && !is_resident(plan))
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
         "allowed) float32, without projection, and no wider and with no larger a batch than the device's "
         "registers and shared memory hold");
+  return plan;
+}
+
+ResidentPlan choose_plan(const DeepShape& shape) {
+  const Forced now = forced().load();
+  if (now == kFree) return make_deep_plan(shape);
+  const ResidentPlan plan = now == kStepwise ? kOneLaunchAStep : deep_plan(shape).plan;
+  if (now == kResident && !is_resident(plan))
+    throw std::runtime_error(
+        "the resident CUDA kernel is forced, but it takes a deep transition of bfloat16, float16 or (where "
+        "torch's products are TF32) float32, of up to " +
+        std::to_string(kMostDeep) + " layers whose weights the device's shared memory holds");
   return plan;
 }
 

@@ -22,7 +22,21 @@ struct Shape {
 constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, false};
 constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, true};
 
+// whether W stays where it is from step to step: in registers, in shared memory
+inline bool is_resident(const ResidentPlan& plan) { return plan.tiles > 0 || plan.held > 0; }
+
 ResidentPlan make_plan(const Shape& shape);
+
+// A deep transition's, of so many layers, none wider than `width`
+struct DeepShape {
+  int bytes;
+  bool tf32;
+  int64_t width;
+  int depth;
+  int64_t B;
+  Device device;
+};
+ResidentPlan make_deep_plan(const DeepShape& shape);
 
 // A device like Hopper's first ones: a cluster lies within a group of multiprocessors. So many groups have
 // 16, the rest of the multiprocessors stand in groups of less; -1: as many as there can be.
@@ -52,5 +66,6 @@ const char* team_name(const ResidentPlan& plan);
 
 // make_plan's, or the forced one. Throws std::runtime_error where the forced kernel cannot do it.
 ResidentPlan choose_plan(const Shape& shape);
+ResidentPlan choose_plan(const DeepShape& shape);
 
 }  // namespace rnnfast::cuda

@@ -33,7 +33,7 @@ struct BackwardThread {
   int steps = static_cast<int>(p.steps);
   SharedMemory shared;
   int numbers = G * static_cast<int>(p.Hw);  // of a row of da: gate after gate
-  Exchange<E, kTeam> exchange = take_exchange(shared, my, numbers);
+  Exchange<E, kTeam> exchange = take_exchange<E, kTeam>(shared, my, numbers);
   W weights{shared, my};
   Parts<A, 4, 2> parts = take_parts<A, 4, 2>(shared, my.warps, my.lane);
   // [batches, 2, threads] each, from this thread's on: dL/dc, and the part of dL/dh that does not pass W_hh
@@ -130,6 +130,7 @@ struct BackwardThread {
 
   // dL/dh of two rows: da W_hh from the da of step `from`, and what did not pass W_hh
   RNNFAST_INLINE void carry(int from, int tile, const Registers& w, A* dh) {
+    exchange.receive(number_of(from), tile);
     typename W::Sums sum = {};
     const E* const da = my.operand(exchange.buffer(number_of(from)), tile);
     weights.multiply(w, exchange, da, sum);
@@ -206,7 +207,7 @@ struct BackwardThread {
       }
     }
     const int Hw = static_cast<int>(p.Hw);
-    exchange.send(number_of(s), tile * kBatch + my.column, unit, Hw, unit < Hw, made.sent);
+    exchange.send(number_of(s), tile, my.column, unit, Hw, unit < Hw, made.sent);
   }
 
   // what the weight gradients are made of
@@ -271,7 +272,6 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1)
       }
     } while (++tile < thread.my.batches);
     thread.exchange.finish();
-    thread.exchange.receive(thread.number_of(s));
     if (--s < 0) break;
     step = thread.before(step, s, 1);
   }

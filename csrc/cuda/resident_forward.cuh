@@ -65,7 +65,7 @@ struct ForwardThread {
   static constexpr bool kKnows = kSeveral && (S == G || sizeof(E) == 2);
   int saves = kKnows ? kept((p.gates ? 1 : 0) | (p.cs ? 2 : 0)) : 0;
   SharedMemory shared;
-  Exchange<E, kTeam> exchange = take_exchange(shared, my, p.Hw);
+  Exchange<E, kTeam> exchange = take_exchange<E, kTeam>(shared, my, p.Hw);
   W weights{shared, my};
   // [warps, kWarpUnits], of this thread's unit on
   Shared<Several<A, kSums>> bias =
@@ -240,7 +240,7 @@ struct ForwardThread {
     if (!kSeveral) store(tile, step, doing, sum, made);  // what was sent is there at once
     if (s + 1 == steps) return;
     if (!kPlain) begin_anew(doing, tile, kept, sent);
-    exchange.send(s + 1, tile * kBatch + my.column, base, kWarpUnits, base < static_cast<int>(p.Hw), sent);
+    exchange.send(s + 1, tile, my.column, base, kWarpUnits, base < static_cast<int>(p.Hw), sent);
   }
 
   // what rows go on from that begin anew in the next step
@@ -341,6 +341,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1)
   for (int s = 0;;) {
     int tile = 0;
     do {
+      if (s > 0) thread.exchange.receive(s, tile);
       typename Thread::Sums sum;
       thread.product(s, tile, w, next, sum);
       typename Thread::Sent sent = {};
@@ -360,7 +361,6 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1)
     thread.exchange.finish();
     if (++s == thread.steps) break;
     walk.go(p, s);
-    thread.exchange.receive(s);
   }
   thread.exchange.end();
 }

@@ -71,10 +71,9 @@ struct SharedMemory {
 };
 
 // `numbers`: of a row that travel
-template <class E, int kOwn, int kSplit, Team kTeam>
-RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const Place<E, kOwn, kSplit, kTeam>& my,
-                                                int64_t numbers) {
-  const Shared<uint64_t> arrivals = shared.take<uint64_t>(2);
+template <class E, Team kTeam, class Place>
+RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const Place& my, int64_t numbers) {
+  const Shared<uint64_t> arrivals = shared.take<uint64_t>(2 * my.batches);
   uint64_t* const places = my.links.places + int64_t{my.team} * my.rows * numbers * 2 / kWord<E>;
   const int size = my.rows * my.ld;
   const Exchange<E, kTeam> exchange{my.links, arrivals, shared.take<E>(0),         my.rows,

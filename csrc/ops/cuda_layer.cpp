@@ -34,8 +34,7 @@ Shape shape_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& epi
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
 // kernel has them as arguments. A resident kernel counts rows in 32 bits.
 ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& episodes, bool backward) {
-  TORCH_CHECK(!take_failure(),
-              "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
+  check_waited();
   const bool countable = s.N <= std::numeric_limits<int32_t>::max();
   const bool resident = countable && !(s.packed && capturing(current_stream(x.device())));
   const ResidentPlan plan = resident ? choose_plan(shape_of(s, x, episodes, backward)) : kOneLaunchAStep;

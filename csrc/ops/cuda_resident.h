@@ -1,6 +1,6 @@
 // What a resident kernel is told of a walk and of the device, forward and backward.
 #pragma once
-#include "cuda/kernels.h"
+#include "cuda/plan.h"
 #include "ops/cuda_episodes.h"
 #include "ops/walk.h"
 
@@ -24,6 +24,11 @@ inline Rows rows_of(const LayerSizes& s, const Walk& walk, const DeviceEpisodes&
   sizes = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
   rows.offsets = sizes.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T, rows.stride = 1;
   return rows;
+}
+
+inline void check_waited() {
+  TORCH_CHECK(!take_failure(),
+              "rnnfast: an earlier CUDA kernel waited in vain for blocks that never ran; its output is NaN");
 }
 
 // What ties the blocks of a resident kernel's teams, where a row of the batch takes so many packets; `places`

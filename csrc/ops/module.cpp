@@ -139,6 +139,20 @@ bool cuda_failure() {
 #endif
 }
 
+// of a GPU that is described by name
+cuda::Device take_device(Named& named) {
+  return cuda::assumed_device(named.take<int>("capability", 90), named.take<int>("multiprocessors", 132),
+                              named.take<int64_t>("shared_bytes", 232448),
+                              named.take<int>("clusters_of_16", -1));
+}
+
+py::dict whole_dict_of(const cuda::ResidentPlan& plan) {
+  py::dict d = dict_of(plan);
+  d["tiles"] = plan.tiles;
+  d["bytes"] = plan.bytes;
+  return d;
+}
+
 // The kernel that a layer of H units takes on a GPU of this kind; bytes of a number of its dtype
 py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B, const py::kwargs& given) {
   Named named("cuda_plan", given);
@@ -146,17 +160,20 @@ py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B
   const bool backward = named.take<bool>("backward", false), lengths = named.take<bool>("lengths", false);
   const int directions = named.take<int>("directions", 1);
   const int64_t steps = named.take<int64_t>("T", 0);
-  const cuda::Device device = cuda::assumed_device(
-      named.take<int>("capability", 90), named.take<int>("multiprocessors", 132),
-      named.take<int64_t>("shared_bytes", 232448), named.take<int>("clusters_of_16", -1));
+  const cuda::Device device = take_device(named);
   named.finish();
-  const cuda::ResidentPlan plan =
-      cuda::choose_plan({parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward, device,
-                         directions, steps, lengths});
-  py::dict d = dict_of(plan);
-  d["tiles"] = plan.tiles;
-  d["bytes"] = plan.bytes;
-  return d;
+  return whole_dict_of(
+      cuda::choose_plan(cuda::Shape{parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward,
+                                    device, directions, steps, lengths}));
+}
+
+// The same of a deep transition of so many layers, none wider than `width`
+py::dict cuda_deep_plan_dict(int bytes, int64_t width, int depth, int64_t B, const py::kwargs& given) {
+  Named named("cuda_deep_plan", given);
+  const bool tf32 = named.take<bool>("tf32", false);
+  const cuda::Device device = take_device(named);
+  named.finish();
+  return whole_dict_of(cuda::choose_plan(cuda::DeepShape{bytes, tf32, width, depth, B, device}));
 }
 
 py::dict profile_dict() {
@@ -206,6 +223,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cells", &cells);
   m.def("plan", &plan_dict, py::arg("mode"));
   m.def("cuda_plan", &cuda_plan_dict, py::arg("mode"), py::arg("bytes"), py::arg("H"), py::arg("B") = 1);
+  m.def("cuda_deep_plan", &cuda_deep_plan_dict, py::arg("bytes"), py::arg("width"), py::arg("depth"),
+        py::arg("B") = 1);
   m.def("cuda_kernel", &cuda::forced_kernel);
   m.def("set_cuda_kernel", &cuda::set_kernel, py::arg("name"));
   m.def("set_cuda_device", &cuda::set_device, py::arg("capability"), py::arg("multiprocessors"),
