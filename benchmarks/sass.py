@@ -298,15 +298,14 @@ def longest_way(function, never):
 def unrolled(way, rounds):
     """The way with each loop inside gone round(the instructions of one) times."""
     places = {one.address: i for i, one in enumerate(way)}
-    out, i = [], 0
-    while i < len(way):
-        one = way[i]
+    out, begins = [], []  # of each instruction of the way, where it stands in the other
+    for i, one in enumerate(way):
+        begins.append(len(out))
         out.append(one)
         if one.target is not None and one.target <= one.address and i + 1 < len(way):
             first = places.get(one.target)
             if first is not None:
-                out += way[first : i + 1] * (rounds(way[first : i + 1]) - 1)
-        i += 1
+                out += out[begins[first] :] * (rounds(way[first : i + 1]) - 1)
     return out
 
 

@@ -5,6 +5,8 @@ tangents there, without a warning): these take `reference`, as complex numbers d
 call_for_per_sample_grads know torch's operators only.
 """
 
+import contextlib
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from .ops import CELLS
 
 NO_WEIGHTS = (None, None, None, None, None)
 NOTHING: dict = {}  # given by name
+ONE_BY_ONE = contextlib.nullcontext()
 
 
 class Options(NamedTuple):
@@ -112,22 +115,29 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
         x = x.transpose(0, 1)
     how = None if episodes is None else _episodes.of_layers(episodes, anew, L, D, turned)
     hn, cn, every_h, every_c = [], [], [], []
-    for k in range(L):
-        last = k == L - 1
-        if last and turned:
-            x = x.transpose(0, 1)
-        w = (*weights[k * D], *(weights[k * D + 1] if bidirectional else NO_WEIGHTS))
-        first = batch_first and (last or not turned)
-        x, h, c, c_of_steps = _layer(mode, x, hs[k], cs[k], w, batch_sizes, first, plain, how and how[k])
-        if all_states:
-            turn = first != batch_first
-            every_h.append(_by_direction(x, D, turn))
-            if has_cell:
-                every_c.append(_by_direction(c_of_steps, D, turn))
-        if drop and not last:
-            x = F.dropout(x, dropout, True)
-        hn.append(h)
-        cn.append(c)
+    alone = L == 1 or not x.is_cuda or bidirectional or packed or drop or plain
+    if alone or torch.compiler.is_compiling():
+        together = ONE_BY_ONE
+    else:
+        read = [x, *hs, *cs, *itertools.chain.from_iterable(weights), *((anew or ()) if how else ())]
+        together = _side_by_side(L, read)
+    with together:
+        for k in range(L):
+            last = k == L - 1
+            if last and turned:
+                x = x.transpose(0, 1)
+            w = (*weights[k * D], *(weights[k * D + 1] if bidirectional else NO_WEIGHTS))
+            first = batch_first and (last or not turned)
+            x, h, c, c_of_steps = _layer(mode, x, hs[k], cs[k], w, batch_sizes, first, plain, how and how[k])
+            if all_states:
+                turn = first != batch_first
+                every_h.append(_by_direction(x, D, turn))
+                if has_cell:
+                    every_c.append(_by_direction(c_of_steps, D, turn))
+            if drop and not last:
+                x = F.dropout(x, dropout, True)
+            hn.append(h)
+            cn.append(c)
     y, h, c = x, hn[0] if L == 1 else torch.cat(hn), cn[0] if L == 1 else torch.cat(cn)
     # What comes out of a product is in autocast's dtype: an Elman cell's h, a projected h. With more than one
     # gate the new state is mixed with the old one, which has kept its dtype. But torch's LSTM, where it is
@@ -142,6 +152,21 @@ def layers(mode, x, h0, c0, weights, options, batch_sizes, episodes=None):
         return y, h, c
     # of the dtypes that y and c_n have
     return y, h, c, torch.cat(every_h).to(y.dtype), torch.cat(every_c).to(c.dtype) if has_cell else None
+
+
+@contextlib.contextmanager
+def _side_by_side(L, tensors):
+    """Within it layers on a GPU run beside each other, as far as they can; nobody may read what they give.
+
+    tensors: x, and all that the layers read beside it, Nones among them.
+    """
+    opened = False
+    try:
+        opened = ops.open_stack(L, tensors)
+        yield
+    finally:
+        if opened:
+            ops.close_stack()
 
 
 def _by_direction(steps, D, turn):

@@ -22,6 +22,7 @@ deep_transition_backward = torch.ops.rnnfast.deep_transition_backward.default
 try_cell = _C.try_cell
 try_layers = _C.try_layers
 freeze = _C.freeze
+open_stack, close_stack = _C.open_stack, _C.close_stack
 
 # of each mode what its cell has: gates, slots (values saved for each unit and step), has_cell (c)
 CELLS = _C.cells()

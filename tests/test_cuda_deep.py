@@ -1,16 +1,19 @@
 """The deep transition in one launch, emulated or on a GPU: against the CPU's op, and a launch a layer."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
 from cuda_helpers import MARKS, TOLERANCE, assert_near, emulated_run
-from helpers import draw, tensors
+from helpers import GPU, draw, tensors
 
 from rnnfast import _C, info
 
 pytest_plugins = ["cuda_helpers"]
 pytestmark = MARKS
+if GPU and torch.cuda.get_device_capability() < (9, 0):
+    pytest.skip("clusters of blocks come with Hopper", allow_module_level=True)
 ops = torch.ops.rnnfast
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -61,6 +64,7 @@ def compare(on_gpu, seed, dtype, **sizes):
     dy = numbers(*x.shape[:2], h0.shape[1]) if rng.random() < 0.8 else None
     dhn = numbers(*h0.shape) if dy is None or rng.random() < 0.7 else None
     y, _, *saved = ops.deep_transition(*arguments, True)
+    on_gpu.set_kernel("resident")  # which so few steps would not take
     expected = both_ways(on_the_cpu, arguments, [dy, dhn], [y, *saved])
     found = both_ways(on_gpu, arguments, [dy, dhn], [y, *saved])
     run = on_gpu.last_run()
@@ -79,6 +83,22 @@ def compare(on_gpu, seed, dtype, **sizes):
 def test_layers_of_unlike_widths(on_gpu, seed):
     run = compare(on_gpu, seed, HALVES[seed % 2])
     assert (run["op"], run["kernel"]) == ("deep_transition_backward", "resident")
+
+
+def test_tensors_that_are_not_contiguous(on_gpu):
+    def turned(t):
+        return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+    arguments, numbers, _ = case(1, torch.bfloat16, widths=[16, 40], batch=9, steps=6)
+    x, h0, weights, biases, slope = arguments
+    y, _, acts = ops.deep_transition(*arguments, True)
+    dy, dhn = numbers(*y.shape), numbers(*h0.shape)
+    strided = [turned(x), turned(h0), [turned(w) for w in weights], biases, slope]
+    expected = both_ways(on_gpu, arguments, [dy, dhn], [y, acts])
+    assert on_gpu.last_run()["kernel"] == "resident"
+    found = both_ways(on_gpu, strided, [turned(dy), turned(dhn)], [turned(y), acts])
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -100,56 +120,90 @@ def test_clusters(on_gpu, dtype, widths, batch):
 def test_many_steps_in_which_warps_fall_behind(on_gpu, widths):
     if on_gpu.emulated:
         torch.ops.rnnfast_emulated.let_warps_fall_behind(True)
-    assert compare(on_gpu, 3, torch.bfloat16, widths=widths, batch=2, steps=40)["kernel"] == "resident"
+    assert compare(on_gpu, 3, torch.bfloat16, widths=widths, batch=2, steps=12)["kernel"] == "resident"
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_input_products_in_chunks_change_nothing(emulated, steps):
-    ops_of, (x, h0, *rest) = (
-        torch.ops.rnnfast_emulated,
-        case(2, torch.bfloat16, widths=[16, 40], batch=3, steps=7)[0],
-    )
-    expected = emulated["deep_transition"](x, h0, *rest, True)
+    ops_of = torch.ops.rnnfast_emulated
+    arguments, _, _ = case(2, torch.bfloat16, widths=[16, 40], batch=3, steps=7)
+    expected = emulated["deep_transition"](*arguments, True)
+    before = ops_of.launches()
     ops_of.set_chunk_bytes(steps * 3 * 16 * 4)
-    found = emulated["deep_transition"](x, h0, *rest, True)
-    ops_of.set_chunk_bytes(64 << 20)
+    try:
+        found = emulated["deep_transition"](*arguments, True)
+    finally:
+        ops_of.set_chunk_bytes(64 << 20)
+    assert emulated_run()["kernel"] == "resident"
+    assert ops_of.launches() - before == -(-7 // steps)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 
 
-def test_what_is_not_finite_stays_in_its_row(on_gpu):
+def assert_same_where_not_finite(found, expected):
+    for where in torch.isposinf, torch.isneginf, torch.isnan:
+        assert torch.equal(where(found), where(expected))
+    assert_near([found.nan_to_num(0, 0, 0)], [expected.nan_to_num(0, 0, 0)], found.dtype)
+
+
+@pytest.mark.parametrize("widths", [[64, 3, 40], [256, 3, 130]], ids=["block", "cluster"])
+def test_infinity_is_what_it_is_on_the_cpu(on_gpu, widths):
     """A narrower layer has zeros for what the widest one has more: infinity must not make NaN of them."""
-    arguments, _, _ = case(0, torch.bfloat16, widths=[64, 3, 40], batch=9, steps=3)
-    x, weights = arguments[0], arguments[2]
-    x[4, 1], weights[0][:] = torch.inf, weights[0].abs()
-    weights[1].abs_(), weights[2].abs_()
-    (y, hn, _), (other_y, other_hn, _) = (
-        on_gpu("deep_transition", *arguments, False),
-        ops.deep_transition(*arguments, False),
+    arguments, _, _ = case(0, torch.bfloat16, widths=widths, batch=9, steps=6)
+    x, _, weights, *_ = arguments
+    for t in weights:
+        t.abs_()
+    y, hn, acts = ops.deep_transition(*arguments, True)
+    x[4, 1] = torch.inf
+    expected, found = (
+        op(*arguments, False) for op in (ops.deep_transition, partial(on_gpu, "deep_transition"))
     )
-    assert y[4, 1:].isposinf().all()
-    assert hn[4].isposinf().all()
-    assert_near([y[:4], hn[5:]], [other_y[:4], other_hn[5:]], torch.bfloat16)
+    assert (on_gpu.last_run()["kernel"], on_gpu.last_run()["blocks"] > 1) == ("resident", widths[0] > 64)
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert_same_where_not_finite(a, b)
+    assert expected[1][4].isposinf().all()
+
+    x[4, 1] = 1
+    dy = torch.ones_like(y)
+    dy[4, 3, 1] = torch.inf
+    given = [dy, None, *arguments, y, acts, True, True]
+    expected = ops.deep_transition_backward(*given)[:2]
+    found = on_gpu("deep_transition_backward", *given)[:2]
+    assert expected[1][4].isposinf().all()
+    for a, b in zip(found, expected, strict=True):
+        assert_same_where_not_finite(a, b)
 
 
-def test_a_block_that_waits_in_vain_gives_up_and_the_next_call_says_so(emulated, losing):
-    arguments, numbers, _ = case(0, torch.bfloat16, widths=[256, 256], batch=9, steps=4)
+LOSSES = {"some_words": (100, -1), "all_words": (1, -1), "a_block": (0, 1)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_a_block_that_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(
+    emulated, losing, loss, backward
+):
+    arguments, numbers, _ = case(0, torch.bfloat16, widths=[256, 256], batch=9, steps=8)
     y, _, acts = emulated["deep_transition"](*arguments, True)
     assert emulated_run()["team"] == "cluster"
+    assert emulated_run()["split"] > 1
     given = [numbers(*y.shape), None, *arguments, y, acts, True, True]
-    gradients = emulated["deep_transition_backward"](*given)
-    for op, args, expected in [
-        ("deep_transition", [*arguments, True], y),
-        ("deep_transition_backward", given, gradients[1]),
-    ]:
-        losing(0, 1)
-        found = emulated[op](*args)
-        losing(0, -1)
-        assert (found[0] if op == "deep_transition" else found[1]).isnan().any()
-        with pytest.raises(RuntimeError, match="waited in vain for blocks that never ran; its output is NaN"):
-            emulated[op](*args)
-        again = emulated[op](*args)
-        assert torch.equal(again[0] if op == "deep_transition" else again[1], expected)
+    name, values = (
+        ("deep_transition_backward", given) if backward else ("deep_transition", [*arguments, True])
+    )
+
+    def call():  # dh0, or y
+        return emulated[name](*values)[1 if backward else 0]
+
+    expected = call()
+    losing(*LOSSES[loss])
+    found = call()
+    losing(0, -1)
+    lost = found.isnan()
+    assert lost.all() if loss == "all_words" else lost.any()
+    assert torch.equal(found[~lost], expected[~lost])  # nothing wrong that is a number
+    with pytest.raises(RuntimeError, match="waited in vain for blocks that never ran; its output is NaN"):
+        call()
+    assert torch.equal(call(), expected)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +225,9 @@ def test_a_block_that_waits_in_vain_gives_up_and_the_next_call_says_so(emulated,
         (dict(bytes=2, width=64, depth=2, capability=80), ("resident", 1, 4, 1, 4)),
         (dict(bytes=2, width=64, depth=2, capability=75), ("stepwise", 1, 0, 1, 0)),
         (dict(bytes=2, width=64, depth=9), ("stepwise", 1, 0, 1, 0)),
+        # so few steps that gathering the weights is not worth it
+        (dict(bytes=2, width=64, depth=3, T=3), ("stepwise", 1, 0, 1, 0)),
+        (dict(bytes=2, width=64, depth=3, T=5), ("resident", 1, 4, 1, 4)),
     ],
 )
 def test_the_plan(arguments, plan):

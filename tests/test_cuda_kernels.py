@@ -38,7 +38,7 @@ def test_the_emulation_finds_what_would_hang_or_fault(tmp_path):
 
 # What ptxas may give the kernels of a file: no stack, no spill, and so many registers. Of a stepwise kernel,
 # or one of a single step, three blocks of 128 threads, or two of 256, fit a multiprocessor's 65,536; a
-# resident block has 512, or 384 of a team of several.
+# resident block has 512, or 384 of a layer's team of several.
 REGISTERS = {
     "stepwise_f32": 118,
     "stepwise_f64": 136,
@@ -157,13 +157,13 @@ CYCLES = {
     "lstm 256 backward tf32": 2109,
     "lstm 768 backward tf32": 5766,
     "deep 128 training": 984,
-    "deep 256 training": 1490,
-    "deep 512 training": 1646,
+    "deep 256 training": 1481,
+    "deep 512 training": 1637,
     "deep 128 backward": 992,
-    "deep 256 backward": 1456,
-    "deep 512 backward": 1612,
-    "deep 256 training tf32": 1624,
-    "deep 256 backward tf32": 1614,
+    "deep 256 backward": 1455,
+    "deep 512 backward": 1611,
+    "deep 256 training tf32": 1622,
+    "deep 256 backward tf32": 1612,
 }
 
 

@@ -9,15 +9,21 @@ pytest_plugins = ["cuda_helpers"]
 pytestmark = MARKS
 
 
+# a device, and how often 8 rows a team then takes
+DEVICES = {
+    "cluster": (90, 132, 1),
+    "grid": (80, 132, 1),
+    "cluster_of_more_rows": (90, 3, 2),
+    "grid_of_more_rows": (80, 3, 2),
+}
 LOSSES = {"some_words": (100, -1), "all_words": (1, -1), "a_block": (0, 1)}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("capability", [90, 80], ids=["cluster", "grid"])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mode", GATES)
-def test_who_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(
-    emulated, losing, mode, capability, loss
-):
+def test_who_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(emulated, losing, mode, device, loss):
+    capability, multiprocessors, batches = DEVICES[device]
     ops_of, T, B = torch.ops.rnnfast_emulated, 6, 9
     H = 257 if GATES[mode] == 1 else 130  # of several blocks, and of no more than needed
     rows = GATES[mode] * H
@@ -25,12 +31,14 @@ def test_who_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(
     c0 = draw(1, B, H) if MODES[mode]["has_cell"] else None
     arguments = [mode, draw(T, B, 3), draw(1, B, H), c0, *weights, None, False]
     arguments = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in arguments]
-    ops_of.set_device(capability, 132)
+    ops_of.set_device(capability, multiprocessors)
     expected = emulated["recurrent"](*arguments, True)
     assert emulated_run()["team"] == {90: "cluster", 80: "grid"}[capability]
+    assert emulated_run()["batches"] == batches
     assert emulated_run()["blocks"] > 1
     given = [expected[0], None, None, *arguments, expected[0], *expected[3:5], [True] * GRADIENTS]
     gradients = emulated["recurrent_backward"](*given)
+    assert emulated_run()["batches"] == batches
 
     losing(*LOSSES[loss])
     y, hn, cn, *_ = emulated["recurrent"](*arguments, True)

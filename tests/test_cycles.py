@@ -1,6 +1,7 @@
 """The reckoning of a step's cycles (benchmarks.cycles), on a toy whose machine code is in tests/cycles."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
@@ -85,6 +86,12 @@ def test_loops_inside_are_gone_round_as_often_as_told(functions):
     way = sass.longest_way(function, lambda one: one.name == "CALL")
     inside = [*way, function.code[-1]]  # as if the step were a loop inside another
     assert len(sass.unrolled(inside, lambda body: 3)) == 3 * len(way) + 1
+
+
+def test_a_loop_inside_a_loop_is_gone_round_each_time():
+    way = [SimpleNamespace(address=i, target=target) for i, target in enumerate([None, None, 1, 0, None])]
+    unrolled = sass.unrolled(way, lambda body: 3 if len(body) == 2 else 2)  # the inner one three times
+    assert [one.address for one in unrolled] == [0, *[1, 2] * 3, 3] * 2 + [4]
 
 
 def test_sections_and_the_table(functions, capsys, monkeypatch, tmp_path, text):

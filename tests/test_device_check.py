@@ -10,12 +10,15 @@ import pytest
 
 from rnnfast import _C
 
-COUNTS = {"primitive": 12, "case": 54 * len(_C.cells()), "determinism": 30, "micro": 68, "time": 12}
+# of deep transitions three types in two kinds of teams
+COUNTS = {"primitive": 12, "case": 54 * len(_C.cells()) + 24, "determinism": 36, "micro": 68, "time": 18}
 FORWARD = "case-lstm-bf16-block-packed-forward-h100"
 ONE_OF_EACH_KIND = [
     "primitive-packets",
     FORWARD,
     "case-gru-tf32-cluster-dense-backward-h65",
+    "case-deep-bf16-cluster-backward-h512",
+    "case-deep-tf32-block-forward-h64",
     "determinism-gru-tf32-block-packed-h33",
     "micro-send-v4-c2-2k",
     "time-lstm-bf16-b16-h64",
@@ -60,7 +63,11 @@ def test_the_cases_are_all_cells_types_teams_forms_and_directions(program):
         ("dense", "reverse", "packed"),
         ("forward", "backward"),
     )
-    assert {name.rpartition("-h")[0] for name in names} == {"-".join(("case", *words)) for words in product}
+    of_layers = {name.rpartition("-h")[0] for name in names if "-deep-" not in name}
+    assert of_layers == {"-".join(("case", *words)) for words in product}
+    of_deep = itertools.product(("bf16", "f16", "tf32"), ("block", "cluster"), ("forward", "backward"))
+    expected = {"-".join(("case-deep", *words)) for words in of_deep}
+    assert {name.rpartition("-h")[0] for name in names if "-deep-" in name} == expected
 
 
 def test_the_cases_run_every_kind_of_plan(results):
@@ -72,6 +79,7 @@ def test_the_cases_run_every_kind_of_plan(results):
         plans = [plan for line in cases for plan in line["plans"] if plan["team"] == team]
         for direction in "forward", "backward":
             own = [line for line in cases if f"-{team}-" in line["name"] and direction in line["name"]]
+            own = [line for line in own if "-deep-" not in line["name"]]
             plans = [plan for line in own for plan in line["plans"]]
             assert any(plan["held"] > 0 for plan in plans)
             assert any(plan["split"] > 2 for plan in plans)

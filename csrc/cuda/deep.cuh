@@ -68,7 +68,6 @@ struct DeepStateTask : DeepTask<DeepStateBackward<E>, E, E> {
     }
     if (p.dy) sum += A(widened(p.dy[b * p.ldy + unit]));
     narrow(sum, p.da[b * p.ldd + unit]);
-    narrow(p.before ? A(widened(p.before[b * p.ldy + unit])) : p.h0[at], p.h_previous[b * p.ldh + unit]);
   }
 };
 

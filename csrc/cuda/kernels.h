@@ -164,8 +164,8 @@ constexpr int64_t travelling(int64_t H, int64_t gates, bool backward) {
 enum class Team { kBlock, kCluster, kGrid };  // one block; a cluster; a part of a grid that runs all at once
 struct ResidentPlan {
   int tiles;    // instructions of a warp for two gates (slots) forward, whose W its registers hold: 4 or 8
-                // of one block, kMostTiles of larger teams; 0: one launch a step
-  int held;     // instructions of a warp more, whose W is in shared memory
+                // of one block, kMostTiles of larger teams; 0 of a deep transition
+  int held;     // instructions of a warp more, whose W is in shared memory; without both: one launch a step
   int blocks;   // of a team
   int warps;    // of a block
   int split;    // warps that share a sum
@@ -337,15 +337,11 @@ struct DeepStateBackward {
   const E* w_t;         // [units, K]: the h columns of W of layer 0, turned
   const E* below;       // [n, K], leading dimension ld: da of layer 0 of the step after
   int64_t ld;
-  const A* dhn;     // [n, units] or null
-  const E* dy;      // [n, units], leading dimension ldy; or null
-  const E* before;  // the same: y of the step before; null: h0
+  const A* dhn;  // [n, units] or null
+  const E* dy;   // [n, units], leading dimension ldy; or null
   int64_t ldy;
-  const A* h0;  // [n, units]
-  E* da;        // [n, units], leading dimension ldd; null before the first step: the rest goes to dh0
+  E* da;  // [n, units], leading dimension ldd; null before the first step: the rest goes to dh0
   int64_t ldd;
-  E* h_previous;  // [n, units], leading dimension ldh
-  int64_t ldh;
   A* dh0;        // [n, units]
   bool follows;  // as in ForwardStep
 };
@@ -353,7 +349,7 @@ template <class E>
 const char* deep_state_backward(const DeepStateBackward<E>& layer, void* stream);
 
 // What a resident kernel reads of a deep transition, forward or backward: a product for each layer, in this
-// order. Row (t, b) of y, of what is saved and of their gradients is b times + t.
+// order. Row (t, b) of y, of what is saved and of their gradients is b * times + t.
 constexpr int kMostDeep = 8;        // layers
 constexpr int kMostDeepWarps = 16;  // of a block
 template <class E>

@@ -1,4 +1,4 @@
-// The plan of a layer on a GPU; see plan.h.
+// The plans of a GPU; see plan.h.
 #include "cuda/plan.h"
 
 #include <atomic>
@@ -80,15 +80,18 @@ int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
   return p.batches * (16 + (p.team == Team::kGrid ? 1 : 2) * kBatch * row) + 4 * (w + parts + bias + own);
 }
 
-// Cycles that a step takes a team, as benchmarks.cycles reckons them: once, and for each tile of 8 rows, with
-// W in registers and a sum for each warp; for each instruction whose W is in shared memory, and to begin with
-// those; for each warp that shares a sum; and for what a thread of a grid asks for at once.
+// Cycles that a tile of 8 rows takes a team in a step, as benchmarks.cycles reckons them: with W in registers
+// and a sum for each warp; for each instruction whose W is in shared memory, and to begin with those; for
+// each warp that shares a sum; and for what a thread of a grid asks for at once.
 struct Cycles {
-  int64_t step, tile, held, first_held, part, packets;
+  int64_t tile, held, first_held, part, packets;
 };
+// What a team sends is on its way for so long: an estimate. Of several tiles one's is while the others are
+// worked on.
+constexpr int64_t kWay = 400;
 Cycles cycles_of(int64_t gates, bool backward) {
-  if (backward) return {350, 600 + 300 * gates, gates == 4 ? 58 : 44, 0, 38, 470};
-  return gates == 1 ? Cycles{210, 1100, 50, 53, 62, 466} : Cycles{130, 1160, 54, 106, 67, 466};
+  if (backward) return {956 + 283 * gates, 44, 0, 38, 470};
+  return gates == 1 ? Cycles{1227, 50, 88, 62, 463} : Cycles{1300, 57, 80, 65, 463};
 }
 
 int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
@@ -97,7 +100,8 @@ int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
   // a thread takes packets of a word's rows (two of halves)
   const int64_t sharers = 32 * p.warps * (4 / s.bytes) / kBatch;
   const int64_t asks = p.team == Team::kGrid ? divide_up(sums.numbers / 2, kPacketPairs * sharers) : 0;
-  return c.step + p.batches * (c.tile + of_held + c.part * p.split + c.packets * asks);
+  const int64_t way = p.batches == 1 ? kWay : 0;
+  return way + p.batches * (c.tile + of_held + c.part * p.split + c.packets * asks);
 }
 
 // A plan, and the cycles of a step for all rows; teams that are not there at once come one after the other
@@ -134,11 +138,11 @@ Weighed team_plan(const Shape& s, const Sums& sums, Team team, int split) {
   if (at_once == 0) return {};
   const int64_t rows = divide_up(s.B, kBatch), most = divide_up(s.directions * rows, at_once);
   Weighed best;
-  // clusters need not run all at once
-  for (int64_t batches = cluster ? 1 : most; batches <= most; ++batches) {
+  // clusters need not run all at once, though none begins twice for nothing
+  for (int64_t batches = most; batches >= (cluster ? 1 : most); --batches) {
     p.batches = static_cast<int>(batches);
     p.bytes = bytes_of(p, sums, s.backward);
-    if (p.bytes > s.device.shared_bytes) break;
+    if (p.bytes > s.device.shared_bytes) continue;
     const int64_t teams = s.directions * divide_up(rows, batches);
     best.take({p, divide_up(teams, at_once) * cycles_of(p, s, sums)});
   }
@@ -165,7 +169,7 @@ ResidentPlan resident_plan(const Shape& s) {
     Weighed best;
     for (int split = s.backward ? 2 : 1; split <= kMostWarps; ++split)
       best.take(team_plan(s, sums, team, split));
-    if (best.plan.tiles) return best.plan;
+    if (is_resident(best.plan)) return best.plan;
   }
   return kOneLaunchAStep;
 }
@@ -174,12 +178,12 @@ ResidentPlan resident_plan(const Shape& s) {
 // once, for each instruction of a warp (all W is in shared memory), for each warp that shares a sum, and for
 // several blocks, between which what is sent takes some time, an estimate.
 Weighed deep_plan(const DeepShape& s) {
-  constexpr int64_t kProduct = 740, kHeld = 30, kPart = 62, kTeam = 390, kWay = 400;
+  constexpr int64_t kProduct = 740, kHeld = 30, kPart = 62, kTeam = 390;
   const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
   Weighed best;
   if (!matrix || s.depth > kMostDeep || s.device.capability < 80) return best;
-  const int64_t tile = kWords * 4 / s.bytes, units = units_of_group(1, false);
-  const int64_t groups = divide_up(s.width, units), width = groups * units, teams = divide_up(s.B, kBatch);
+  const int64_t tile = kWords * 4 / s.bytes, width = travelling(s.width, 1, false);
+  const int64_t groups = width / units_of_group(1, false), teams = divide_up(s.B, kBatch);
   for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
     const int64_t at_once = blocks == 1 ? s.device.multiprocessors : s.device.clusters[blocks];
     const int64_t of_block = divide_up(groups, blocks);
@@ -213,16 +217,26 @@ ResidentPlan make_plan(const Shape& s) {
   if (s.steps == 1 && few && !s.lengths && !s.projected && !s.backward) return kSingleStep;
   if (!matrix || s.projected || s.device.capability < 80) return kOneLaunchAStep;
   const ResidentPlan both = resident_plan(s);
-  if (both.tiles || s.directions == 1) return both;
+  if (is_resident(both) || s.directions == 1) return both;
   Shape one = s;
   one.directions = 1;
   return resident_plan(one);
 }
 
+bool two_at_once(const ResidentPlan& plan, int64_t batch, const Device& device) {
+  // of a grid all blocks must run at once, and whether two such launches do no GPU has been asked
+  if (!is_resident(plan) || plan.team == Team::kGrid) return false;
+  const int64_t at_once = plan.team == Team::kCluster ? device.clusters[plan.blocks] : device.multiprocessors;
+  return 2 * divide_up(batch, kBatch * plan.batches) <= at_once;
+}
+
+// Before the one launch the weights are gathered, by one for each layer and more.
 ResidentPlan make_deep_plan(const DeepShape& s) {
-  constexpr int64_t kLaunches = 4400;  // cycles that the launch of a layer takes, another estimate
+  constexpr int64_t kLaunch = 4400;  // cycles, an estimate
   const Weighed best = deep_plan(s);
-  return best.cycles <= kLaunches ? best.plan : kOneLaunchAStep;
+  const int64_t layers = s.depth * (s.steps ? s.steps : int64_t{1} << 20), before = 2 + 2 * s.depth;
+  const bool less = kLaunch * before + layers * best.cycles <= kLaunch * layers;
+  return less ? best.plan : kOneLaunchAStep;
 }
 
 Device assumed_device(int capability, int multiprocessors, int64_t shared_bytes, int clusters_of_16) {

@@ -1,4 +1,5 @@
-// Which kernel a layer on a GPU takes: one pure function of its shape and the device, tested as a table.
+// Which kernel a layer, or a deep transition, takes on a GPU: pure functions of its shape and the device,
+// tested as tables.
 #pragma once
 #include <string>
 
@@ -27,6 +28,9 @@ inline bool is_resident(const ResidentPlan& plan) { return plan.tiles > 0 || pla
 
 ResidentPlan make_plan(const Shape& shape);
 
+// whether a device has room for the teams of two such layers at the same time
+bool two_at_once(const ResidentPlan& plan, int64_t batch, const Device& device);
+
 // A deep transition's, of so many layers, none wider than `width`
 struct DeepShape {
   int bytes;
@@ -35,6 +39,7 @@ struct DeepShape {
   int depth;
   int64_t B;
   Device device;
+  int64_t steps = 0;  // 0: many
 };
 ResidentPlan make_deep_plan(const DeepShape& shape);
 

@@ -10,8 +10,7 @@ namespace rnnfast::cuda {
 
 constexpr int kDeepUnits = 2;  // of a thread, kWarpUnits apart: a row of the instruction each
 
-// What a thread knows, and the product. It ends up with the sums of its units in two rows, of which it is the
-// one to make something where `makes`.
+// What a thread knows, and the product. `makes`: it ends up with the whole sums of its units in two rows.
 template <class E, Team kTeam>
 struct DeepThread {
   typedef typename ComputeType<E>::type A;
@@ -35,7 +34,6 @@ struct DeepThread {
   RNNFAST_INLINE explicit DeepThread(const ResidentDeep<E>& parameters) : deep(parameters) {}
 
   RNNFAST_INLINE int unit_of(int k) const { return base + k * kWarpUnits; }
-  RNNFAST_INLINE int batch_row(int n) const { return my.batch_row(0, n); }
   // of what product i makes
   RNNFAST_INLINE int units(int i) const { return static_cast<int>(deep.units[i]); }
 
@@ -47,8 +45,8 @@ struct DeepThread {
 #pragma unroll
       for (int n = 0; n < 2; ++n) f(k, n);
   }
-  // This thread's numbers of an array [rows, ld]: of row `row`, and of the one so far `apart`. Who has no
-  // unit or no row reads those of another, for sums that nobody stores.
+  // This thread's numbers of an array [rows, ld], of row `row` and of row `row + apart`. Who has no unit or
+  // no row reads those of another, for sums that nobody stores.
   RNNFAST_INLINE void get(const A* from, int64_t ld, int row, int apart, int64_t rows, int count,
                           Numbers& to) const {
     each([&](int k, int n) {
@@ -59,7 +57,7 @@ struct DeepThread {
   // and into such an array, where there are such
   template <class T>
   RNNFAST_INLINE void put(const Numbers& from, T* to, int64_t ld, int row, int apart, int count) const {
-    const Pair rows = rows_of_batch(batch_row(0), batch);
+    const Pair rows = rows_of_batch(my.first, batch);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       T* const of_row =
@@ -101,8 +99,9 @@ struct DeepThread {
 #pragma unroll
       for (int chain = 0; chain < 2; ++chain) {
         const E* const here = from + (t + chain) * kTile<E>;
-        multiply_tile<E>(sums[chain], load_chunk(operand(i, t + chain)).number, load_word(here),
-                         load_word(here + kHigh));
+        uint32_t low = load_word(here);
+        if (exchange.lost && t + chain == 0) low = kNanWord<E>;
+        multiply_tile<E>(sums[chain], load_chunk(operand(i, t + chain)).number, low, load_word(here + kHigh));
       }
   }
   // sum += the i-th W times what came for product q of all, by the warps that share it; the first has all
@@ -120,9 +119,6 @@ struct DeepThread {
         for (int j = 0; j < 2 * kDeepUnits; ++j) sum[j / 2][j % 2] += part.number[j];
       }
     parts.next();
-    if (exchange.lost)
-#pragma unroll
-      for (int j = 0; j < 2 * kDeepUnits; ++j) sum[j / 2][j % 2] = widened(exchange.nan());
   }
 
   // to all who read it in product q of all

@@ -71,8 +71,8 @@ struct SharedMemory {
 };
 
 // `numbers`: of a row that travel
-template <class E, Team kTeam, class Place>
-RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const Place& my, int64_t numbers) {
+template <class E, Team kTeam, class AnyPlace>
+RNNFAST_INLINE Exchange<E, kTeam> take_exchange(SharedMemory& shared, const AnyPlace& my, int64_t numbers) {
   const Shared<uint64_t> arrivals = shared.take<uint64_t>(2 * my.batches);
   uint64_t* const places = my.links.places + int64_t{my.team} * my.rows * numbers * 2 / kWord<E>;
   const int size = my.rows * my.ld;

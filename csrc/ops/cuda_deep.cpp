@@ -21,7 +21,7 @@ ResidentPlan plan_of(const char* op, const DeepSizes& s, const Tensor& x) {
   const ResidentPlan plan =
       !countable ? kOneLaunchAStep
                  : choose_plan(DeepShape{static_cast<int>(x.element_size()), products_are_tf32(), widest(s),
-                                         s.depth, s.B, planned_device(current_device())});
+                                         s.depth, s.B, planned_device(current_device()), s.T});
   set_last_run(op, plan);
   return plan;
 }
@@ -41,7 +41,7 @@ Params resident_params(const DeepSizes& s, const DeepArguments& a, const Residen
   Tensor no_places;
   p.links = links_of(plan, s.B, 0, a.x, no_places);
   p.products = s.depth, p.H = s.H, p.batch = s.B, p.times = s.T;
-  p.width = padded(widest(s));
+  p.width = travelling(widest(s), 1, false);
   p.ldw = kTile<E> * plan.held * plan.split;
   p.slope = static_cast<A>(a.negative_slope);
   w = at::zeros({s.depth, p.width, p.ldw}, products[0].options());
@@ -137,16 +137,15 @@ void forward_stepwise(const DeepSizes& s, const DeepArguments& a, const Tensor& 
   });
 }
 
-// What backward leaves: da of each layer [N, padded width], h_previous [N, H], dh0 [B, H]
+// What backward leaves: da of each layer [N, padded width], dh0 [B, H]
 struct Left {
   std::vector<Tensor> da;
-  Tensor h_previous, dh0;
+  Tensor dh0;
 };
 
-// y of the step before, and h0 before the first: [N, H]
+// h before each step: y of the step before, and h0 before the first; [N, H]
 Tensor states_before(const DeepSizes& s, const Tensor& h0, const Tensor& y) {
-  const Tensor first = h0.to(y.scalar_type()).unsqueeze(1);
-  return at::cat({first, y.view({s.B, s.T, s.H}).narrow(1, 0, s.T - 1)}, 1).view({s.T * s.B, s.H});
+  return at::cat({h0.unsqueeze(1), y.narrow(1, 0, s.T - 1)}, 1).view({s.T * s.B, s.H});
 }
 
 template <class E>
@@ -175,9 +174,9 @@ template <class E>
 void backward_stepwise(const DeepSizes& s, const DeepBackwardArguments& a, const Tensor& acts,
                        const Left& left) {
   typedef typename ComputeType<E>::type A;
-  const auto& [da, h_previous, dh0] = left;
+  const auto& [da, dh0] = left;
   const at::ScalarType type = accumulation_type(a.deep.x);
-  const Tensor y = a.y.contiguous(), dy = dense(a.dy), dhn = dense(a.dhn, type), h0 = dense(a.deep.h0, type);
+  const Tensor dy = dense(a.dy), dhn = dense(a.dhn, type);
   const int last = s.depth - 1;
   std::vector<Tensor> w_t;
   std::vector<int64_t> saved = {0};  // where the activations of each layer begin
@@ -185,19 +184,18 @@ void backward_stepwise(const DeepSizes& s, const DeepBackwardArguments& a, const
     w_t.push_back(padded_rows(travelling_weight(s, a.deep.weights, l).t()));
     saved.push_back(saved.back() + s.T * s.B * padded(s.width[l]));
   }
-  void* const stream = current_stream(y.device());
+  void* const stream = current_stream(acts.device());
   for (int64_t t = s.T - 1; t >= -1; --t) {
     const auto da_of = [&](int l, int64_t time) { return out<E>(da[l], time * da[l].size(1)); };
     DeepStateBackward<E> p{};
     p.n = s.B, p.units = s.H, p.K = t + 1 < s.T ? w_t[0].size(1) : 0, p.tf32 = products_are_tf32();
     p.w_t = in<E>(w_t[0]), p.below = da_of(0, std::min(t + 1, s.T - 1)), p.ld = s.T * da[0].size(1);
-    p.dhn = in<A>(dhn), p.h0 = in<A>(h0), p.dh0 = out<A>(dh0);
+    p.dhn = in<A>(dhn), p.dh0 = out<A>(dh0);
     p.ldy = s.T * s.H;
     p.follows = t + 1 < s.T;
     if (t >= 0) {
-      p.dy = in<E>(dy, t * s.H), p.before = t > 0 ? in<E>(y, (t - 1) * s.H) : nullptr;
+      p.dy = in<E>(dy, t * s.H);
       p.da = da_of(last, t), p.ldd = s.T * da[last].size(1);
-      p.h_previous = out<E>(h_previous, t * s.H), p.ldh = s.T * s.H;
     }
     check_launch(deep_state_backward(p, stream));
     for (int l = last; t >= 0 && l > 0; --l) {
@@ -249,7 +247,6 @@ DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
   left.dh0 = at::empty({s.B, s.H}, element.dtype(type));
   const Tensor acts = a.acts.contiguous();
   const ResidentPlan plan = plan_of("deep_transition_backward", s, x);
-  left.h_previous = is_resident(plan) ? states_before(s, a.deep.h0, a.y) : at::empty({N, s.H}, element);
   if (N > 0)
     with_element(back, [&](auto e) {
       typedef decltype(e) E;
@@ -269,7 +266,8 @@ DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
       std::get<0>(r) = a.need_dx ? at::mm(d, a.deep.weights[0].narrow(1, 0, s.I)).view(x.sizes())
                                  : at::empty({0}, x.options());
       std::get<1>(r) = a.need_dh0 ? left.dh0.to(back) : at::empty({0}, x.options());
-      std::get<2>(r).push_back(at::cat({at::mm(d.t(), x_rows), at::mm(d.t(), left.h_previous)}, 1));
+      std::get<2>(r).push_back(
+          at::cat({at::mm(d.t(), x_rows), at::mm(d.t(), states_before(s, a.deep.h0, a.y))}, 1));
     } else {
       const int64_t width = s.width[l - 1], numbers = N * padded(width);
       const Tensor rows = acts.narrow(0, offset, numbers).view({N, padded(width)}).narrow(1, 0, width);

@@ -3,6 +3,7 @@
 #pragma once
 #include "ops/cuda_resident.h"
 #include "ops/layer.h"
+#include "ops/overlap.h"
 
 namespace rnnfast::cuda {
 
@@ -169,26 +170,28 @@ class ResidentDirection {
 
 // as many directions as the plan has, from d on
 template <class E>
-void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan) {
+void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan, Lane& lane) {
   c10::SmallVector<ResidentDirection<E>, 2> directions;
   for (int i = 0; i < plan.directions; ++i) directions.emplace_back(f, d + i, plan);
-  const int64_t chunk = input_chunk(f, plan.directions);
+  const int64_t chunk = lane.chunk(input_chunk(f, plan.directions));
   for (int64_t begin = 0; begin < f.s.T; begin += chunk) {
     const int64_t end = std::min(begin + chunk, f.s.T);
+    lane.wait_for(end);
     ResidentForward<E> of[2];
     for (int i = 0; i < plan.directions; ++i) of[i] = directions[i].steps(begin, end);
     check_launch(resident_forward<E>(f.s.mode, of, plan, current_stream(f.x.device())));
+    lane.done(end);
   }
   for (const auto& direction : directions) direction.finish();
 }
 
 template <class E>
-void forward(const LayerForward& f, const ResidentPlan& plan) {
+void forward(const LayerForward& f, const ResidentPlan& plan, Lane& lane) {
   for (int64_t d = 0; d < f.s.D; d += plan.directions) {
     if constexpr (sizeof(E) <= 4) {
-      if (plan.tiles) forward_resident<E>(f, d, plan);
+      if (is_resident(plan)) forward_resident<E>(f, d, plan, lane);
     }
-    if (!plan.tiles) forward_stepwise<E>(f, d);
+    if (!is_resident(plan)) forward_stepwise<E>(f, d);
   }
 }
 

@@ -171,7 +171,7 @@ class Backward : public LayerBackward {
     if (d == 0) plan = plan_of(s, input, episodes, /*backward=*/true);
     const int i = static_cast<int>(d) % plan.directions;
     if (i == 0) run_from(d);
-    if (plan.tiles && wants(d, kWhh))
+    if (is_resident(plan) && wants(d, kWhh))
       made[i].h_previous = previous_states(s, direction(d), device_episodes, y, h0[d], d);
     return std::move(made[i]);
   }
@@ -185,9 +185,9 @@ class Backward : public LayerBackward {
     with_element(y.scalar_type(), [&](auto e) {
       typedef decltype(e) E;
       if constexpr (sizeof(E) <= 4) {
-        if (plan.tiles) resident<E>(first);
+        if (is_resident(plan)) resident<E>(first);
       }
-      if (!plan.tiles) stepwise<E>(made[0], first);
+      if (!is_resident(plan)) stepwise<E>(made[0], first);
     });
     for (int i = 0; i < plan.directions; ++i) {
       DirectionGradients& r = made[i];
@@ -237,8 +237,10 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   };
   const Tensor y = of_steps(output_shape(s));
   const Tensor cs = of_steps(a.all_states && s.has_cell ? cells_shape(s) : std::vector<int64_t>{0});
-  const at::TensorOptions& states = plan.single ? element : options;
-  const Tensor hn = empty(true, {s.D, s.B, s.P}, states), cn = empty(s.has_cell, {s.D, s.B, s.H}, states);
+  const auto states = [&](const at::TensorOptions& of) {
+    return std::pair{empty(true, {s.D, s.B, s.P}, of), empty(s.has_cell, {s.D, s.B, s.H}, of)};
+  };
+  const auto [h, c] = states(element);
   const Tensor gates = empty(a.save, {s.D, s.N, s.slots, padded(s.H)}, options);
   const Tensor cells = empty(a.save && s.has_cell, {s.D, s.N, padded(s.H)}, options);
   // nothing is computed for what pads a row
@@ -246,17 +248,46 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     if (saved.dim() > 1) saved.narrow(-1, s.H, padded(s.H) - s.H).zero_();
   if (plan.single) {
     with_element(l.x.scalar_type(),
-                 [&](auto e) { run_single<decltype(e)>(s, a, {y, hn, cn, gates, cells, cs}); });
-  } else if (s.N > 0) {
+                 [&](auto e) { run_single<decltype(e)>(s, a, {y, h, c, gates, cells, cs}); });
+    return {y, h, c, gates, cells, cs};
+  }
+
+  const Weights& w_of = l.weights[0];
+  const EpisodeArguments& given = a.episodes;
+  std::vector<Tensor> memory;
+  if (Stack::current())
+    memory = {l.x,
+              l.h0,
+              l.c0,
+              w_of.w_ih,
+              w_of.w_hh,
+              w_of.b_ih,
+              w_of.b_hh,
+              given.lengths,
+              given.resets,
+              given.reset_h,
+              given.reset_c,
+              y,
+              h,
+              c,
+              gates,
+              cells,
+              cs};
+  Lane lane(l.x, y, s.T, s.D == 1 && !s.packed && two_at_once(plan, s.B, planned_device(current_device())),
+            std::move(memory));
+  const bool wide = element.dtype() != options.dtype();  // the kernels' states are floats
+  const auto [hn, cn] = wide ? states(options) : std::pair{h, c};
+  if (s.N > 0) {
     const auto dense = [](const Tensor& t) { return cuda::dense(t); };
     const auto w = converted(l.weights, dense, dense);
     const WalkStorage storage = walk_of(s, l.batch_sizes);
     const DeviceEpisodes episodes(kForward, s, a.episodes, l.x);
     const LayerForward f{s,  storage.walk, l.x, l.h0,  l.c0, {as_read(w[0]), as_read(w[1])}, episodes, y,
                          hn, cn,           cs,  gates, cells};
-    with_element(l.x.scalar_type(), [&](auto e) { forward<decltype(e)>(f, plan); });
+    with_element(l.x.scalar_type(), [&](auto e) { forward<decltype(e)>(f, plan, lane); });
   }
-  return {y, hn.to(l.x.scalar_type()), cn.to(l.x.scalar_type()), gates, cells, cs};
+  if (wide) h.copy_(hn), c.copy_(cn);
+  return {y, h, c, gates, cells, cs};
 }
 
 RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {

@@ -1,6 +1,6 @@
 // What a resident kernel is told of a walk and of the device, forward and backward.
 #pragma once
-#include "cuda/plan.h"
+#include "cuda/kernels.h"
 #include "ops/cuda_episodes.h"
 #include "ops/walk.h"
 

@@ -18,6 +18,7 @@
 #include "ops/cpu_tensors.h"
 #include "ops/launch.h"
 #include "ops/layers_call.h"
+#include "ops/overlap.h"
 
 namespace rnnfast {
 namespace {
@@ -359,6 +360,41 @@ PyObject* try_layers(PyObject*, PyObject* const* call, Py_ssize_t n) {
   END_HANDLE_TH_ERRORS
 }
 
+// the stack that Python has opened in this thread
+std::optional<cuda::Stack>& opened_stack() {
+  static thread_local std::optional<cuda::Stack> stack;
+  return stack;
+}
+
+// open_stack(layers, tensors) -> whether the calls of the op up to close_stack() are the layers of a stack
+// that run side by side (see overlap.h): x, and all that they read beside it
+PyObject* open_stack(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(n == 2 && PyLong_Check(args[0]) && PyList_CheckExact(args[1]) && PyList_GET_SIZE(args[1]) > 0,
+              "open_stack: expected the number of layers and a list of tensors");
+  if (interposed() || at::impl::torch_function_mode_enabled()) Py_RETURN_FALSE;
+  const Tensor* x = nullptr;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(args[1]); ++i) {
+    const Tensor* const t = tensor_or_none(PyList_GET_ITEM(args[1], i));
+    if (!t || (t->defined() && !LayersCall::is_plain(*t, at::kCUDA))) Py_RETURN_FALSE;
+    if (i == 0) x = t;
+  }
+  const int64_t layers = PyLong_AsLongLong(args[0]);
+  if (!x->defined() || !cuda::Stack::suits(*x, layers)) Py_RETURN_FALSE;
+  opened_stack().emplace(x->device(), layers);
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* close_stack(PyObject*, PyObject* const*, Py_ssize_t n) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(n == 0 && opened_stack(), "close_stack: no stack is open");
+  opened_stack()->join();
+  opened_stack().reset();
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 template <class F>
 PyMethodDef method(const char* name, F function, const char* text) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, text};
@@ -370,6 +406,8 @@ PyMethodDef direct_methods[] = {
     method("try_cell", try_cell, "One step of a cell, or None: then there is more to it."),
     method("try_layers", try_layers, "One or more layers, or None: then there is more to it."),
     method("freeze", freeze, "A layer's weights, packed once."),
+    method("open_stack", open_stack, "Whether layers on a GPU, from here on, run side by side."),
+    method("close_stack", close_stack, "They have all been called."),
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace rnnfast

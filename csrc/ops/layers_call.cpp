@@ -8,6 +8,7 @@
 
 #include "ops/cpu_tensors.h"
 #include "ops/launch.h"
+#include "ops/overlap.h"
 
 namespace rnnfast {
 
@@ -169,6 +170,8 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
   const Tensor rows_reset = resets->defined() && resets->dim() < 2 ? resets->view({s.T, s.B}) : *resets;
   Tensor y = x->dim() == 3 || s.packed ? *x : x->view({s.T, s.B, s.I});
   c10::SmallVector<Tensor, 2> hn, cn;
+  std::optional<cuda::Stack> side_by_side;
+  if (s.D == 1 && !s.packed && dropout == 0 && cuda::Stack::suits(*x, L)) side_by_side.emplace(device, L);
   for (int k = 0; k < L; ++k) {
     const bool last = k == L - 1;
     stack.resize(op.schema().arguments().size());  // of None
@@ -190,6 +193,7 @@ std::array<Tensor, 3> LayersCall::run_by_op() const {
     hn.push_back(std::move(stack[1]).toTensor()), cn.push_back(std::move(stack[2]).toTensor());
     stack.clear();
   }
+  if (side_by_side) side_by_side->join();
   const auto all = [&](at::ArrayRef<Tensor> states, at::IntArrayRef size) {
     return view(L == 1 ? states[0] : at::cat(states), size);
   };

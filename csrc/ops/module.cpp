@@ -171,9 +171,10 @@ py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B
 py::dict cuda_deep_plan_dict(int bytes, int64_t width, int depth, int64_t B, const py::kwargs& given) {
   Named named("cuda_deep_plan", given);
   const bool tf32 = named.take<bool>("tf32", false);
+  const int64_t steps = named.take<int64_t>("T", 0);
   const cuda::Device device = take_device(named);
   named.finish();
-  return whole_dict_of(cuda::choose_plan(cuda::DeepShape{bytes, tf32, width, depth, B, device}));
+  return whole_dict_of(cuda::choose_plan(cuda::DeepShape{bytes, tf32, width, depth, B, device, steps}));
 }
 
 py::dict profile_dict() {

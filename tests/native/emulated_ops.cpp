@@ -10,6 +10,7 @@
 #include "cuda/primitives.cuh"
 #include "ops/on_stack.h"
 #include "ops/ops.h"
+#include "ops/overlap.h"
 #include "ops/rows.h"
 
 namespace rnnfast::cuda {
@@ -17,6 +18,8 @@ Device device = assumed_device(90, 132, 232448);
 bool is_capturing = false;
 bool capturing(void*) { return is_capturing; }
 Device current_device() { return device; }
+std::optional<Stack> stack;
+int64_t launches_so_far() { return launches; }
 uint32_t* failure_word() {
   static uint32_t word = 0;
   return &word;
@@ -51,6 +54,17 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
     rnnfast::cuda::device.patience = each || silent_block >= 0 ? 300'000 : rnnfast::cuda::kPatience;
   });
   m.def("launches() -> int", [] { return rnnfast::cuda::launches; });
+  m.def("open_stack(int layers) -> ()", [](int64_t layers) {
+    rnnfast::cuda::waits.clear();
+    rnnfast::cuda::stack.emplace(at::Device(at::kCPU), layers);
+  });
+  m.def("close_stack() -> ()", [] { rnnfast::cuda::stack.reset(); });
+  // [stream, the one that it waited for, launches before that moment, launches before the wait] of each
+  m.def("waits() -> int[]", [] {
+    std::vector<int64_t> all;
+    for (const auto& wait : rnnfast::cuda::waits) all.insert(all.end(), wait.begin(), wait.end());
+    return all;
+  });
   m.def("take_failure() -> bool", [] { return rnnfast::cuda::take_failure(); });
   m.def("let_warps_fall_behind(bool let) -> ()", [](bool let) { rnnfast::cuda::warps_fall_behind = let; });
   m.def("set_capturing(bool capturing) -> ()",

@@ -33,6 +33,7 @@ typedef std::vector<Check> Checks;
 
 void add_primitives(Checks& checks);
 void add_cases(Checks& checks);
+void add_deep(Checks& checks);
 void add_determinism(Checks& checks);
 void add_micro(Checks& checks);
 void add_times(Checks& checks);

@@ -124,7 +124,8 @@ int command(const std::vector<std::string>& words) {
   if (words.empty()) return refuse(usage);
   if (words[0] == "device" && words.size() == 1) return print_device(probe(), true);
   Checks checks;
-  add_primitives(checks), add_cases(checks), add_determinism(checks), add_micro(checks), add_times(checks);
+  add_primitives(checks), add_cases(checks), add_deep(checks), add_determinism(checks), add_micro(checks),
+      add_times(checks);
   if (words[0] == "list" && words.size() <= 2) {
     bool known = words.size() == 1;
     for (const Check& check : checks)

@@ -44,7 +44,7 @@ cuda::ResidentPlan plan_for(const Wanted& w) {
     const int bytes = w.type == Type::kTf32 ? 4 : 2;
     const cuda::ResidentPlan plan =
         cuda::make_plan({w.mode, bytes, true, w.H, w.B, false, w.backward, device});
-    return plan.tiles && plan.team == w.team ? plan : cuda::kOneLaunchAStep;
+    return cuda::is_resident(plan) && plan.team == w.team ? plan : cuda::kOneLaunchAStep;
   };
   const int most = w.team == Team::kGrid ? kMultiprocessors : cuda::kMostBlocks;
   const auto plan_of_team = [&](int size) {
@@ -63,7 +63,7 @@ int64_t width_here(int64_t H) { return is_emulated() ? std::min<int64_t>(H, 160)
 
 std::string obstacle(const cuda::ResidentPlan& plan, int64_t B) {
   const cuda::Device device = cuda::current_device();
-  if (plan.tiles == 0) return "no resident kernel does it here";
+  if (!cuda::is_resident(plan)) return "no resident kernel does it here";
   if (plan.bytes > device.shared_bytes)
     return "it takes " + std::to_string(plan.bytes) + " bytes of shared memory, a block here has " +
            std::to_string(device.shared_bytes);
