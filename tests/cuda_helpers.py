@@ -126,6 +126,27 @@ def on_gpu(request):
     yield call
 
 
+def assert_a_graph_replays(step, x):
+    """step() -> tensors, captured on a GPU after a warm-up: the same bits, also of an x that has changed."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # another stream than the default one
+        expected = [t.clone() for t in step()]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    with torch.no_grad():
+        x.mul_(2)
+    expected = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
 def assert_near(found, expected, dtype):
     """Within TOLERANCE of the largest number, sizes and dtypes the same."""
     assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]

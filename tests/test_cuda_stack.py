@@ -7,7 +7,7 @@ streams and events are real.
 
 import pytest
 import torch
-from cuda_helpers import GATES, MARKS, on_a_gpu
+from cuda_helpers import GATES, MARKS, assert_a_graph_replays, on_a_gpu
 from helpers import GRADIENTS, LAYERS, MODES, draw
 
 import rnnfast
@@ -255,20 +255,4 @@ def test_a_graph_captures_them_and_replays_bit_for_bit(kind):
         y, _ = module(x)
         return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
-    with torch.no_grad():
-        x.mul_(2)
-    expected = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+    assert_a_graph_replays(step, x)

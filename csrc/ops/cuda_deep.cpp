@@ -223,13 +223,9 @@ DeepResult deep_transition(const DeepForwardArguments& a) {
   const Tensor acts = at::zeros({a.save ? s.saved : 0}, options);
   const ResidentPlan plan = plan_of("deep_transition", s, x);
   if (s.B > 0)
-    with_element(x.scalar_type(), [&](auto e) {
-      typedef decltype(e) E;
-      if constexpr (sizeof(E) <= 4) {
-        if (is_resident(plan)) forward_resident<E>(s, a.deep, plan, y, hn, acts);
-      }
-      if (!is_resident(plan)) forward_stepwise<E>(s, a.deep, y, hn, acts);
-    });
+    run_planned(
+        x.scalar_type(), plan, [&](auto e) { forward_resident<decltype(e)>(s, a.deep, plan, y, hn, acts); },
+        [&](auto e) { forward_stepwise<decltype(e)>(s, a.deep, y, hn, acts); });
   return {y, hn.to(x.scalar_type()), acts};
 }
 
@@ -248,13 +244,9 @@ DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
   const Tensor acts = a.acts.contiguous();
   const ResidentPlan plan = plan_of("deep_transition_backward", s, x);
   if (N > 0)
-    with_element(back, [&](auto e) {
-      typedef decltype(e) E;
-      if constexpr (sizeof(E) <= 4) {
-        if (is_resident(plan)) backward_resident<E>(s, a, plan, acts, left);
-      }
-      if (!is_resident(plan)) backward_stepwise<E>(s, a, acts, left);
-    });
+    run_planned(
+        back, plan, [&](auto e) { backward_resident<decltype(e)>(s, a, plan, acts, left); },
+        [&](auto e) { backward_stepwise<decltype(e)>(s, a, acts, left); });
 
   DeepGradients r;
   const Tensor x_rows = x.reshape({N, s.I});

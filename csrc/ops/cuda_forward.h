@@ -185,14 +185,11 @@ void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan
   for (const auto& direction : directions) direction.finish();
 }
 
-template <class E>
-void forward(const LayerForward& f, const ResidentPlan& plan, Lane& lane) {
-  for (int64_t d = 0; d < f.s.D; d += plan.directions) {
-    if constexpr (sizeof(E) <= 4) {
-      if (is_resident(plan)) forward_resident<E>(f, d, plan, lane);
-    }
-    if (!is_resident(plan)) forward_stepwise<E>(f, d);
-  }
+inline void forward(const LayerForward& f, const ResidentPlan& plan, Lane& lane) {
+  for (int64_t d = 0; d < f.s.D; d += plan.directions)
+    run_planned(
+        f.x.scalar_type(), plan, [&](auto e) { forward_resident<decltype(e)>(f, d, plan, lane); },
+        [&](auto e) { forward_stepwise<decltype(e)>(f, d); });
 }
 
 }  // namespace rnnfast::cuda

@@ -182,13 +182,9 @@ class Backward : public LayerBackward {
       made[i].da = rows_to_fill(GH, y.options());
       made[i].dx = s.slots > s.gates ? rows_to_fill(GH, y.options()) : made[i].da;
     }
-    with_element(y.scalar_type(), [&](auto e) {
-      typedef decltype(e) E;
-      if constexpr (sizeof(E) <= 4) {
-        if (is_resident(plan)) resident<E>(first);
-      }
-      if (!is_resident(plan)) stepwise<E>(made[0], first);
-    });
+    run_planned(
+        y.scalar_type(), plan, [&](auto e) { resident<decltype(e)>(first); },
+        [&](auto e) { stepwise<decltype(e)>(made[0], first); });
     for (int i = 0; i < plan.directions; ++i) {
       DirectionGradients& r = made[i];
       r.da = r.da.narrow(1, 0, GH);
@@ -252,29 +248,11 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     return {y, h, c, gates, cells, cs};
   }
 
-  const Weights& w_of = l.weights[0];
-  const EpisodeArguments& given = a.episodes;
-  std::vector<Tensor> memory;
-  if (Stack::current())
-    memory = {l.x,
-              l.h0,
-              l.c0,
-              w_of.w_ih,
-              w_of.w_hh,
-              w_of.b_ih,
-              w_of.b_hh,
-              given.lengths,
-              given.resets,
-              given.reset_h,
-              given.reset_c,
-              y,
-              h,
-              c,
-              gates,
-              cells,
-              cs};
-  Lane lane(l.x, y, s.T, s.D == 1 && !s.packed && two_at_once(plan, s.B, planned_device(current_device())),
-            std::move(memory));
+  Lane lane(l.x, y, s.T, s.D == 1 && !s.packed && two_at_once(plan, s.B, planned_device(current_device())));
+  const auto& [w_ih, w_hh, b_ih, b_hh, w_hr] = l.weights[0];
+  const auto& [_, lengths, resets, reset_h, reset_c] = a.episodes;
+  lane.keep({l.x, l.h0, l.c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reset_h, reset_c});
+  lane.keep({y, h, c, gates, cells, cs});
   const bool wide = element.dtype() != options.dtype();  // the kernels' states are floats
   const auto [hn, cn] = wide ? states(options) : std::pair{h, c};
   if (s.N > 0) {
@@ -284,7 +262,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
     const DeviceEpisodes episodes(kForward, s, a.episodes, l.x);
     const LayerForward f{s,  storage.walk, l.x, l.h0,  l.c0, {as_read(w[0]), as_read(w[1])}, episodes, y,
                          hn, cn,           cs,  gates, cells};
-    with_element(l.x.scalar_type(), [&](auto e) { forward<decltype(e)>(f, plan, lane); });
+    forward(f, plan, lane);
   }
   if (wide) h.copy_(hn), c.copy_(cn);
   return {y, h, c, gates, cells, cs};

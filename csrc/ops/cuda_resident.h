@@ -1,6 +1,6 @@
 // What a resident kernel is told of a walk and of the device, forward and backward.
 #pragma once
-#include "cuda/kernels.h"
+#include "cuda/plan.h"
 #include "ops/cuda_episodes.h"
 #include "ops/walk.h"
 
@@ -24,6 +24,19 @@ inline Rows rows_of(const LayerSizes& s, const Walk& walk, const DeviceEpisodes&
   sizes = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
   rows.offsets = sizes.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T, rows.stride = 1;
   return rows;
+}
+
+// resident(E()) or stepwise(E()), as planned, of what a tensor of this dtype stores: float64 has no resident
+// one
+template <class Resident, class Stepwise>
+void run_planned(at::ScalarType type, const ResidentPlan& plan, const Resident& resident,
+                 const Stepwise& stepwise) {
+  with_element(type, [&](auto e) {
+    if constexpr (sizeof(e) <= 4) {
+      if (is_resident(plan)) return resident(e);
+    }
+    stepwise(e);
+  });
 }
 
 inline void check_waited() {

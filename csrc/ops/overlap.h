@@ -70,8 +70,8 @@ class Lane {
     return std::min(static_cast<int64_t>(best), steps / kLeastChunk);
   }
 
-  // x, y: what the layer reads and gives; `kept`: all memory of the caller's that it reads or writes
-  Lane(const Tensor& x, const Tensor& y, int64_t steps, bool overlaps, std::vector<Tensor> kept) {
+  // x, y: what the layer reads and gives
+  Lane(const Tensor& x, const Tensor& y, int64_t steps, bool overlaps) {
     Stack* const stack = Stack::current();
     if (!stack || stack->device_ != x.device()) return;
     const int64_t chunks = Lane::chunks(steps, stack->layers_);
@@ -90,7 +90,6 @@ class Lane {
     else
       for (const Moment& end : stack->ends_) end.block(*stream_);
     stack->below_ = y;
-    stack->kept_.insert(stack->kept_.end(), kept.begin(), kept.end());
   }
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
@@ -101,6 +100,10 @@ class Lane {
     }
   }
 
+  // memory of the caller's stream that the layer reads or writes
+  void keep(std::initializer_list<Tensor> tensors) {
+    if (stack_) stack_->kept_.insert(stack_->kept_.end(), tensors);
+  }
   // so many steps at a time, and no more than `most`
   int64_t chunk(int64_t most) const { return stack_ ? std::min(chunk_, most) : most; }
   // before the steps up to `end` of x are read

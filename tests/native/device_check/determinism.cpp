@@ -3,7 +3,7 @@
 // too.
 #include "checks.h"
 #include "layer.h"
-#include "memory.h"
+#include "repeat.h"
 
 namespace rnnfast::device_check {
 namespace {
@@ -49,40 +49,6 @@ constexpr Shape kShapes[] = {
     {Mode::kRnnRelu, Type::kHalf, Team::kCluster, 256, 16, false, true},
     {Mode::kRnnRelu, Type::kTf32, Team::kGrid, 500, 8, false, false},
 };
-
-// What a run left, beside what the first one did
-template <class T>
-struct Kept {
-  const Array<T>* now;
-  Array<T> first;
-
-  explicit Kept(const Array<T>& of) : now(&of) {
-    if (of.size()) first = Array<T>(of.read());
-  }
-  int64_t differing() const {
-    return now->size() ? differing_words(now->get(), first.get(), now->bytes() / 4 * 4) : 0;
-  }
-};
-
-// run() again and again: in how many words it was unlike the first time
-template <class Layer, class... T>
-int64_t differences(Layer& layer, const Array<T>&... results) {
-  const int runs = is_emulated() ? 3 : 20;
-  const auto run = [&] {
-    layer.prepare();
-    layer.launch();
-    finish(nullptr);
-  };
-  run();
-  const std::tuple<Kept<T>...> kept{Kept<T>(results)...};
-  int64_t differing = 0;
-  for (int i = 1; i < runs; ++i) {
-    if (i == 1) poison_shared_memory();
-    run();
-    std::apply([&](const auto&... of) { differing += (0 + ... + of.differing()); }, kept);
-  }
-  return differing;
-}
 
 template <class E>
 Outcome run_shape(const Shape& shape) {

@@ -1,10 +1,8 @@
 // Microseconds a step of whole layers, with the plan that they would get on this device. The input product is
 // not in it.
-#include <algorithm>
-
 #include "checks.h"
 #include "layer.h"
-#include "memory.h"
+#include "repeat.h"
 
 namespace rnnfast::device_check {
 namespace {
@@ -23,26 +21,6 @@ constexpr Timed kTimed[] = {
     {Mode::kGru, Type::kBfloat16, 16, 512, false},  {Mode::kLstm, Type::kHalf, 16, 512, false},
     {Mode::kLstm, Type::kTf32, 16, 256, false},     {Mode::kLstm, Type::kBfloat16, 16, 512, true},
 };
-
-// The median of several runs after the first, in microseconds. `result` is the same after all of them.
-template <class Layer, class E>
-double median(Layer& layer, const Array<E>& result) {
-  const int runs = is_emulated() ? 1 : 5;
-  std::vector<double> times;
-  layer.prepare();
-  layer.launch();
-  finish(nullptr);
-  const Array<E> first(result.read());
-  for (int i = 0; i < runs; ++i) {
-    layer.prepare();
-    times.push_back(microseconds([&] { layer.launch(); }));
-    finish(nullptr);
-  }
-  if (differing_words(first.get(), result.get(), result.bytes() / 4 * 4))
-    throw Failure("a timed run left something else than the first one");
-  std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
-  return times[runs / 2];
-}
 
 template <class E>
 Outcome run_timed(const Timed& timed) {
