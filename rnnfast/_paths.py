@@ -301,11 +301,17 @@ def _recorded():
 
 
 def explain(
-    layer: str, x: Tensor, states: list[Tensor | None], weights: list[Tensor | None], rows: int, units: int
+    layer: str,
+    x: Tensor,
+    states: list[Tensor | None],
+    weights: list[Tensor | None],
+    rows: int,
+    units: int,
+    steps: int,
 ) -> str:
     """One sentence: which path `layer` takes for x, with these states and weights, and why.
 
-    rows: of its fullest step; units: of h, the projected one of an LSTM that has it.
+    rows: of its fullest step; units: of h, the projected one of an LSTM that has it; steps: of the call.
     """
     from . import info  # not before: `python -m rnnfast.info` is the first to load it
 
@@ -327,7 +333,7 @@ def explain(
     kernel = "CUDA kernel" if cuda else "CPU kernel"
     isa = "" if cuda else f", instruction set {ops._C.isa()}"
     dtype = _autocast.dtype_for(x)
-    products = 0 if cuda or (dtype or x.dtype) != torch.float32 else info.products(rows, units)
+    products = 0 if cuda or (dtype or x.dtype) != torch.float32 else info.products(rows, units, steps)
     how = f" by {info.PRODUCTS[products]}" if products else ""
     dtype = f"{x.dtype}" if dtype is None else f"{dtype} (autocast)"
     needed = torch.is_grad_enabled() and _any_needs_grad(x, *states, *weights)

@@ -96,25 +96,28 @@ def is_batch_invariant() -> bool:
 def set_batch_invariant(on: bool | None) -> None:
     """Whether a row's results have to be the same, bit for bit, in a batch of any size.
 
-    Else float32 layers of 64 units or more with 8 rows or more (of a PackedSequence: in its first step) take
-    a matrix unit for bfloat16, where the processor has one (`isa() == "amx_bf16"`): each number is a sum of
-    bfloat16 parts, and some products of such parts are added up in float32. A row's results are then the same
-    in every batch of 8 rows or more, and in every one of fewer. How many products, says how exact torch wants
-    them: `torch.backends.mkldnn.rnn.fp32_precision`, or, where that is "none", those above it, when a layer
-    is called (backward: when that is).
+    Else float32 layers may take a matrix unit for bfloat16, where the processor has one
+    (`isa() == "amx_bf16"`): each number is a sum of bfloat16 parts, and some products of such parts are added
+    up in float32. How many, says how exact torch wants them: `torch.backends.mkldnn.rnn.fp32_precision`, or,
+    where that is "none", those above it, when a layer is called (backward: when that is).
 
     | fp32_precision | with None | with False | with True |
     |---|---|---|---|
-    | "none", "ieee" | multiply-adds | six products of three parts | multiply-adds |
-    | "tf32" | three products of two parts | three products of two parts | multiply-adds |
+    | "none", "ieee" | six products of three parts, in large calls | six products | multiply-adds |
+    | "tf32" | three products of two parts | three products | multiply-adds |
     | "bf16" | one product | one product | multiply-adds |
 
     Six products come nearer to the exact result than float32's multiply-adds, three nearer than TF32, and one
     is that of the numbers rounded to bfloat16.
 
-    Whether it is faster has to be measured: where other programs use the unit at the same time it was slower.
-    What `freeze` packs is then larger by 2 bytes for each part of a weight, and serves small calls and the
-    precision of that moment; large calls of another one read the weights themselves.
+    They are made in calls of 8 rows or more (of a PackedSequence: in its first step) of layers of 64 units or
+    more; six, with None, where they are sooner done than multiply-adds: from 32 steps, 16 rows and 128 units
+    on, if rows times units are 4096 or more. A row's results are the same in all batches on one side of such
+    a limit.
+
+    Where other programs use the unit at the same time, it may be slower than multiply-adds. What `freeze`
+    packs is then larger by 2 bytes for each part of a weight, and serves small calls and the precision of
+    that moment; large calls of another one read the weights themselves.
 
     Args:
         on: a column of the table. None holds from the start, unless RNNFAST_BATCH_INVARIANT is 0 (False) or
@@ -123,14 +126,15 @@ def set_batch_invariant(on: bool | None) -> None:
     _C.set_batch_invariant(None if on is None else bool(on))
 
 
-def products(batch: int = 8, units: int = 64) -> int:
+def products(batch: int = 1024, units: int = 1024, steps: int = 1024) -> int:
     """How many products of bfloat16 parts one of float32 is made of now; 0: it is a multiply-add.
 
     Args:
         batch: the rows of the layer's fullest step.
         units: of its state.
+        steps: of the call.
     """
-    return _C.products(batch, units)
+    return _C.products(batch, units, steps)
 
 
 def cuda_kernel() -> str:
@@ -295,7 +299,8 @@ def _enabled() -> str:
 def _float32_products() -> str:
     """How products of float32 are made now, in words."""
     found = products()
-    return f"multiply-adds; from 8 rows and 64 units on {PRODUCTS[found]}" if found else PRODUCTS[0]
+    large = "in large calls" if products(8, 64, 1) == 0 else "from 8 rows and 64 units on"
+    return f"multiply-adds; {large} {PRODUCTS[found]}" if found else PRODUCTS[0]
 
 
 def describe() -> str:

@@ -1,67 +1,32 @@
-"""Products of float32 by a matrix unit for bfloat16, each number in one, two or three parts, as torch's
-fp32_precision asks: how exact they are, what is small, large or not finite, and that only the switches, the
-size of the layer and a batch of 8 rows decide."""
-
-import os
-import subprocess
-import sys
+"""Products of float32 by a matrix unit for bfloat16, each number in one, two or three parts: how exact they
+are, what is small, large or not finite, and that threads, plans and other rows of a batch change no bit."""
 
 import pytest
 import torch
-from helpers import LAYERS, draw, packed, pair, same, tensors, total
+from helpers import LAYERS, draw, packed, pair, same, tensors
+from parts_helpers import (
+    BOUND,
+    MARKS,
+    PRODUCTS,
+    by_multiply_adds,
+    each_layer,
+    each_precision,
+    error,
+    layer,
+    results,
+    use,
+    use_asked,
+)
 
 import rnnfast
-from rnnfast import _C, info
+from rnnfast import info
 
-pytestmark = [
-    pytest.mark.skipif("amx_bf16" not in _C.isas(), reason="this processor has no matrix unit"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
-]
-each_layer = pytest.mark.parametrize("kind", LAYERS)
-PRODUCTS = {"ieee": 6, "tf32": 3, "bf16": 1}
-each_precision = pytest.mark.parametrize("precision", PRODUCTS, indirect=True)
-BOUND = {"ieee": 2**-21, "tf32": 2**-14, "bf16": 2**-7}  # of the error of one product, measured in its scale
-
-
-def use(precision):
-    torch.backends.mkldnn.rnn.fp32_precision = precision
-    info.set_batch_invariant(False if precision == "ieee" else None)  # it is nothing less that is asked for
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
 def precision(request):
-    """Products of parts, six where the test does not say otherwise; conftest puts the switches back."""
-    asked = getattr(request, "param", "ieee")
-    use(asked)
-    return asked
-
-
-def layer(kind, inputs, units, **options):
-    name, fixed = LAYERS[kind]
-    fixed = {**fixed, "proj_size": 64} if "proj_size" in fixed else fixed
-    torch.manual_seed(0)
-    return getattr(rnnfast, name)(inputs, units, **fixed, **options)
-
-
-def results(module, x, hx=None):
-    """Outputs and all gradients."""
-    x = x.detach().requires_grad_()
-    output = module(x, hx)
-    gradients = torch.autograd.grad(total(output), [x, *module.parameters()])
-    return [*(t.detach() for t in tensors(output)), *gradients]
-
-
-def by_multiply_adds(f, *args):
-    info.set_batch_invariant(True)
-    try:
-        return f(*args)
-    finally:
-        use(torch.backends.mkldnn.rnn.fp32_precision)
-
-
-def error(actual, exact):
-    """Root mean square of the error over that of the exact numbers."""
-    return ((actual.double() - exact).square().mean() / exact.square().mean()).sqrt().item()
+    return use_asked(request)
 
 
 @each_layer
@@ -299,138 +264,3 @@ def test_outputs_and_gradients_are_as_near_as_was_asked_for_and_no_nearer(kind, 
         else:
             assert 2 * error(ieee, e) < error(tf32, e) < 2**-16
             assert 64 * error(tf32, e) < error(bf16, e) < 2**-8
-
-
-# torch.backends itself is not to be set where torch's own tests have been imported
-ALL, MKLDNN = (torch.backends._FP32Precision(backend, "all") for backend in ("generic", "mkldnn"))
-RNN = torch.backends.mkldnn.rnn
-
-
-@pytest.mark.parametrize(
-    ("settings", "products"),
-    [
-        ([], 0),
-        ([(RNN, "ieee")], 0),
-        ([(RNN, "tf32")], 3),
-        ([(RNN, "bf16")], 1),
-        ([(MKLDNN, "tf32")], 3),
-        ([(ALL, "bf16")], 1),
-        ([(ALL, "bf16"), (MKLDNN, "tf32")], 3),
-        ([(ALL, "tf32"), (RNN, "ieee")], 0),
-        ([(ALL, "tf32"), (RNN, "bf16")], 1),
-        ([(torch.backends.mkldnn.matmul, "tf32"), (torch.backends.cudnn.rnn, "tf32")], 0),
-    ],
-)
-def test_torchs_settings_count_as_they_stand_under_each_other(settings, products):
-    use("none")
-    info.set_batch_invariant(None)
-    before = [of.fp32_precision for of, _ in settings]
-    try:
-        for of, value in settings:
-            of.fp32_precision = value
-        assert (info.products(), info.is_batch_invariant()) == (products, products == 0)
-        assert info.products(7, 64) == info.products(8, 63) == 0
-        layer("lstm", 40, 100)(draw(4, 16, 40).float())
-        assert info.last_run()["products"] == products
-    finally:
-        for (of, _), value in zip(settings, before, strict=True):
-            of.fp32_precision = value
-
-
-@each_precision
-def test_batch_invariance_that_was_asked_for_wins(precision):
-    module, x = layer("lstm", 40, 100), draw(4, 16, 40).float()
-    assert info.products() == PRODUCTS[precision] and not info.is_batch_invariant()
-    some = results(module, x)
-    info.set_batch_invariant(True)
-    multiplied = results(module, x)
-    assert info.last_run()["products"] == info.products() == 0 and info.is_batch_invariant()
-    assert not torch.equal(some[0], multiplied[0])
-    info.set_isa("avx512")
-    same(results(module, x), multiplied, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("variable", "found"), [("", "0 3"), ("1", "0 0"), ("0", "6 3")])
-def test_the_environment_says_from_the_start_whether_batches_count(variable, found):
-    code = """
-import torch, rnnfast.info
-print(rnnfast.info.products(), end=" ")
-torch.backends.mkldnn.rnn.fp32_precision = "tf32"
-print(rnnfast.info.products())
-"""
-    env = {**os.environ, "RNNFAST_BATCH_INVARIANT": variable}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert ran.stdout.split() == found.split()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", [*LAYERS, "deep"])
-def test_layers_of_other_dtypes_are_not_concerned(kind, dtype):
-    use("ieee")
-    info.set_batch_invariant(None)
-    module = rnnfast.DeepTransitionRNN(40, 70) if kind == "deep" else layer(kind, 40, 100)
-    module, x = module.to(dtype), draw(9, 16, 40).to(dtype)
-    expected = results(module, x)
-    use("bf16")
-    same(results(module, x), expected, rtol=0, atol=0)
-
-
-@each_layer
-def test_a_compiled_layer_follows_the_setting_without_being_compiled_anew(kind):
-    module, x = layer(kind, 40, 100), draw(4, 16, 40).float()
-    torch._dynamo.reset()
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        found = {}
-        for precision in (*PRODUCTS, "ieee"):
-            use(precision)
-            found[precision] = results(module, x)
-            leaf = x.clone().requires_grad_()
-            output = compiled(leaf)
-            gradients = torch.autograd.grad(total(output), [leaf, *module.parameters()])
-            same([*tensors(output), *gradients], found[precision], rtol=0, atol=0)
-    assert not torch.equal(found["tf32"][0], found["bf16"][0])
-
-
-@each_layer
-@each_precision
-def test_torchs_own_layers_follow_it_where_rnnfast_takes_them(kind, precision):
-    projected = {"proj_size": 64} if kind == "lstm_proj" else {}
-    ours, theirs = pair(kind, 70, 66, dtype=torch.float32, **projected)
-    x = draw(3, 9, 70).float()
-    expected = results(ours, x)
-    rnnfast.enable()
-    try:
-        same(results(theirs, x), expected, rtol=0, atol=0)
-        with torch.no_grad():
-            theirs(x)
-        assert info.last_run()["products"] == PRODUCTS[precision]
-    finally:
-        rnnfast.disable()
-
-
-@each_precision
-def test_cells_follow_it(precision):
-    for kind in rnnfast.LSTMCell, rnnfast.GRUCell, rnnfast.RNNCell:
-        cell, x = kind(40, 100), draw(16, 40).float()
-        with torch.no_grad():
-            found = tensors(cell(x))[0]
-            assert info.last_run()["products"] == PRODUCTS[precision]
-        exact = tensors(cell.double()(x.double()))[0]
-        assert error(found, exact) < BOUND[precision]
-
-
-@each_precision
-def test_it_is_said_how_products_are_made(precision):
-    said = info.PRODUCTS[PRODUCTS[precision]]
-    assert said in info.describe() and said not in by_multiply_adds(info.describe)
-    for module, x, few in (
-        (rnnfast.LSTM(40, 100), draw(4, 16, 40), draw(16, 4, 40)),
-        (rnnfast.GRU(40, 100, batch_first=True), draw(16, 4, 40), draw(4, 16, 40)),
-        (rnnfast.LSTM(40, 100), packed(*[3] * 9, features=40), packed(3, 3, features=40)),
-        (rnnfast.GRUCell(40, 100), draw(16, 40), draw(4, 40)),
-        (rnnfast.DeepTransitionRNN(40, 70), draw(16, 4, 40), draw(4, 16, 40)),
-    ):
-        assert said in module.explain(x.float())
-        assert said not in module.explain(few.float())
-        assert said not in module.double().explain(x.double())

@@ -172,12 +172,12 @@ const Kernels* choose() {
 
 std::atomic<const Kernels*> current{nullptr};
 
-enum class Invariance { kByPrecision, kOff, kOn };
+enum class Invariance { kBySize, kOff, kOn };
 
 std::atomic<Invariance>& batch_invariant() {
   static std::atomic<Invariance> value = [] {
     const char* const asked = std::getenv("RNNFAST_BATCH_INVARIANT");
-    if (!asked || !*asked) return Invariance::kByPrecision;
+    if (!asked || !*asked) return Invariance::kBySize;
     return std::string(asked) == "0" ? Invariance::kOff : Invariance::kOn;
   }();
   return value;
@@ -209,16 +209,25 @@ bool fills_unit(int64_t batch, int64_t units) {
   return batch >= kRows && units >= kUnits;
 }
 
-const Kernels& kernels_for(int64_t batch, int64_t units, Precision precision) {
+// Whether all of float32 is had sooner by the unit: W is split once a call, and six products take the place
+// of a multiply-add (measured on Granite Rapids, docs/design.md).
+bool pays(int64_t batch, int64_t units, int64_t steps) {
+  constexpr int64_t kSteps = 32, kRows = 16, kUnits = 128, kBoth = 4096;
+  return steps >= kSteps && batch >= kRows && units >= kUnits && batch >= (kBoth + units - 1) / units;
+}
+
+const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, Precision precision) {
   const Kernels& k = kernels();
+  if (!k.in_parts || !fills_unit(batch, units)) return k;
   const Invariance asked = batch_invariant().load();
   const bool invariant =
-      asked == Invariance::kOn || (asked == Invariance::kByPrecision && precision == Precision::kFloat32);
-  return k.in_parts && fills_unit(batch, units) && !invariant ? k.in_parts[static_cast<int>(precision)] : k;
+      asked == Invariance::kOn ||
+      (asked == Invariance::kBySize && precision == Precision::kFloat32 && !pays(batch, units, steps));
+  return invariant ? k : k.in_parts[static_cast<int>(precision)];
 }
 
 void set_batch_invariant(std::optional<bool> on) {
-  batch_invariant().store(!on ? Invariance::kByPrecision : *on ? Invariance::kOn : Invariance::kOff);
+  batch_invariant().store(!on ? Invariance::kBySize : *on ? Invariance::kOn : Invariance::kOff);
 }
 
 void set_isa(const std::string& name) { current.store(name.empty() ? choose() : find(name)); }

@@ -81,11 +81,12 @@ const Kernels& kernels();
 // Whether a layer of so many units (the fewest of one product) whose fullest step has `batch` rows is large
 // enough for products of parts
 bool fills_unit(int64_t batch, int64_t units);
-// The one of it for such a layer. Nothing else decides, so that results do not change with threads, plan, or
-// what else is in the batch.
-const Kernels& kernels_for(int64_t batch, int64_t units, Precision precision);
+// The one of it for a call of so many steps of such a layer. Nothing else decides, so that results do not
+// change with threads, plan, or what else is in the batch.
+const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, Precision precision);
 // Whether kernels_for is always kernels(): a row's results are then the same in a batch of any size. Without
-// a value, as from the start unless RNNFAST_BATCH_INVARIANT is 1 or 0: for Precision::kFloat32 alone.
+// a value, as from the start unless RNNFAST_BATCH_INVARIANT is 1 or 0: where Precision::kFloat32 is had
+// sooner so.
 void set_batch_invariant(std::optional<bool> on);
 // "" chooses again by itself. Throws std::runtime_error for a name that was not built or that the processor
 // lacks.

@@ -13,7 +13,7 @@ struct Gradient {
   static constexpr int64_t kRows = kInParts<E> ? 64 : 48;  // of a block of A
   // Words of k of a block: the second cache holds two B of 256 columns. A matrix unit is done sooner with a
   // block than its C is read and written, so it takes longer ones.
-  static constexpr int64_t kDepth = kMatrixUnit ? kBlock : kBlock / 2;
+  static constexpr int64_t kDepth = kMatrixUnit && !kInParts<E> ? kBlock : kBlock / 2;
 
   // What one part has for itself
   struct Own {
@@ -64,6 +64,8 @@ struct Gradient {
       // 2: more than once, for a block is packed whole
       to.packed[i] = Packed<E>::make(arena, {nullptr, p.product[i].ldb, true}, depth * kNumbers, columns, 1,
                                      kRows, 2, plan);
+      if constexpr (kInParts<E>)
+        if (i > 0) to.packed[i].split_like(to.packed[0], kRows);
       most_columns = most(most_columns, columns);
     }
     to.zeros = arena.take<A>(most_columns);

@@ -25,6 +25,8 @@ inline thread_local uint32_t tile_registers[8][16][16];
 
 RNNFAST_INLINE void load_setup(const TileSetup& setup) { tile_setup = setup; }
 RNNFAST_INLINE void release_setup() {}
+RNNFAST_INLINE void tiles_see_memory() {}
+RNNFAST_INLINE void stay_awake() {}
 
 template <int r>
 RNNFAST_INLINE void load_tile(const void* p, int64_t stride) {
@@ -60,14 +62,23 @@ RNNFAST_INLINE void multiply_tiles() {
 #else
 RNNFAST_INLINE void load_setup(const TileSetup& setup) { asm volatile("ldtilecfg %0" ::"m"(setup)); }
 RNNFAST_INLINE void release_setup() { asm volatile("tilerelease"); }
+// What is stored before, and what tiles store, is seen by what comes after; among themselves they stay in
+// order.
+RNNFAST_INLINE void tiles_see_memory() { asm volatile("" ::: "memory"); }
+// Half a microsecond without a float added up, and the core's vector part sleeps: waking up for the sums
+// takes it as long as 50 products (Granite Rapids; a lone addition in between keeps it awake).
+RNNFAST_INLINE void stay_awake() {
+  f32v zero{};
+  asm volatile("vaddps %0, %0, %0" : "+v"(zero));
+}
 
 template <int r>
 RNNFAST_INLINE void load_tile(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(r) : "memory");
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(r));
 }
 template <int r>
 RNNFAST_INLINE void store_tile(void* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(r) : "memory");
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(r));
 }
 template <int r>
 RNNFAST_INLINE void zero_tile() {
@@ -144,17 +155,19 @@ RNNFAST_INLINE void multiply_vectors(const Band& band, const W* panel, int64_t K
     load_tile<c.value>(place(band.in, band.in_stride, half.value, v.value), band.in_stride);
   });
   const char *a = band.a, *b = reinterpret_cast<const char*>(panel) + kFirst * kLine;
-  for (int64_t k = 0; k < K; k += kUnitWords, a += kLine, b += kUnitWords * kPanelRow)
+  const int64_t a_stride = band.a_stride, lower = band.upper() * a_stride;
+  for (int64_t k = 0; k < K; k += kUnitWords, a += kLine, b += kUnitWords * kPanelRow) {
     each<kCount>([&](auto v) {
       constexpr int kB = kTileB + v.value % 2;
       load_tile<kB>(b + v.value * kLine, kPanelRow);
       each<kHalves>([&](auto half) {
         constexpr int kA = kTileA + half.value;
-        if constexpr (v.value == 0)
-          load_tile<kA>(a + half.value * band.upper() * band.a_stride, band.a_stride);
+        if constexpr (v.value == 0) load_tile<kA>(a + half.value * lower, a_stride);
         multiply_tiles<kTileC + 2 * half.value + v.value, kA, kB>();
       });
     });
+    stay_awake();
+  }
   each_sum([&](auto half, auto v, auto c) {
     store_tile<c.value>(place(band.out, band.out_stride, half.value, v.value), band.out_stride);
   });
@@ -163,9 +176,14 @@ RNNFAST_INLINE void multiply_vectors(const Band& band, const W* panel, int64_t K
 template <class W, int kVectors>
 __attribute__((noinline)) void multiply_band(const Band& band, const W* panel, int64_t K,
                                              const int64_t* offset) {
-  if (!band.lower()) return multiply_vectors<1, kVectors, 0, kVectors>(band, panel, K, offset);
-  multiply_vectors<2, kVectors, 0, (kVectors > 1 ? 2 : 1)>(band, panel, K, offset);
-  if constexpr (kVectors > 2) multiply_vectors<2, kVectors, 2, kVectors - 2>(band, panel, K, offset);
+  tiles_see_memory();
+  if (!band.lower()) {
+    multiply_vectors<1, kVectors, 0, kVectors>(band, panel, K, offset);
+  } else {
+    multiply_vectors<2, kVectors, 0, (kVectors > 1 ? 2 : 1)>(band, panel, K, offset);
+    if constexpr (kVectors > 2) multiply_vectors<2, kVectors, 2, kVectors - 2>(band, panel, K, offset);
+  }
+  tiles_see_memory();
 }
 
 template <class W>

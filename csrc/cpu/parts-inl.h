@@ -26,6 +26,9 @@ RNNFAST_INLINE int64_t parts_size(int64_t K) {
 // where part i of B stands among the tiles of a packed vector: products begin with the low one
 RNNFAST_INLINE constexpr int64_t tile_of(int64_t part) { return kFloatParts - 1 - part; }
 
+// what the end of a packed vector says about its scales: all are 1, or not, or not all numbers are finite
+constexpr float kPlain = 0, kScaled = 1, kCareful = 2;
+
 template <class E>
 constexpr bool kInParts = false;
 #ifdef RNNFAST_MATRIX_UNIT
@@ -46,15 +49,37 @@ inline constexpr PartPair kPairsOf<3>[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0
 inline constexpr auto& kPairs = kPairsOf<kFloatParts>;
 constexpr int kProducts = sizeof kPairs / sizeof *kPairs;
 
-// Three parts are all of a float. Fewer are rounded, so that what is left out has either sign.
-struct Parts {
-  pairs part[kFloatParts];  // the high one first; as floats of which the lower half is zero
+RNNFAST_INLINE pairs lower_halves(pairs words) {
+  return words << 16;
+}  // as floats, of which they are the upper ones
+RNNFAST_INLINE pairs upper_halves(pairs words) { return words & (pairs{} + int32_t(0xffff0000)); }
 
-  RNNFAST_INLINE explicit Parts(f32v x) {
-    for (pairs& p : part) {
-      p = kFloatParts < 3 ? __builtin_convertvector(rounded(x), pairs) << 16
-                          : __builtin_bit_cast(pairs, x) & (pairs{} + int32_t(0xffff0000));
-      x = x - __builtin_bit_cast(f32v, p);
+// A word of the unit, of A and of B, is two of 32 numbers: one of the first 16, and, above it, one of the
+// others.
+RNNFAST_INLINE pairs words_of(pairs first, pairs second) {
+  typedef uint32_t unsigned_pairs __attribute__((vector_size(kVectorBytes)));
+  return __builtin_bit_cast(pairs, __builtin_bit_cast(unsigned_pairs, first) >> 16) | upper_halves(second);
+}
+struct InTurns {  // 16 numbers, and the 16 after them
+  static constexpr int at(int i) { return i / 2 + i % 2 * 16; }
+};
+RNNFAST_INLINE pairs rounded_words(f32v first, f32v second) {
+  typedef uint16_t words16 __attribute__((vector_size(kVectorBytes)));
+  const words16 all = __builtin_bit_cast(words16, RNNFAST_ROUND_TWO_BF16(first, second));
+  return __builtin_bit_cast(pairs, shuffled<InTurns>(all, all, std::make_index_sequence<32>()));
+}
+
+// The parts of 32 numbers. Three are all of a float. Fewer are rounded, so that what is left out has either
+// sign.
+struct Parts {
+  pairs words[kFloatParts];  // the high parts first
+
+  RNNFAST_INLINE Parts(f32v first, f32v second) {
+    for (pairs& w : words) {
+      w = kFloatParts < 3 ? rounded_words(first, second)
+                          : words_of(__builtin_bit_cast(pairs, first), __builtin_bit_cast(pairs, second));
+      first = first - __builtin_bit_cast(f32v, lower_halves(w));
+      second = second - __builtin_bit_cast(f32v, upper_halves(w));
     }
   }
 };
@@ -89,35 +114,18 @@ struct Scale {
   }
 };
 
-struct OddLanes {
-  static constexpr int at(int j) { return 2 * j + 1; }
-};
-// the upper halves of 16 and 16 numbers, side by side
-RNNFAST_INLINE pairs upper_halves(pairs a, pairs b) {
-  typedef uint16_t words16 __attribute__((vector_size(kVectorBytes)));
-  return __builtin_bit_cast(pairs,
-                            shuffled<OddLanes>(__builtin_bit_cast(words16, a), __builtin_bit_cast(words16, b),
-                                               std::make_index_sequence<32>()));
-}
-// of each lane the upper halves of a and, above it, of b
-RNNFAST_INLINE pairs paired_halves(pairs a, pairs b) {
-  typedef uint32_t unsigned_pairs __attribute__((vector_size(kVectorBytes)));
-  return __builtin_bit_cast(pairs, __builtin_bit_cast(unsigned_pairs, a) >> 16) | b;
-}
-
 // n numbers of a row of A, filled with zeros to K: part i of the numbers from k on goes to
-// to + (k / 32) step + 16 i floats. Returns what the sums are multiplied by; `finite` says whether all are.
-__attribute__((noinline)) inline float split_row(const float* a, int64_t n, float* to, int64_t step,
-                                                 bool& finite) {
+// to + (k / 32) step + 16 i floats. Returns what the sums are multiplied by, or 0 where not all are finite.
+__attribute__((noinline)) inline float split_row(const float* a, int64_t n, float* to, int64_t step) {
   constexpr int L = Vec<float>::kLanes;
-  const auto split = [&](float factor) {
+  const auto split = [&](auto scaled) {
     Largest largest;
     float* line = to;
     const auto put = [&](f32v first, f32v second) {
       largest.see(first), largest.see(second);
-      const Parts p(first * factor), q(second * factor);
+      const Parts parts(scaled(first), scaled(second));
       for (int i = 0; i < kFloatParts; ++i)
-        store(reinterpret_cast<int32_t*>(line + i * kPartsRow), upper_halves(p.part[i], q.part[i]));
+        store(reinterpret_cast<int32_t*>(line + i * kPartsRow), parts.words[i]);
       line += step;
     };
     int64_t k = 0;
@@ -125,11 +133,10 @@ __attribute__((noinline)) inline float split_row(const float* a, int64_t n, floa
     if (k < n) put(load_part(a + k, n - k), load_part(a + k + L, n - k - L));
     return largest.of_all();
   };
-  const int32_t largest = split(1);
-  finite = largest < kInfinite;
+  const int32_t largest = split([&](f32v x) { return x; });
   const Scale scale(largest);
-  if (scale.up != 1) split(scale.up);
-  return scale.down;
+  if (scale.up != 1) split([&](f32v x) { return x * scale.up; });
+  return largest < kInfinite ? scale.down : 0;
 }
 
 // The scales of 16 columns whose largest numbers have these bits, at the end of their packed vector. Returns
@@ -137,68 +144,72 @@ __attribute__((noinline)) inline float split_row(const float* a, int64_t n, floa
 RNNFAST_INLINE f32v put_scales(float* vector, int64_t K, const Largest& largest) {
   float* const tail = vector + parts_size(K) - kVectorTail;
   f32v up;
-  int32_t infinite = 0;
+  bool infinite = false, scaled = false;
   for (int i = 0; i < Vec<float>::kLanes; ++i) {
     const Scale scale(largest.lanes[i]);
     up[i] = scale.up, tail[i] = scale.down;
-    infinite |= largest.lanes[i] >= kInfinite;
+    infinite |= largest.lanes[i] >= kInfinite, scaled |= scale.up != 1;
   }
-  tail[kPartsRow] = static_cast<float>(infinite);
+  tail[kPartsRow] = infinite ? kCareful : scaled ? kScaled : kPlain;
   return up;
 }
 
 // What the unit would make of infinity is NaN: there the other parts are zero.
-RNNFAST_INLINE Parts parts_of_weights(f32v w) {
-  Parts p(w);
-  const pairs bits = __builtin_bit_cast(pairs, w) & (pairs{} + 0x7fffffff), infinite = bits >= kInfinite;
-  for (int i = 1; i < kFloatParts; ++i) p.part[i] &= ~infinite;
-  return p;
+RNNFAST_INLINE Parts parts_of_weights(f32v first, f32v second) {
+  const pairs magnitude = pairs{} + 0x7fffffff, p = __builtin_bit_cast(pairs, first) & magnitude,
+              q = __builtin_bit_cast(pairs, second) & magnitude;
+  Parts parts(first, second);
+  const pairs others = ~words_of(p >= kInfinite, q >= kInfinite);
+  for (int i = 1; i < kFloatParts; ++i) parts.words[i] &= others;
+  return parts;
 }
 
-// Tiles of 16 columns from 16 rows of n numbers (a column's each), ld apart, of which `columns` are there
+// Tiles of 16 columns; block(k, r) has r[i] = number k + i of each, zero where there is none. Numbers of an
+// ordinary size, which is what weights are, take one pass.
+template <class Block>
+RNNFAST_INLINE void pack_parts(float* to, int64_t K, const Block& block) {
+  constexpr int L = Vec<float>::kLanes;
+  const auto pack = [&](const auto& parts_of) {
+    Largest largest;
+    float* tiles = to;
+    for (int64_t k = 0; k < K; k += kTileNumbers, tiles += kFloatParts * kTileFloats) {
+      f32v first[L], second[L];
+      block(k, first);
+      block(k + L, second);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        largest.see(first[i]), largest.see(second[i]);
+        const Parts parts = parts_of(first[i], second[i]);
+        for (int j = 0; j < kFloatParts; ++j)
+          store(reinterpret_cast<int32_t*>(tiles + tile_of(j) * kTileFloats + i * kPartsRow), parts.words[j]);
+      }
+    }
+    return largest;
+  };
+  const Largest largest = pack([&](f32v first, f32v second) { return Parts(first, second); });
+  const f32v up = put_scales(to, K, largest);
+  if (to[parts_size(K) - kVectorTail + kPartsRow] != kPlain)
+    pack([&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
+}
+
+// from `columns` rows of n numbers, a column's each, ld apart
 __attribute__((noinline)) inline void pack_parts_turned(float* to, const float* from, int64_t ld,
                                                         int64_t columns, int64_t n, int64_t K) {
-  constexpr int L = Vec<float>::kLanes;
-  Largest of_columns;
-  for (int i = 0; i < L; ++i) {
-    Largest largest;
-    for (int64_t k = 0; i < columns && k < n; k += L) largest.see(load_part(from + i * ld + k, n - k));
-    of_columns.lanes[i] = largest.of_all();
-  }
-  const f32v up = put_scales(to, K, of_columns);
-  for (int64_t k = 0; k < K; k += kTileNumbers, to += kFloatParts * kTileFloats) {
-    pairs part[kFloatParts][L];
-    for (int i = 0; i < L; ++i) {
-      const float* const row = from + i * ld + k;
-      const int64_t left = i < columns ? n - k : 0;
-      const Parts p = parts_of_weights(load_part(row, left) * up[i]),
-                  q = parts_of_weights(load_part(row + L, left - L) * up[i]);
-      for (int j = 0; j < kFloatParts; ++j) part[j][i] = upper_halves(p.part[j], q.part[j]);
-    }
-    for (int i = 0; i < kFloatParts; ++i) {
-      transpose<int32_t>(part[i]);
-      for (int j = 0; j < L; ++j)
-        store(reinterpret_cast<int32_t*>(to + tile_of(i) * kTileFloats + j * kPartsRow), part[i][j]);
-    }
-  }
+  constexpr int64_t L = Vec<float>::kLanes;
+  pack_parts(to, K, [&](int64_t k, f32v* r) {
+    if (columns >= L && n - k >= L)
+      load_turned(r, from + k, ld);
+    else
+      load_turned_part(r, from + k, ld, columns, n - k);
+  });
 }
 
-// The same from n rows of columns; row(k) is where row k begins
+// from n rows of columns; row(k) is where row k begins
 template <class Row>
 RNNFAST_INLINE void pack_parts_straight(float* to, const Row& row, int64_t columns, int64_t n, int64_t K) {
-  Largest largest;
-  for (int64_t k = 0; k < n; ++k) largest.see(load_part(row(k), columns));
-  const f32v up = put_scales(to, K, largest);
-  const auto parts_of = [&](int64_t k) {
-    return parts_of_weights(k < n ? load_part(row(k), columns) * up : f32v{});
-  };
-  for (int64_t k = 0; k < K; k += kTileNumbers, to += kFloatParts * kTileFloats)
-    for (int64_t j = 0; j < kTileNumbers / 2; ++j) {
-      const Parts p = parts_of(k + 2 * j), q = parts_of(k + 2 * j + 1);
-      float* const word = to + j * kPartsRow;
-      for (int i = 0; i < kFloatParts; ++i)
-        store(reinterpret_cast<int32_t*>(word + tile_of(i) * kTileFloats),
-              paired_halves(p.part[i], q.part[i]));
-    }
+  pack_parts(to, K, [&](int64_t k, f32v* r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Vec<float>::kLanes; ++i) r[i] = k + i < n ? load_part(row(k + i), columns) : f32v{};
+  });
 }
 #endif

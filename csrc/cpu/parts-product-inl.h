@@ -40,22 +40,48 @@ constexpr int64_t kTileBytes = 1024, kTileStep = kFloatParts * kTileBytes;
 // whether product i reads another part of A, or of B, than the one before it
 constexpr bool is_other(int i, int PartPair::* of) { return i == 0 || kPairs[i].*of != kPairs[i - 1].*of; }
 
+// The products of 16 rows, whose parts are in registers, by a vector's tiles
+template <int kSum, int i = 0>
+RNNFAST_INLINE void multiply_flat_step(const char* tiles) {
+  if constexpr (i < kProducts) {
+    constexpr PartPair pair = kPairs[i];
+    if constexpr (is_other(i, &PartPair::b)) load_tile<kFlatB>(tiles + tile_of(pair.b) * kTileBytes, 64);
+    multiply_tiles<kSum, kFlatA + pair.a, kFlatB>();
+    multiply_flat_step<kSum, i + 1>(tiles);
+  }
+}
+
+// of two times 16 rows, `lower` bytes apart, by the tiles of kCount vectors
+template <int kCount, int i = 0>
+RNNFAST_INLINE void multiply_tall_step(const char* a, int64_t lower, const char* tiles, int64_t b_vector) {
+  if constexpr (i < kProducts) {
+    constexpr PartPair pair = kPairs[i];
+    if constexpr (is_other(i, &PartPair::a)) {
+      load_tile<kTileA>(a + 64 * pair.a, kSplitRow);
+      load_tile<kTileA + 1>(a + lower + 64 * pair.a, kSplitRow);
+    }
+    const char* const tile = tiles + tile_of(pair.b) * kTileBytes;
+    if constexpr (is_other(i, &PartPair::b)) {
+      load_tile<kTileB>(tile, 64);
+      if constexpr (kCount > 1) load_tile<kTileB + 1>(tile + b_vector, 64);
+    }
+    multiply_tiles<kTileC, kTileA, kTileB>();
+    if constexpr (kCount > 1) multiply_tiles<kTileC + 1, kTileA, kTileB + 1>();
+    multiply_tiles<kTileC + 2, kTileA + 1, kTileB>();
+    if constexpr (kCount > 1) multiply_tiles<kTileC + 3, kTileA + 1, kTileB + 1>();
+    multiply_tall_step<kCount, i + 1>(a, lower, tiles, b_vector);
+  }
+}
+
 template <int kCount>
 RNNFAST_INLINE void multiply_flat(const BandOperands& band, VectorSums* sums) {
-  each<kCount>([&](auto v) { zero_tile<kTileC + v.value>(); });
+  each<kCount>([](auto v) { zero_tile<kTileC + v.value>(); });
   const char *a = band.a, *b = band.b;
-  for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
+  const int64_t a_step = band.a_step, b_vector = band.b_vector;
+  for (int64_t k = 0; k < band.K; k += kTileNumbers, a += a_step, b += kTileStep) {
     each<kFloatParts>([&](auto part) { load_tile<kFlatA + part.value>(a + 64 * part.value, kSplitRow); });
-    each<kCount>([&](auto v) {
-      constexpr int c = kTileC + v.value;
-      const char* const tile = b + v.value * band.b_vector;
-      each<kProducts>([&](auto i) {
-        constexpr PartPair pair = kPairs[i.value];
-        if constexpr (is_other(i.value, &PartPair::b))
-          load_tile<kFlatB>(tile + tile_of(pair.b) * kTileBytes, 64);
-        multiply_tiles<c, kFlatA + pair.a, kFlatB>();
-      });
-    });
+    each<kCount>([&](auto v) { multiply_flat_step<kTileC + v.value>(b + v.value * b_vector); });
+    stay_awake();
   }
   each<kCount>([&](auto v) { store_tile<kTileC + v.value>(sums[v.value], 64); });
 }
@@ -69,47 +95,31 @@ RNNFAST_INLINE void multiply_tall(const BandOperands& band, VectorSums* sums) {
   };
   each_sum([](auto, auto, auto c) { zero_tile<c.value>(); });
   const char *a = band.a, *b = band.b;
-  const int64_t lower = band.upper * kSplitRow;
-  for (int64_t k = 0; k < band.K; k += kTileNumbers, a += band.a_step, b += kTileStep) {
-    const auto load_a = [&](int64_t part) {
-      each<2>(
-          [&](auto half) { load_tile<kTileA + half.value>(a + half.value * lower + 64 * part, kSplitRow); });
-    };
-    const auto load_b = [&](int64_t tile) {
-      each<kCount>(
-          [&](auto v) { load_tile<kTileB + v.value>(b + v.value * band.b_vector + tile * kTileBytes, 64); });
-    };
-    const auto multiply = [&] {
-      each_sum([](auto half, auto v, auto c) {
-        multiply_tiles<c.value, kTileA + half.value, kTileB + v.value>();
-      });
-    };
-    each<kProducts>([&](auto i) {
-      if constexpr (is_other(i.value, &PartPair::a)) load_a(kPairs[i.value].a);
-      if constexpr (is_other(i.value, &PartPair::b)) load_b(tile_of(kPairs[i.value].b));
-      multiply();
-    });
+  const int64_t a_step = band.a_step, b_vector = band.b_vector, upper = band.upper;
+  for (int64_t k = 0; k < band.K; k += kTileNumbers, a += a_step, b += kTileStep) {
+    multiply_tall_step<kCount>(a, upper * kSplitRow, b, b_vector);
+    stay_awake();
   }
-  each_sum(
-      [&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * band.upper], 64); });
+  each_sum([&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * upper], 64); });
 }
 
 // The sums of `count` vectors, at most 4, of which a tall band makes two at a time
 __attribute__((noinline)) inline void multiply_band_of_parts(BandOperands band, int64_t rows, int count,
                                                              VectorSums* sums) {
   band.upper = (rows + 1) / 2;
-  if (rows <= kUnitRows) {
+  tiles_see_memory();
+  if (rows <= kUnitRows)
     count == 4   ? multiply_flat<4>(band, sums)
     : count == 3 ? multiply_flat<3>(band, sums)
     : count == 2 ? multiply_flat<2>(band, sums)
                  : multiply_flat<1>(band, sums);
-    return;
-  }
-  for (int v = 0; v < count; v += 2) {
-    BandOperands two = band;
-    two.b += v * band.b_vector;
-    count - v > 1 ? multiply_tall<2>(two, sums + v) : multiply_tall<1>(two, sums + v);
-  }
+  else
+    for (int v = 0; v < count; v += 2) {
+      BandOperands two = band;
+      two.b += v * band.b_vector;
+      count - v > 1 ? multiply_tall<2>(two, sums + v) : multiply_tall<1>(two, sums + v);
+    }
+  tiles_see_memory();
 }
 
 // The sums of one row by multiply-adds, for what is not finite: n numbers of A, a packed vector
@@ -118,11 +128,12 @@ __attribute__((noinline)) inline void multiply_careful_row(const float* a, int64
   f32v sum{};
   for (int64_t k = 0; k < n; ++k) {
     const float* const word =
-        vector + k / kTileNumbers * kFloatParts * kTileFloats + k % kTileNumbers / 2 * kPartsRow;
+        vector + k / kTileNumbers * kFloatParts * kTileFloats + k % (kTileNumbers / 2) * kPartsRow;
+    const bool second = k % kTileNumbers >= kTileNumbers / 2;
     f32v w{};
     for (int part = 0; part < kFloatParts; ++part) {
       const pairs both = load(reinterpret_cast<const int32_t*>(word + part * kTileFloats));
-      w = w + __builtin_bit_cast(f32v, k % 2 ? both & (pairs{} + int32_t(0xffff0000)) : both << 16);
+      w = w + __builtin_bit_cast(f32v, second ? upper_halves(both) : both << 16);
     }
     sum = fma(a[k] - f32v{}, w, sum);
   }
@@ -134,19 +145,17 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
                                      bool last_first, Rows rows, Then then) {
   constexpr int64_t kRows = Packed<E>::kMostSplitRows;
   const float *a[kRows], *in[kRows];
-  float *out[kRows], scale[kRows];
-  bool careful[kRows];
+  float* out[kRows];
   const int64_t chunk = w.split_rows, size = parts_size(w.K);
   float* const split = w.split + part.index * w.split_size();
+  float* const scale = split + w.split_size() - kRows;
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t count = least(chunk, n - begin), step = count * kFloatParts * kPartsRow;
-    bool any_careful = false;
+    bool plain = true;
     for (int64_t i = 0; i < count; ++i) {
-      bool finite;
       rows(begin + i, a[i], in[i], out[i]);
-      scale[i] = split_row(a[i], w.numbers, split + i * kFloatParts * kPartsRow, step, finite);
-      careful[i] = !finite;
-      any_careful |= !finite;
+      if (!w.is_split) scale[i] = split_row(a[i], w.numbers, split + i * kFloatParts * kPartsRow, step);
+      plain &= scale[i] == 1;
     }
     part.watch.lap(Work::kPack);
     const int64_t bands = divide_up(count, kTallRows);
@@ -171,17 +180,18 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
             const float* const vector = of + v * size;
             const float* const tail = vector + size - kVectorTail;
             const int64_t at = offset[first + v];
-            const bool all_careful = tail[kPartsRow] != 0;
+            if (plain && tail[kPartsRow] == kPlain) {
+              for (int64_t i = r.begin; i < r.end; ++i)
+                store(out[i] + at, load(sums[v][i - r.begin]) + load(in[i] + at));
+              continue;
+            }
+            const bool all_careful = tail[kPartsRow] == kCareful;
             const f32v down = load(tail);
             for (int64_t i = r.begin; i < r.end; ++i) {
               float* const sum = sums[v][i - r.begin];
-              if (any_careful || all_careful)
-                if (careful[i] || all_careful) {
-                  multiply_careful_row(a[i], w.numbers, vector, sum);
-                  store(out[i] + at, fma(load(sum), down, load(in[i] + at)));
-                  continue;
-                }
-              store(out[i] + at, fma(load(sum), down * scale[i], load(in[i] + at)));
+              const bool by_hand = scale[i] == 0 || all_careful;
+              if (by_hand) multiply_careful_row(a[i], w.numbers, vector, sum);
+              store(out[i] + at, fma(load(sum), by_hand ? down : down * scale[i], load(in[i] + at)));
             }
           }
         }

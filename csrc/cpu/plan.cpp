@@ -25,24 +25,39 @@ constexpr double kStripNs = 10;  // backward: what forward saved of a vector of 
 // 0.6 and 5); with many rows a vector takes a little beside their multiply-adds.
 constexpr double kFirstNs = 0.29, kSecondNs = 0.55, kThirdNs = 2, kReadNs = 0.05;
 constexpr double kLineBytes = 64, kFirstBytes = 32 * 1024;
-// a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows;
-// of products of parts, which are of half as many words each, that is reckoned, not measured
+// a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows,
+// and
 constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
+// each product of parts; such a processor takes so long for a line from beyond its second cache; a number is
+// split in so long; and so long takes a line of h that another member has written, or of da, which it has
+// just read
+constexpr double kPerPart = 0.57, kPerPartRow = 0.053, kUnitThirdNs = 4;
+constexpr double kSplitNs = 0.3, kPackPartsNs = 0.2, kLineNs = 20, kLineBackNs = 40;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// bytes of a vector of units: n(n + 1) / 2 products are made of n parts of two bytes
+double bytes_of_vector(const Shape& s) {
+  return s.products == 0 ? s.vector_bytes : s.lanes * 2.0 * std::floor(std::sqrt(2.0 * s.products));
+}
+
+// numbers that one step's product with W_hh sums over
+double recurrent(const Shape& s) { return static_cast<double>(s.reads) * (s.backward ? s.gates : 1); }
+
 // One step of `rows` rows over `vectors` vectors of units
 double step_ns(const Shape& s, double rows, double vectors) {
-  const double products = s.matrix_unit ? 1 : s.products / 2.0;
-  const double cost =
-      products > 0 ? std::ceil(rows / kUnitRows) * products * kPerUnit + rows * kPerUnitRow : rows;
+  const double units = std::ceil(rows / kUnitRows), vector_bytes = bytes_of_vector(s);
+  const double cost = s.products > 0  ? s.products * (units * kPerPart + rows * kPerPartRow)
+                      : s.matrix_unit ? units * kPerUnit + rows * kPerUnitRow
+                                      : rows;
   const double fma = cost / kVectorFmaPerNs, w = vectors * s.gates * s.reads;
-  const double first = std::min(w, kFirstBytes / s.vector_bytes);
-  const double nearest_two = std::clamp<double>(s.second_cache / s.vector_bytes, first, w);
-  const double few = std::max(fma + kReadNs, kFirstNs), lines = s.vector_bytes / kLineBytes;
+  const double first = std::min(w, kFirstBytes / vector_bytes);
+  const double nearest_two = std::clamp<double>(s.second_cache / vector_bytes, first, w);
+  const double few = std::max(fma + kReadNs, kFirstNs), lines = vector_bytes / kLineBytes;
   const double product = first * few + (nearest_two - first) * std::max(few, kSecondNs * lines) +
-                         (w - nearest_two) * std::max(few, kThirdNs * lines);
-  return product + vectors * s.gates * (s.inputs * fma + rows * kCellNsPerVector);
+                         (w - nearest_two) * std::max(few, (s.products ? kUnitThirdNs : kThirdNs) * lines);
+  const double split = s.products ? rows * (s.inputs + recurrent(s)) * kSplitNs : 0;
+  return product + split + vectors * s.gates * (s.inputs * fma + rows * kCellNsPerVector);
 }
 
 }  // namespace
@@ -55,7 +70,7 @@ Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
   const int64_t vectors = divide_up(s.units, s.lanes);
   const double rows = s.steps > 0 ? static_cast<double>(s.total) / s.steps : 0;  // the mean, when packed
   const double numbers = static_cast<double>(s.units) * s.gates * (s.inputs + s.reads);
-  const double pack = s.frozen ? 0 : kPackNs * numbers;
+  const double pack = s.frozen ? 0 : (s.products ? kPackPartsNs : kPackNs) * numbers;
   const double serial = pack + s.steps * step_ns(s, rows, vectors);
   Plan best{Split::kSerial, 1};
   double best_ns = serial;
@@ -63,12 +78,14 @@ Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
 
   const int unit_parts = static_cast<int>(std::min<int64_t>(threads, vectors));
   const double slice = static_cast<double>(divide_up(vectors, unit_parts));
-  const double lines = (rows - 1) * s.reads / s.lanes * (1 - 1.0 / unit_parts);  // that others have written
+  const double lines =
+      (rows - 1) * recurrent(s) / s.lanes * (1 - 1.0 / unit_parts);  // that others have written
+  const double fetch_ns = s.products ? lines * (s.backward ? kLineBackNs : kLineNs)
+                                     : lines / (s.backward ? s.gates : 1) / kLines * meeting_ns;
+  const double meet = (s.batch > 1 ? kMeetings : kMeetingsAlone) * meeting_ns + fetch_ns;
   const double units =
       kEnterNs + pack / unit_parts +
-      s.steps * (step_ns(s, rows, slice) +
-                 s.stages * ((s.batch > 1 ? kMeetings : kMeetingsAlone) + lines / kLines) * meeting_ns +
-                 (s.backward ? rows * slice * kStripNs : 0));
+      s.steps * (step_ns(s, rows, slice) + s.stages * meet + (s.backward ? rows * slice * kStripNs : 0));
   if (unit_parts > 1 && units < best_ns) best = {Split::kUnits, unit_parts}, best_ns = units;
 
   // who shares rows reads what others have packed, and cannot pack weights that are read once panel by panel,

@@ -85,10 +85,12 @@ struct Packed {
   bool once = false;
   int64_t group = 0;  // vectors: 2, of panels with an even number of them; 3, or some more; or 0: all
   bool turned = false;
-  // of A, that are split at a time: [split_rows, K] in parts, for each part of the plan
+  // of A, that are split at a time: for each part of the plan [split_rows, K] in parts, and what split_row
+  // gives
   W* split = nullptr;
   int64_t split_rows = 0;
-  bool frozen = false;  // packed before this call: cuts are where panels begin, at multiples of `width`
+  bool is_split = false;  // by the product before, which has the same A
+  bool frozen = false;    // packed before this call: cuts are where panels begin, at multiples of `width`
 
   static constexpr int64_t kUnit = kInParts<E> ? 2 * kUnitWords : kUnitWords;  // K is a multiple of it
   static constexpr int64_t kMostSplitRows = 128, kMostPanel = 12;
@@ -107,7 +109,7 @@ struct Packed {
     else
       return K * L;
   }
-  int64_t split_size() const { return split_rows * K / 2 * kFloatParts; }
+  int64_t split_size() const { return split_rows * K / 2 * kFloatParts + kMostSplitRows; }
   Range vectors_of(Cut cut) const {
     if (!frozen) return share(vectors(), cut.pieces, cut.piece);
     const Range panels = share(divide_up(vectors(), width), cut.pieces, cut.piece);
@@ -161,6 +163,12 @@ struct Packed {
       split_rows = least(least(most(fit, kBand), kMostSplitRows), most<int64_t>(rows, 1));
       split = arena.take<W>(parts * split_size());
     }
+  }
+
+  // of the same A, in products of at most `rows` rows one after the other
+  void split_like(const Packed& other, int64_t rows) {
+    split = other.split;
+    is_split = rows <= split_rows;
   }
 
   void set_numbers(int64_t n) {

@@ -90,7 +90,7 @@ DeepResult deep_transition(const DeepForwardArguments& a) {
   DeepTensors t = convert(s, type, d);
   t.y = kept_empty({s.B, s.T, s.H}, options);
   t.hn = at::empty({s.B, s.H}, options);
-  const Kernels& k = kernels_for(s.B, s.H, d.x.scalar_type());
+  const Kernels& k = kernels_for(s.B, s.H, s.T, d.x.scalar_type());
   t.acts = kept_empty({a.save ? s.saved : 0}, options);
   const int64_t bytes = t.acts.element_size();
   if (!std::all_of(s.width, s.width + s.depth - 1, [&](int64_t n) { return k.fills_padding(n, bytes); }))
@@ -113,7 +113,7 @@ DeepGradients deep_transition_backward(const DeepBackwardArguments& a) {
   t.dy = dense(a.dy, type), t.dhn = dense(a.dhn, type);
   t.dh0 = at::empty({s.B, s.H}, options);
   for (int l = 0; l < s.depth; ++l) t.da.push_back(kept_empty({N, s.width[l]}, options));
-  const Kernels& k = kernels_for(s.B, s.H, back);
+  const Kernels& k = kernels_for(s.B, s.H, s.T, back);
   if (N > 0) (type == at::kDouble ? run_deep<double> : run_deep<float>)(k, s, t, a.deep.negative_slope, true);
 
   DeepGradients r;

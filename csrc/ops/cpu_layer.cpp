@@ -139,7 +139,7 @@ class Backward : public LayerBackward {
   Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
       : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes, a.episodes.lengths)),
         N(walk.walk.total),
-        k(kernels_for(s.B, s.P, input.scalar_type())),
+        k(kernels_for(s.B, s.P, s.T, input.scalar_type())),
         type(accumulation_type(input)),
         element(element_type(k, input.scalar_type())) {
     const auto& l = a.layer;
@@ -293,7 +293,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const LayerSizes s = check_layer(op, l);
   const EpisodeArguments& episodes = a.episodes;
   check_episodes(op, s, l.x, episodes);
-  const Kernels& k = kernels_for(s.B, s.P, l.x.scalar_type());
+  const Kernels& k = kernels_for(s.B, s.P, s.T, l.x.scalar_type());
   Operands o(k, l.x.scalar_type());
   const at::TensorOptions given = l.x.options().memory_format(at::MemoryFormat::Contiguous);
   const at::TensorOptions sums = given.dtype(o.sums);

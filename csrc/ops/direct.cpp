@@ -108,7 +108,8 @@ struct PackedWeights {
 PackedWeights packed_weights(Mode mode, const Tensor& w_ih, const Tensor& w_hh) {
   const Kernels& k = kernels();
   const at::ScalarType type = w_ih.scalar_type();
-  const Kernels& for_many = kernels_for(std::numeric_limits<int64_t>::max(), w_hh.size(1), type);
+  constexpr int64_t kMany = std::numeric_limits<int64_t>::max();
+  const Kernels& for_many = kernels_for(kMany, w_hh.size(1), kMany, type);
   PackedWeights to{{}, k.name, products_of(for_many, type), 0};
   // where floats are packed in parts as well, both read the same floats
   cpu::Operands o(to.products ? for_many : k, type);

@@ -43,9 +43,9 @@ Precision asked_precision() {
 
 }  // namespace
 
-const Kernels& kernels_for(int64_t batch, int64_t units, at::ScalarType layer) {
+const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, at::ScalarType layer) {
   const bool asks = layer == at::kFloat && fills_unit(batch, units);  // small calls have no time to
-  return kernels_for(batch, units, asks ? asked_precision() : Precision::kFloat32);
+  return asks ? kernels_for(batch, units, steps, asked_precision()) : kernels();
 }
 
 LastRun last_run() {

@@ -18,9 +18,9 @@ struct LastRun {
 };
 LastRun last_run();
 
-// The kernels for such a layer of this dtype; of float32 as exact as torch.backends.mkldnn.rnn.fp32_precision
-// asks for now.
-const Kernels& kernels_for(int64_t batch, int64_t units, at::ScalarType layer);
+// The kernels for a call of so many steps of such a layer of this dtype; of float32 as exact as
+// torch.backends.mkldnn.rnn.fp32_precision asks for now.
+const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, at::ScalarType layer);
 
 // "" lets the plan choose. RNNFAST_SPLIT forces from the start. Throws std::runtime_error for another name.
 void set_split(const std::string& name);

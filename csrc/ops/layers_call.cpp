@@ -59,7 +59,7 @@ bool LayersCall::take(const Tensor* input, const Tensor* hidden, const Tensor* c
   straight &= !s.packed && !s.projected && dropout == 0;
   if (s.N == 0 || s.I == 0 || s.H == 0 || s.P == 0 || !input) return false;
   x = input, h = hidden, c = cell;
-  kernels = &kernels_for(s.B, s.P, type);
+  kernels = &kernels_for(s.B, s.P, s.T, type);
   for (auto [size, last] : {std::pair{&state_size, s.P}, std::pair{&cell_size, s.H}}) {
     size->assign(leading.begin(), leading.end());
     size->push_back(last);

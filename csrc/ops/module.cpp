@@ -85,6 +85,7 @@ py::dict plan_dict(const std::string& mode, const py::kwargs& given) {
   if (shape.backward) shape.inputs = 0;
   shape.frozen = named.take<bool>("frozen", false);
   shape.directions = named.take<int>("directions", 1);
+  shape.products = named.take<int>("products", 0);
   shape.vector_bytes = named.take<int>("vector_bytes", 64);
   shape.second_cache = named.take<int64_t>("second_cache", 2 << 20);
   named.finish();
@@ -98,8 +99,11 @@ py::dict plan_dict(const std::string& mode, const py::kwargs& given) {
   return d;
 }
 
-// how many products of parts the next call of such a layer makes of each of float32; 0: multiply-adds
-int products(int64_t batch, int64_t units) { return kernels_for(batch, units, at::kFloat).products; }
+// how many products of parts a call of so many steps of such a layer makes of each of float32; 0:
+// multiply-adds
+int products(int64_t batch, int64_t units, int64_t steps) {
+  return kernels_for(batch, units, steps, at::kFloat).products;
+}
 
 // What each cell has: its gates, the values that are saved for each unit and step, whether c is carried
 py::dict cells() {
@@ -204,7 +208,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("isas", &isas);
   m.def("set_batch_invariant", &set_batch_invariant, py::arg("on"));
-  m.def("products", &products, py::arg("batch"), py::arg("units"));
+  m.def("products", &products, py::arg("batch"), py::arg("units"), py::arg("steps"));
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("set_isa", &set_isa, py::arg("name"));
   m.def("split", &forced_split);

@@ -92,7 +92,7 @@ class _Cell(ForTools, Freezable, RNNCellBase):
         """One sentence: which path this input takes, and why."""
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         rows = input.size(0) if input.dim() == 2 else 1
-        said = _paths.explain(self._name, input, states, self._weights(), rows, self.hidden_size)
+        said = _paths.explain(self._name, input, states, self._weights(), rows, self.hidden_size, 1)
         return said + self._frozen_or_not()
 
 

@@ -150,7 +150,9 @@ class DeepTransitionRNN(ForTools, Module):
         """One sentence: which path this input takes, and why."""
         weights, biases = self._weights()
         rows = x.size(0) if x.dim() == 3 else 1
-        return _paths.explain(type(self).__name__, x, [h0], [*weights, *biases], rows, self.hidden_size)
+        return _paths.explain(
+            type(self).__name__, x, [h0], [*weights, *biases], rows, self.hidden_size, x.size(-2)
+        )
 
 
 class _Loop(Face):

@@ -275,10 +275,14 @@ class _Layers(ForTools, Freezable, RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         states = [hx] if hx is None or isinstance(hx, Tensor) else list(hx)
         weights = [w for direction in self._weights() for w in direction]
-        packed = isinstance(input, PackedSequence)
-        rows = input.batch_sizes[0].item() if packed else x.size(1 - self.batch_first) if x.dim() == 3 else 1
+        if isinstance(input, PackedSequence):
+            steps, rows = len(input.batch_sizes), input.batch_sizes[0].item()
+        else:
+            steps, rows = x.shape[:2] if x.dim() == 3 else (x.size(0), 1)
+            if self.batch_first and x.dim() == 3:
+                steps, rows = rows, steps
         units = self.proj_size or self.hidden_size
-        said = _paths.explain(type(self).__name__, x, states, weights, rows, units)
+        said = _paths.explain(type(self).__name__, x, states, weights, rows, units, steps)
         return said + self._frozen_or_not()
 
 
