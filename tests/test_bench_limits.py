@@ -3,6 +3,7 @@
 import pytest
 from bench_helpers import team
 
+from rnnfast import info
 from rnnfast.bench.case import Case
 from rnnfast.bench.roofline import Team, bound, limit
 
@@ -62,6 +63,20 @@ def test_the_limit_takes_the_better_of_one_thread_and_all():
     )  # a step: 8 + 2 us, against 4 + 1 and a barrier
     assert limit(case, False, [alone, team(barrier=1e-6)]) * 1e6 == pytest.approx(4 + 6)
     assert limit(case, False, [alone, team(barrier=1e-3)]) * 1e6 == pytest.approx(4 + 10)
+
+
+def test_products_of_parts_count_as_so_many_of_bfloat16(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(info, "products", lambda *asked: sizes.append(asked) or 6)
+    case, machine = Case("", "", "GRU", 64, 100, 2), team()
+    for rate, counts in ((12e9, 2e9), (5e9, 1e9)):  # multiply-adds make 1e9
+        machine.flops = {"float32": 1e9, "bfloat16": rate}.get
+        product = 2 * 3 * 100 * 100 * 64 / counts  # of x or h, a step; reading takes 1.2 ms
+        assert limit(case, False, [machine], bare=True) == pytest.approx(2 * 2 * max(product, 0.0012))
+    assert set(sizes) == {(64, 100, 2)}
+    bfloat16 = Case("", "", "GRU", 64, 100, 2, dtype="bfloat16")
+    assert limit(bfloat16, False, [machine], bare=True) == pytest.approx(2 * 2 * 2 * 3 * 100 * 100 * 64 / 5e9)
+    assert set(sizes) == {(64, 100, 2)}
 
 
 def test_rates_only_rise():

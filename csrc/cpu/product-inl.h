@@ -132,7 +132,7 @@ struct Packed {
     constexpr int64_t kManyRows = 7;
     if (!kManyRegisters) w.group = rows >= kManyRows ? 3 : rows > 1 || w.K >= kPaired ? 2 : 0;
     w.width = (w.group == 3 && gates != 3 ? 12 : rows < 4 && !w.turned ? kMaxVectors : 4) / gates;
-    if (kInParts<E> && gates == 3) w.width = 2;  // pairs of vectors
+    if (kInParts<E>) w.width = gates == 1 ? 8 : 2;  // cells of one vector would look for their rows as often
     w.width = static_cast<int>(least<int64_t>(w.width, most<int64_t>(1, w.vectors())));
     const int64_t held = w.turned ? 0 : w.once ? plan.parts * w.width : w.vectors();
     w.data = arena.take<W>(held * gates * w.vector_size());

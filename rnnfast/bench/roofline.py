@@ -7,10 +7,12 @@ For a layer with G gates, I inputs, H hidden units, B rows, T steps and D direct
     t_infer = t_proj + t_rec
     t_train = t_infer + t_rec (dh) + dx, dW_ih, dW_hh: three more products
 
-FLOPS is the best of torch's own products and a bare loop of the machine's widest multiply-adds; BW is
-measured at exactly the bytes that are read again and again: W_hh, or W_ih and W_hh where T = 1. A step
-takes the better of one thread (which meets nobody) and all; where rows and directions are enough to give
-every thread one, t_sync is 0. Packed rows: B falls over time. A deep-transition step: three products.
+FLOPS is the best of torch's own products and a bare loop of the machine's widest multiply-adds; where
+rnnfast makes a product of float32 of several of bfloat16 (`info.products`), also of the rate of those, by
+their number. BW is measured at exactly the bytes that are read again and again: W_hh, or W_ih and W_hh where
+T = 1. A step takes the better of one thread (which meets nobody) and all; where rows and directions are
+enough to give every thread one, t_sync is 0. Packed rows: B falls over time. A deep-transition step: three
+products.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from .. import _C
+from .. import _C, info
 from .case import Case
 
 SLACK = 1.02  # a row may not beat its limit by more: the limit would be wrong
@@ -65,6 +67,13 @@ def layers(case: Case) -> Iterator[Layer]:
         yield Layer(gates * hidden * width, gates * hidden * hidden, curved)
 
 
+def flops(case: Case, team: Team) -> float:
+    """Of the case's products, however they are made."""
+    most = team.flops(case.dtype)
+    many = info.products(case.batch_sizes[0], case.hidden, case.steps) if case.dtype == "float32" else 0
+    return max(most, team.flops("bfloat16") / many) if many else most
+
+
 def read_seconds(weights: int, layer: Layer, case: Case, team: Team) -> float:
     """So many of a layer's weights read once."""
     of_each = case.directions * BYTES[case.dtype]
@@ -74,7 +83,7 @@ def read_seconds(weights: int, layer: Layer, case: Case, team: Team) -> float:
 
 def step_seconds(layer: Layer, rows: int, case: Case, team: Team, bare: bool) -> float:
     """One step of the recurrence, `rows` rows in each direction; bare: its product alone."""
-    product = 2 * layer.recurrent * rows * case.directions / team.flops(case.dtype)
+    product = 2 * layer.recurrent * rows * case.directions / flops(case, team)
     read = read_seconds(layer.recurrent, layer, case, team)
     if bare:
         return max(product, read)
@@ -88,7 +97,7 @@ def limit(case: Case, training: bool, teams: list[Team], bare: bool = False) -> 
 
     bare: of the products alone, without t_sync and t_cell.
     """
-    flops = max(team.flops(case.dtype) for team in teams)
+    most = max(flops(case, team) for team in teams)
     rows_steps = sum(case.batch_sizes) * case.directions
     seconds = 0.0
     for layer in layers(case):
@@ -96,11 +105,11 @@ def limit(case: Case, training: bool, teams: list[Team], bare: bool = False) -> 
             n: min(step_seconds(layer, n, case, team, bare) for team in teams) for n in set(case.batch_sizes)
         }
         recurrence = sum(step[n] for n in case.batch_sizes)
-        projection = 2 * layer.projection * rows_steps / flops
+        projection = 2 * layer.projection * rows_steps / most
         read = min(read_seconds(layer.projection, layer, case, team) for team in teams)
         seconds += max(projection, read) + recurrence
         if training:
-            seconds += recurrence + 2 * projection + 2 * layer.recurrent * rows_steps / flops
+            seconds += recurrence + 2 * projection + 2 * layer.recurrent * rows_steps / most
     return seconds
 
 
@@ -108,7 +117,7 @@ def bound(case: Case, teams: list[Team]) -> str:
     """What the product of a full step takes its time from: "multiplying", or "reading" the weights."""
     rows = case.batch_sizes[0] * case.directions
     layer = next(layers(case))
-    product = min(2 * layer.recurrent * rows / team.flops(case.dtype) for team in teams)
+    product = min(2 * layer.recurrent * rows / flops(case, team) for team in teams)
     read = min(read_seconds(layer.recurrent, layer, case, team) for team in teams)
     return "reading" if read > product else "multiplying"
 
