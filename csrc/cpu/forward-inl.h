@@ -100,7 +100,7 @@ struct Forward {
         B(params.walk.batch),
         ldh(whole_lines<E>(Pp)),
         ldm(whole_lines<E>(Hp)) {
-    chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts);
+    chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts * (is_far() ? kLonger : 1));
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
     const auto pack = [&](WeightMatrix w, int64_t numbers, int64_t units, int gates, int64_t n,
@@ -130,6 +130,16 @@ struct Forward {
     gates = p.gates ? p.gates : arena.take<A>(gate_rows(rows_kept) * (S * Hp + L));
     biases = gates + rows_kept * layout.row;
     for (int g = 0; g < G; ++g) slot_x[g] = g * layout.value, slot_h[g] = Cell::kHiddenSlot[g] * layout.value;
+  }
+
+  // Whether the second cache does not hold a member's W in parts. Each chunk then brings W_ih back from
+  // beyond, and W_hh after it, which takes longer than to do that with the gates of a longer chunk.
+  static constexpr int64_t kLonger = 8;
+  bool is_far() const {
+    if constexpr (!kInParts<E>) return false;
+    const int64_t vectors = divide_up(p.H, L) * G, numbers = whole_lines<E>(p.I) + whole_lines<E>(p.P);
+    return vectors * parts_size(numbers) * int64_t(sizeof(E)) >
+           second_cache() * (plan.split == Split::kUnits ? plan.parts : 1);
   }
 
   static void run(const Forward* directions, Plan plan, Team::Member& member) {

@@ -25,14 +25,13 @@ constexpr double kStripNs = 10;  // backward: what forward saved of a vector of 
 // 0.6 and 5); with many rows a vector takes a little beside their multiply-adds.
 constexpr double kFirstNs = 0.29, kSecondNs = 0.55, kThirdNs = 2, kReadNs = 0.05;
 constexpr double kLineBytes = 64, kFirstBytes = 32 * 1024;
-// a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows,
-// and
+// a matrix unit, which takes 16 rows at once (measured on Granite Rapids): a product costs like so many rows
 constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
-// each product of parts; such a processor takes so long for a line from beyond its second cache; a number is
-// split in so long; and so long takes a line of h that another member has written, or of da, which it has
-// just read
-constexpr double kPerPart = 0.57, kPerPartRow = 0.053, kUnitThirdNs = 4;
-constexpr double kSplitNs = 0.3, kPackPartsNs = 0.2, kLineNs = 20, kLineBackNs = 40;
+// Products of parts (measured there, too). Each costs like so many rows; the third cache is slower than the
+// compromise above; a number takes so long to be split, of a row, and of W, once a call; and so does a line
+// of h, or of da, that another member has written.
+constexpr double kPerPart = 0.57, kPerPartRow = 0.053;
+constexpr double kPartsThirdNs = 4, kSplitNs = 0.3, kPackPartsNs = 0.2, kLineNs = 20, kLineBackNs = 40;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,7 +54,7 @@ double step_ns(const Shape& s, double rows, double vectors) {
   const double nearest_two = std::clamp<double>(s.second_cache / vector_bytes, first, w);
   const double few = std::max(fma + kReadNs, kFirstNs), lines = vector_bytes / kLineBytes;
   const double product = first * few + (nearest_two - first) * std::max(few, kSecondNs * lines) +
-                         (w - nearest_two) * std::max(few, (s.products ? kUnitThirdNs : kThirdNs) * lines);
+                         (w - nearest_two) * std::max(few, (s.products ? kPartsThirdNs : kThirdNs) * lines);
   const double split = s.products ? rows * (s.inputs + recurrent(s)) * kSplitNs : 0;
   return product + split + vectors * s.gates * (s.inputs * fma + rows * kCellNsPerVector);
 }

@@ -50,6 +50,6 @@ def sentence(found: dict) -> str:
     libraries = [f"{name} {found[name]}" for name in ("torch", "onnxruntime", "openvino") if name in found]
     return (
         f"{found['cpu']} ({found['machine']}), {found['isa']}"
-        f"{f', float32 by {products}' if products != 'multiply-adds' else ''}, threads: {found['threads']}; "
+        f"{f', large calls of float32 by {products}' if products != 'multiply-adds' else ''}, threads: {found['threads']}; "
         f"Python {found['python']}, {', '.join(libraries)}, rnnfast {found['rnnfast']}"
     )
