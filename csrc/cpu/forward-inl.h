@@ -100,7 +100,9 @@ struct Forward {
         B(params.walk.batch),
         ldh(whole_lines<E>(Pp)),
         ldm(whole_lines<E>(Hp)) {
-    chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts * (is_far() ? kLonger : 1));
+    chunk = chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts);
+    if (is_far())
+      chunk = most(chunk, least(kLongest, chunk_steps<A>(p.walk, S * Hp, p.I, plan.parts * kLonger)));
     const int64_t rows = plan.split == Split::kRows ? divide_up(B, plan.parts) : B;
     const int64_t steps = p.walk.steps, chunks = divide_up(steps, chunk);
     const auto pack = [&](WeightMatrix w, int64_t numbers, int64_t units, int gates, int64_t n,
@@ -134,7 +136,7 @@ struct Forward {
 
   // Whether the second cache does not hold a member's W in parts. Each chunk then brings W_ih back from
   // beyond, and W_hh after it, which takes longer than to do that with the gates of a longer chunk.
-  static constexpr int64_t kLonger = 8;
+  static constexpr int64_t kLonger = 8, kLongest = 24;
   bool is_far() const {
     if constexpr (!kInParts<E>) return false;
     const int64_t vectors = divide_up(p.H, L) * G, numbers = whole_lines<E>(p.I) + whole_lines<E>(p.P);

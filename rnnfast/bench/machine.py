@@ -47,9 +47,9 @@ def describe() -> dict[str, str]:
 def sentence(found: dict) -> str:
     """The same in one line; `found` also has the number of threads."""
     products = found.get("float32", "multiply-adds")
+    how = "" if products == "multiply-adds" else f", large calls of float32 by {products}"
     libraries = [f"{name} {found[name]}" for name in ("torch", "onnxruntime", "openvino") if name in found]
     return (
-        f"{found['cpu']} ({found['machine']}), {found['isa']}"
-        f"{f', large calls of float32 by {products}' if products != 'multiply-adds' else ''}, threads: {found['threads']}; "
+        f"{found['cpu']} ({found['machine']}), {found['isa']}{how}, threads: {found['threads']}; "
         f"Python {found['python']}, {', '.join(libraries)}, rnnfast {found['rnnfast']}"
     )
