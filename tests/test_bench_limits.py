@@ -3,7 +3,7 @@
 import pytest
 from bench_helpers import team
 
-from rnnfast import info
+from rnnfast import _C
 from rnnfast.bench.case import Case
 from rnnfast.bench.roofline import Team, bound, limit
 
@@ -67,7 +67,7 @@ def test_the_limit_takes_the_better_of_one_thread_and_all():
 
 def test_products_of_parts_count_as_so_many_of_bfloat16(monkeypatch):
     sizes = []
-    monkeypatch.setattr(info, "products", lambda *asked: sizes.append(asked) or 6)
+    monkeypatch.setattr(_C, "products", lambda *asked: sizes.append(asked) or 6)
     case, machine = Case("", "", "GRU", 64, 100, 2), team()
     for rate, counts in ((12e9, 2e9), (5e9, 1e9)):  # multiply-adds make 1e9
         machine.flops = {"float32": 1e9, "bfloat16": rate}.get

@@ -164,32 +164,36 @@ RNNFAST_INLINE Parts parts_of_weights(f32v first, f32v second) {
   return parts;
 }
 
-// Tiles of 16 columns; block(k, r) has r[i] = number k + i of each, zero where there is none. Numbers of an
-// ordinary size, which is what weights are, take one pass.
+// Tiles of 16 columns, as parts_of says; block(k, r) has r[i] = number k + i of each, zero where there is
+// none
+template <class Block, class PartsOf>
+RNNFAST_INLINE Largest pack_parts_as(float* to, int64_t K, const Block& block, const PartsOf& parts_of) {
+  constexpr int L = Vec<float>::kLanes;
+  Largest largest;
+  for (int64_t k = 0; k < K; k += kTileNumbers, to += kFloatParts * kTileFloats) {
+    f32v first[L], second[L];
+    block(k, first);
+    block(k + L, second);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      largest.see(first[i]), largest.see(second[i]);
+      const Parts parts = parts_of(first[i], second[i]);
+      for (int j = 0; j < kFloatParts; ++j)
+        store(reinterpret_cast<int32_t*>(to + tile_of(j) * kTileFloats + i * kPartsRow), parts.words[j]);
+    }
+  }
+  return largest;
+}
+
+// and their scales. Numbers of an ordinary size, which is what weights are, take one pass.
 template <class Block>
 RNNFAST_INLINE void pack_parts(float* to, int64_t K, const Block& block) {
-  constexpr int L = Vec<float>::kLanes;
-  const auto pack = [&](const auto& parts_of) {
-    Largest largest;
-    float* tiles = to;
-    for (int64_t k = 0; k < K; k += kTileNumbers, tiles += kFloatParts * kTileFloats) {
-      f32v first[L], second[L];
-      block(k, first);
-      block(k + L, second);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        largest.see(first[i]), largest.see(second[i]);
-        const Parts parts = parts_of(first[i], second[i]);
-        for (int j = 0; j < kFloatParts; ++j)
-          store(reinterpret_cast<int32_t*>(tiles + tile_of(j) * kTileFloats + i * kPartsRow), parts.words[j]);
-      }
-    }
-    return largest;
-  };
-  const Largest largest = pack([&](f32v first, f32v second) { return Parts(first, second); });
+  const Largest largest =
+      pack_parts_as(to, K, block, [&](f32v first, f32v second) { return Parts(first, second); });
   const f32v up = put_scales(to, K, largest);
   if (to[parts_size(K) - kVectorTail + kPartsRow] != kPlain)
-    pack([&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
+    pack_parts_as(to, K, block,
+                  [&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
 }
 
 // from `columns` rows of n numbers, a column's each, ld apart

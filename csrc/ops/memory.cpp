@@ -53,17 +53,20 @@ class Peak {
 // and one whose calls differ piles up nothing.
 class Attic {
  public:
-  // a block of at least so many bytes and at most twice as many, or an undefined tensor
+  // The smallest block of at least so many bytes, and at most twice as many, of those the one given back
+  // last; or an undefined tensor. A larger one may be what the next tensor of this loop needs.
   at::Tensor take(int64_t bytes) {
     const std::lock_guard lock(mutex_);
-    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block)
-      if (block->memory.numel() >= bytes && block->memory.numel() <= 2 * bytes) {
-        at::Tensor found = std::move(block->memory);
-        blocks_.erase(std::next(block).base());
-        held_ -= found.numel(), used_ += found.numel();
-        return found;
-      }
-    return {};
+    auto best = blocks_.end();
+    int64_t most = 2 * bytes;
+    for (auto block = blocks_.begin(); block != blocks_.end(); ++block)
+      if (const int64_t size = block->memory.numel(); size >= bytes && size <= most)
+        best = block, most = size;
+    if (best == blocks_.end()) return {};
+    at::Tensor found = std::move(best->memory);
+    blocks_.erase(best);
+    held_ -= found.numel(), used_ += found.numel();
+    return found;
   }
 
   // notes one that was made, and will be given

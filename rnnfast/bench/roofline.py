@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from .. import _C, info
+from .. import _C
 from .case import Case
 
 SLACK = 1.02  # a row may not beat its limit by more: the limit would be wrong
@@ -70,7 +70,7 @@ def layers(case: Case) -> Iterator[Layer]:
 def flops(case: Case, team: Team) -> float:
     """Of the case's products, however they are made."""
     most = team.flops(case.dtype)
-    many = info.products(case.batch_sizes[0], case.hidden, case.steps) if case.dtype == "float32" else 0
+    many = _C.products(case.batch_sizes[0], case.hidden, case.steps) if case.dtype == "float32" else 0
     return max(most, team.flops("bfloat16") / many) if many else most
 
 
