@@ -183,6 +183,13 @@ std::atomic<Invariance>& batch_invariant() {
   return value;
 }
 
+// Whether all of float32 is had sooner by the unit: W is split once a call, and six products take the place
+// of a multiply-add (measured on Granite Rapids, docs/design.md).
+bool pays(int64_t batch, int64_t units, int64_t steps) {
+  constexpr int64_t kSteps = 32, kRows = 16, kUnits = 128, kBoth = 4096;
+  return steps >= kSteps && batch >= kRows && units >= kUnits && batch >= (kBoth + units - 1) / units;
+}
+
 }  // namespace
 
 int64_t second_cache() {
@@ -207,13 +214,6 @@ const Kernels& kernels() {
 bool fills_unit(int64_t batch, int64_t units) {
   constexpr int64_t kRows = 8, kUnits = 64;  // of the unit's 16 rows and 32 numbers of k enough are used
   return batch >= kRows && units >= kUnits;
-}
-
-// Whether all of float32 is had sooner by the unit: W is split once a call, and six products take the place
-// of a multiply-add (measured on Granite Rapids, docs/design.md).
-bool pays(int64_t batch, int64_t units, int64_t steps) {
-  constexpr int64_t kSteps = 32, kRows = 16, kUnits = 128, kBoth = 4096;
-  return steps >= kSteps && batch >= kRows && units >= kUnits && batch >= (kBoth + units - 1) / units;
 }
 
 const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, Precision precision) {

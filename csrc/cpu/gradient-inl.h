@@ -12,7 +12,8 @@ struct Gradient {
   static constexpr int L = Vec<A>::kLanes, kNumbers = WordOf<E>::kNumbers;
   static constexpr int64_t kRows = kInParts<E> ? 64 : 48;  // of a block of A
   // Words of k of a block: the second cache holds two B of 256 columns. A matrix unit is done sooner with a
-  // block than its C is read and written, so it takes longer ones.
+  // block than its C is read and written, so it takes longer ones; of parts, which are larger, it would not
+  // hold them.
   static constexpr int64_t kDepth = kMatrixUnit && !kInParts<E> ? kBlock : kBlock / 2;
 
   // What one part has for itself

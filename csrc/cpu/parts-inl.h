@@ -49,9 +49,8 @@ inline constexpr PartPair kPairsOf<3>[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {0, 0
 inline constexpr auto& kPairs = kPairsOf<kFloatParts>;
 constexpr int kProducts = sizeof kPairs / sizeof *kPairs;
 
-RNNFAST_INLINE pairs lower_halves(pairs words) {
-  return words << 16;
-}  // as floats, of which they are the upper ones
+// Of words, as the floats whose upper halves they are
+RNNFAST_INLINE pairs lower_halves(pairs words) { return words << 16; }
 RNNFAST_INLINE pairs upper_halves(pairs words) { return words & (pairs{} + int32_t(0xffff0000)); }
 
 // A word of the unit, of A and of B, is two of 32 numbers: one of the first 16, and, above it, one of the
