@@ -33,7 +33,7 @@ else:
     right = True
     for name in args[1:]:
         line = {"name": name, "result": "right", "said": "", "process": os.getpid()}
-        if stub.get("hang") == name:  # and what it has started does not listen
+        if name.startswith(stub.get("hang", "no name")):  # and what it has started does not listen
             code = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
             code += "print(os.getpid(), file=open(os.environ['CHILD'], 'w'), flush=True); time.sleep(600)"
             subprocess.Popen([sys.executable, "-c", code])
