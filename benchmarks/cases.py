@@ -14,6 +14,8 @@ MANY_ROWS = "a training batch: the products dominate"
 STREAM = "one step of a stream, state passed in: the cost of a call"
 FROZEN = "weights packed beforehand, as onnxruntime has them"
 CELL = "a cell called by the user's own loop"
+# where torch is told that less than float32 will do
+ASKED = {"tf32": "at least as exact as TF32's", "bf16": "of bfloat16, as OpenVINO's unless told otherwise"}
 
 # (B, I = H) of the rows that every cell has and the geometric means are taken over: T = 100, float32.
 REQUIRED = {
@@ -82,6 +84,35 @@ CASES = [
             ("gru-stream-h256", "GRU", 1, 256, 1),
             ("lstm-t1-b64-h256", "LSTM", 64, 256, 1),
             ("lstm-t10-b1-h128", "LSTM", 1, 128, 10),
+        )
+    ),
+    *(
+        Case(
+            f"lstm-b{batch}-h{hidden}-by-{precision}",
+            f"{reason}; products {ASKED[precision]}",
+            "LSTM",
+            batch,
+            hidden,
+            precision=precision,
+        )
+        for precision in ASKED
+        for (batch, hidden), reason in REQUIRED.items()
+        if batch >= 16
+    ),
+    *(
+        Case(
+            f"{cell.lower()}-b{batch}-h{hidden}-by-bf16",
+            f"{reason}; products {ASKED['bf16']}",
+            cell,
+            batch,
+            hidden,
+            modes=INFERENCE,
+            precision="bf16",
+        )
+        for cell, batch, hidden, reason in (
+            ("LSTM", 1, 512, ONE_ROW),
+            ("GRU", 64, 256, MANY_ROWS),
+            ("RNN", 64, 256, MANY_ROWS),
         )
     ),
     *(

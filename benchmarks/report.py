@@ -19,11 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from rnnfast.bench.peers import ALL_OF_FLOAT32
 from rnnfast.bench.roofline import SLACK
 
 from . import conditions, enabled, episodes, headline, memory, record, smooth
 
-OTHERS = ("torch.nn", "Python loop", "onnxruntime")  # in the order of the columns
+# in the order of the columns
+OTHERS = ("torch.nn", "Python loop", "onnxruntime", "openvino", "openvino-bf16")
+JUDGED = tuple(name for name in OTHERS if name != "Python loop")  # whom no row is to be lost to
 
 
 def faults(result: dict) -> list[str]:
@@ -107,7 +110,7 @@ def geometric_means(result: dict) -> dict[tuple[str, str, str], tuple[float, str
     """Of the required rows: (peer, mode, cell) -> the mean speed-up, the worst row, its speed-up."""
     ratios: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in result["rows"]:
-        for peer in ("torch.nn", "onnxruntime"):
+        for peer in JUDGED:
             if row["required"] and peer in row["peers"]:
                 key = peer, row["mode"], row["cell"]
                 ratios.setdefault(key, {})[row["name"]] = row["peers"][peer]["ratio"]
@@ -128,7 +131,7 @@ def summary(result: dict) -> record.Table:
     lines = [
         [f"over {peer}, {mode}"]
         + [cell_text(*means[peer, mode, cell]) if (peer, mode, cell) in means else "–" for cell in cells]
-        for peer, mode in sorted({key[:2] for key in means}, key=lambda key: (key[0] != "torch.nn", key[1]))
+        for peer, mode in sorted({key[:2] for key in means}, key=lambda key: (JUDGED.index(key[0]), key[1]))
     ]
     return ["geometric mean of the speed-ups", *cells], lines
 
@@ -147,6 +150,29 @@ def by_shape(result: dict) -> record.Table:
         for shape in dict.fromkeys(key[0] for key in ratios)
     ]
     return ["speed-up over torch.nn", *(" ".join(kind) for kind in kinds)], lines
+
+
+def asked_for_less(result: dict) -> record.Table | None:
+    """The mean speed-ups of the rows in which torch is told that less than float32 will do, or None."""
+    peers = {
+        ALL_OF_FLOAT32: "over rnnfast's own float32",
+        "torch.nn": "over torch.nn, told the same",
+        "openvino-bf16": "over OpenVINO in bfloat16",
+    }
+    kinds: dict[tuple[str, ...], list[dict]] = {}
+    for row in result["rows"]:
+        if row.get("precision", "none") != "none" and row["batch"] >= 16:
+            kinds.setdefault((row["cell"], row["precision"], row["mode"]), []).append(row)
+
+    def mean(rows: list[dict], peer: str) -> str:
+        ratios = [row["peers"][peer]["ratio"] for row in rows if peer in row["peers"]]
+        return f"{geometric_mean(ratios):.2f}×" if ratios else "–"
+
+    lines = [
+        [f"{cell}, {precision}, {mode}", f"{len(rows)}", *(mean(rows, peer) for peer in peers)]
+        for (cell, precision, mode), rows in kinds.items()
+    ]
+    return (["geometric mean of the speed-ups", "rows", *peers.values()], lines) if lines else None
 
 
 def lost(result: dict) -> str:
@@ -169,7 +195,8 @@ def lost(result: dict) -> str:
         text = f"to {peer}, of {len(rows)}: {lists[0] or 'none'}"
         return text + (f" (not certain, a median within the other's quartiles: {lists[1]})" if equal else "")
 
-    return f"Rows lost {'; '.join(names(peer) for peer in ('torch.nn', 'onnxruntime'))}."
+    there = [peer for peer in JUDGED if any(peer in row["peers"] for row in result["rows"])]
+    return f"Rows lost {'; '.join(names(peer) for peer in there)}."
 
 
 def terminal(result: dict) -> str:
@@ -191,6 +218,9 @@ def markdown(result: dict, *others: dict) -> str:
     if shapes := len({row["shape"] for row in result["rows"] if row["required"]}):
         parts.append(f"Over {shapes} shapes, the same for all three cells (I = H, float32):")
         parts += [record.pipes(summary(result), 1), record.pipes(by_shape(result), 1)]
+    if less := asked_for_less(result):
+        parts.append("Where torch is told that less than float32 will do (`fp32_precision`):")
+        parts.append(record.pipes(less, 1))
     parts.append(lost(result))
     for other in others:
         same = other["meta"]["commit"] == result["meta"]["commit"]

@@ -13,11 +13,24 @@ import rnnfast.info
 from rnnfast.bench.peers import Problem, all_peers, baseline, first_calls
 from rnnfast.bench.roofline import Team, bound, limit
 from rnnfast.bench.rounds import figures, interleave, pairs, settle, spread, undisturbed
+from rnnfast.bench.sessions import SESSIONS, needs
 
 from . import record, report
 from .cases import CASES, Case
 
-IN_ONNXRUNTIME = ("LSTM", "GRU")  # the cells that the pages compare with it
+NOT_IN_ONNXRUNTIME = ("RNN",)  # the pages do not compare it there
+
+
+def sessions(case: Case) -> list[str]:
+    """The other libraries' that are installed and make products as the case asks."""
+    skipped = ["onnxruntime"] * (case.cell in NOT_IN_ONNXRUNTIME)
+    if "bf16" not in rnnfast.info.isa():  # they would be float32's
+        skipped.append("openvino-bf16")
+    return [
+        name
+        for name, session in SESSIONS.items()
+        if session.precision == case.precision and name not in skipped and not needs(name)
+    ]
 
 
 def shares(call: Callable, seconds: float) -> dict[str, float]:
@@ -34,8 +47,7 @@ def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int
     training = mode == "training"
     problem = Problem.make(case)
     with torch.inference_mode(not training):
-        others = ["onnxruntime"] if case.cell in IN_ONNXRUNTIME else []
-        peers = all_peers(problem, training, torch.get_num_threads(), others=others)
+        peers = all_peers(problem, training, torch.get_num_threads(), others=sessions(case))
         first, differences, wrong = first_calls(problem, training, peers)
         plan = rnnfast.info.last_run()  # rnnfast is called last
         del plan["cuda"]
@@ -53,6 +65,8 @@ def measure(case: Case, mode: str, teams: list[Team], seconds: float, least: int
         "cell": case.cell,
         "shape": case.shape,
         "reason": case.reason,
+        "batch": case.batch,
+        "precision": case.precision,
         "required": case.required,
         "baseline": baseline(case),
         "rounds": len(times["rnnfast"]),

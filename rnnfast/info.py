@@ -111,9 +111,9 @@ def set_batch_invariant(on: bool | None) -> None:
     is that of the numbers rounded to bfloat16.
 
     They are made in calls of 8 rows or more (of a PackedSequence: in its first step) of layers of 64 units or
-    more; six, with None, where they are sooner done than multiply-adds: from 32 steps, 16 rows and 128 units
-    on, if rows times units are 4096 or more. A row's results are the same in all batches on one side of such
-    a limit.
+    more; one also with fewer rows, from 8 steps and 128 units on; six, with None, where they are sooner done
+    than multiply-adds: from 32 steps, 16 rows and 128 units on, if rows times units are 4096 or more. A row's
+    results are the same in all batches on one side of such a limit.
 
     Where other programs use the unit at the same time, it may be slower than multiply-adds. What `freeze`
     packs is then larger by 2 bytes for each part of a weight, and serves small calls and the precision of
@@ -300,6 +300,7 @@ def _float32_products() -> str:
     """How products of float32 are made now, in words."""
     found = products()
     large = "in large calls" if products(8, 64, 1) == 0 else "from 8 rows and 64 units on"
+    large += ", or 8 steps and 128 units," * (products(1, 128, 8) > 0)
     return f"multiply-adds; {large} {PRODUCTS[found]}" if found else PRODUCTS[0]
 
 

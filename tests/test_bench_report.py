@@ -77,6 +77,28 @@ def test_the_lost_rows_are_named_the_slowest_first():
     )
 
 
+def test_rows_that_are_asked_for_less_have_a_table_of_their_own():
+    def row(precision, mode, batch=16, **ratios):
+        made = made_up("LSTM", "one", mode, required=False, **{**ratios, "rnnfast ieee": ratios["ieee"]})
+        return {**made, "precision": precision, "batch": batch}
+
+    rows = [
+        row("bf16", "inference", ieee=2.0, **{"torch.nn": 3.0, "openvino-bf16": 1.5}),
+        row("bf16", "inference", ieee=8.0, **{"torch.nn": 12.0, "openvino-bf16": 6.0}),
+        row("bf16", "inference", batch=1, ieee=99.0, **{"torch.nn": 99.0}),
+        row("tf32", "training", ieee=1.5, **{"torch.nn": 2.5}),
+        made_up("LSTM", "two", "inference", **{"torch.nn": 1e-3}),
+    ]
+    columns, lines = report.asked_for_less({"rows": rows})
+    assert len(columns) == 5
+    assert lines == [
+        ["LSTM, bf16, inference", "2", "4.00×", "6.00×", "3.00×"],
+        ["LSTM, tf32, training", "1", "1.50×", "2.50×", "–"],
+    ]
+    assert report.asked_for_less({"rows": rows[4:]}) is None
+    assert "to openvino-bf16, of 2: none" in report.lost({"rows": rows[:2]})
+
+
 def test_a_row_is_lost_only_where_the_quartiles_lie_apart():
     noisy = {"median_ms": 1.0, "q1_ms": 0.8, "q3_ms": 1.2}
     rows = [made_up("LSTM", "one", "inference", **{"torch.nn": ratio}) for ratio in (0.7, 0.9, 1.1, 1.3)]

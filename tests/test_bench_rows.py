@@ -13,8 +13,9 @@ from benchmarks import report, run
 from benchmarks.cases import CASES
 from rnnfast.bench import rounds
 from rnnfast.bench.case import BOTH, Case
-from rnnfast.bench.peers import Problem, all_peers, baseline, first_outcome, reference
+from rnnfast.bench.peers import Problem, all_peers, baseline, first_calls, first_outcome, reference
 from rnnfast.bench.roofline import limit
+from rnnfast.bench.sessions import SESSIONS, needs
 
 pytest_plugins = ["bench_helpers"]
 
@@ -30,7 +31,8 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
     assert rates["gflops"]["float32"] >= rates["product_gflops"]["float32"] > 0
     assert rates["read_gb_per_s"]["memory"] > 0
     (row,) = written["rows"]
-    assert list(row["peers"]) == ["torch.nn", "Python loop", "onnxruntime", "rnnfast"]
+    others = [name for name in ("onnxruntime", "openvino") if not needs(name)]
+    assert list(row["peers"]) == ["torch.nn", "Python loop", *others, "rnnfast"]
     for peer in row["peers"].values():
         assert 0 < peer["q1_ms"] <= peer["median_ms"] <= peer["q3_ms"]
         assert peer["difference"] < 1e-5
@@ -59,6 +61,8 @@ def test_one_real_row_runs_end_to_end(tmp_path, capsys):
         Case("deep", "", "DeepTransitionRNN", 2, 5, 3, inputs=4),
         Case("bfloat16", "", "LSTM", 2, 5, 3, dtype="bfloat16"),
         Case("new weights", "", "GRU", 2, 5, 3, fresh_weights=True),
+        Case("asked for less", "", "LSTM", 8, 64, 3, precision="tf32"),
+        Case("asked for less", "", "GRU", 8, 64, 3, precision="bf16"),
     ],
     ids=lambda case: f"{case.cell}-{case.name}".replace(" ", "-"),
 )
@@ -70,10 +74,45 @@ def test_all_peers_compute_the_same(case):
             exact = reference(problem, training)  # before the peers change a weight
             peers = all_peers(problem, training, threads=1)
             results = {name: peer.compare(first_outcome(peer, case)[0]) for name, peer in peers.items()}
-            differences, wrong = rounds.compare(results, exact, baseline(case))
+            precisions = {name: peer.precision for name, peer in peers.items()}
+            differences, wrong = rounds.compare(results, exact, baseline(case), precisions)
         assert wrong == []
         assert len(results["rnnfast"]) == (2 + len(list(problem.layer.parameters())) if training else 1)
         assert list(peers)[0] == baseline(case) and list(peers)[-1] == "rnnfast"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_in_a_row_that_is_asked_for_less_one_peer_of_ours_is_not(precision, monkeypatch):
+    seen = []
+
+    class Asked(rnnfast.LSTM):
+        def forward(self, x, hx=None):
+            seen.append(torch.backends.mkldnn.rnn.fp32_precision)
+            return super().forward(x, hx)
+
+    monkeypatch.setattr(rnnfast.nn, "LSTM", Asked)
+    before = torch.backends.mkldnn.rnn.fp32_precision
+    case = Case("tiny", "", "LSTM", 8, 64, 3, precision=precision, modes=("inference",))
+    assert case.shape.endswith(f"asked for {precision}")
+    with torch.inference_mode():
+        peers = all_peers(Problem.make(case), False, threads=1, others=[])
+        for name in "rnnfast ieee", "rnnfast", "rnnfast ieee":
+            peers[name].call()
+    assert seen == ["none", precision, "none"] and torch.backends.mkldnn.rnn.fp32_precision == before
+    assert [peer.precision for peer in peers.values()] == [precision, precision, "none", precision]
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("more", [{}, {"layers": 2, "directions": 2}, {"steps": 1}], ids=str)
+@pytest.mark.parametrize("name", SESSIONS)
+def test_other_libraries_compute_the_same(cell, more, name):
+    if needs(name):
+        pytest.skip(f"not installed: {', '.join(needs(name))}")
+    problem = Problem.make(Case("tiny", "", cell, 2, 5, **{"steps": 4, **more}))
+    with torch.inference_mode():
+        peers = all_peers(problem, False, threads=1, others=[name])
+        assert name in peers and peers[name].precision == SESSIONS[name].precision
+        assert first_calls(problem, False, peers)[2] == []
 
 
 def test_a_wrong_output_fails_the_run(monkeypatch, round_machine, tmp_path, capsys):

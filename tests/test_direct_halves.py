@@ -22,7 +22,8 @@ MIXED = {
     "weights of 16 bits": (torch.float32, torch.float32, torch.bfloat16),
     "all of 16 bits": (torch.float16, torch.float16, torch.float16),
 }
-SIZES = [(5, 19), (64, 32), (1, 1)]  # rows of 64 inputs and 32 units are whole lines, the others are not
+# rows of 64 inputs and 32 units are whole lines, the others are not; 6 and 48 make pairs
+SIZES = [(5, 19), (64, 32), (1, 1), (6, 48)]
 OPTIONS = [
     {},
     {"bias": False},
@@ -99,14 +100,15 @@ def test_several_layers_and_both_directions_do_too(kind, options, asked, frozen,
 
 @kinds
 @halves
+@pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("given", MIXED)
 def test_autocast_goes_straight_with_the_bits_and_dtypes_of_the_way_through_python(
-    kind, dtype, size, given, isa
+    kind, dtype, B, size, given, isa
 ):
     of_x, of_state, of_weights = MIXED[given]
     module, _ = pair(kind, *size, dtype=of_weights)
-    x, hx = inputs(kind, 3, torch.float32, *size)
+    x, hx = inputs(kind, B, torch.float32, *size, T=1 if B == 1 else 4)
     x, hx = x.to(of_x), tree_map(lambda t: t.to(of_state), hx)
     for straight, expected, way in calls(module, x, hx, dtype):
         assert way == "direct"

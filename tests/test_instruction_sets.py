@@ -179,7 +179,7 @@ def test_splits_and_thread_counts_give_the_same_bits(isa, cell, dtype, shape):
 @splits
 @cells
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("T,features,H", [(4, 7, 19), (3, 1, 1), (5, 33, 35), (2, 101, 129)])
+@pytest.mark.parametrize("T,features,H", [(4, 7, 19), (3, 1, 1), (5, 33, 35), (2, 101, 129), (1, 37, 80)])
 def test_a_row_alone_and_in_a_batch_gives_the_same_bits(isa, split, cell, dtype, T, features, H):
     if cell == "lstm_proj":
         H = max(H, 7)

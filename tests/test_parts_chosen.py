@@ -108,6 +108,22 @@ def test_a_row_has_the_same_bits_in_all_large_batches_and_in_all_small_ones(kind
             same(module(x[:, 3 : 3 + rows])[0], small[:, :rows], rtol=0, atol=0)
 
 
+@each_layer
+def test_one_product_is_made_with_any_number_of_rows(kind):
+    use("bf16")
+    assert [info.products(*sizes) for sizes in ((1, 128, 8), (1, 128, 7), (1, 127, 8))] == [1, 0, 0]
+    projected = kind == "lstm_proj"  # then its outputs count
+    module = rnnfast.LSTM(24, 140, proj_size=128) if projected else layer(kind, 24, 128)
+    x = draw(8, 19, 24).float()
+    whole = results(module, x)[0]
+    assert error(whole, results(module.double(), x.double())[0]) < BOUND["bf16"]
+    module.float()
+    for rows in (1, 3, 7):
+        y = results(module, x[:, 3 : 3 + rows])[0]
+        assert info.last_run()["products"] == 1
+        same(y, whole[:, 3 : 3 + rows], rtol=0, atol=0)
+
+
 @each_precision
 def test_batch_invariance_that_was_asked_for_wins(precision):
     module, x = layer("lstm", 40, 100), draw(4, 16, 40).float()

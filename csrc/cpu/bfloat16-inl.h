@@ -59,6 +59,25 @@ RNNFAST_INLINE pairs load_column_words_part(const Bfloat16* p, const Bfloat16* q
   return paired(load_halves(p, rows > 0 ? n : 0), load_halves(q, rows > 1 ? n : 0));
 }
 
+// rows of words (pack-inl.h) of floats
+RNNFAST_INLINE pairs rounded_pairs(f32v first, f32v second) {
+#ifdef RNNFAST_ROUND_TWO_BF16
+  return __builtin_bit_cast(pairs, RNNFAST_ROUND_TWO_BF16(first, second));
+#else
+  const halves both[] = {rounded(first), rounded(second)};
+  return __builtin_bit_cast(pairs, both);
+#endif
+}
+RNNFAST_INLINE pairs load_column_words(const RoundedPair* p, const RoundedPair*) {
+  return rounded_pairs(load(p->numbers), load(p->numbers + Vec<float>::kLanes));
+}
+RNNFAST_INLINE pairs load_column_words_part(const RoundedPair* p, const RoundedPair*, int64_t rows,
+                                            int64_t n) {
+  constexpr int64_t L = Vec<float>::kLanes;
+  if (rows <= 0 || n <= 0) return pairs{};
+  return rounded_pairs(load_part(p->numbers, 2 * n), load_part(p->numbers + L, 2 * n - L));
+}
+
 RNNFAST_INLINE f32v add_words(pairs words, f32v sums) {
   int32_t ones = 0x3f803f80;
 #ifdef __aarch64__

@@ -183,8 +183,21 @@ std::atomic<Invariance>& batch_invariant() {
   return value;
 }
 
+// Whether of the unit's 16 rows and 32 numbers of k enough are used. Limits here and below: measured on
+// Granite Rapids, docs/design.md.
+bool fills_unit(int64_t batch, int64_t units) {
+  constexpr int64_t kRows = 8, kUnits = 64;
+  return batch >= kRows && units >= kUnits;
+}
+
+// Whether to read W in bfloat16 soon outweighs that it is rounded once a call, with any number of rows
+bool reads_less(int64_t units, int64_t steps) {
+  constexpr int64_t kUnits = 128, kSteps = 8;
+  return units >= kUnits && steps >= kSteps;
+}
+
 // Whether all of float32 is had sooner by the unit: W is split once a call, and six products take the place
-// of a multiply-add (measured on Granite Rapids, docs/design.md).
+// of a multiply-add
 bool pays(int64_t batch, int64_t units, int64_t steps) {
   constexpr int64_t kSteps = 32, kRows = 16, kUnits = 128, kBoth = 4096;
   return steps >= kSteps && batch >= kRows && units >= kUnits && batch >= (kBoth + units - 1) / units;
@@ -211,14 +224,15 @@ const Kernels& kernels() {
   return *now;
 }
 
-bool fills_unit(int64_t batch, int64_t units) {
-  constexpr int64_t kRows = 8, kUnits = 64;  // of the unit's 16 rows and 32 numbers of k enough are used
-  return batch >= kRows && units >= kUnits;
+bool may_take_unit(int64_t batch, int64_t units, int64_t steps) {
+  return fills_unit(batch, units) || reads_less(units, steps);
 }
 
 const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, Precision precision) {
   const Kernels& k = kernels();
-  if (!k.in_parts || !fills_unit(batch, units)) return k;
+  const bool suits =
+      fills_unit(batch, units) || (precision == Precision::kBfloat16 && reads_less(units, steps));
+  if (!k.in_parts || !suits) return k;
   const Invariance asked = batch_invariant().load();
   const bool invariant =
       asked == Invariance::kOn ||

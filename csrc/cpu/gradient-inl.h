@@ -134,7 +134,7 @@ struct Gradient {
     for (int64_t k = 0; k * kNumbers < rows; k += L)
       for (int64_t m = 0; m < n; m += L)
         turn_block(to + m * depth + k, depth, from + k * kNumbers * p.lda + m, p.lda, rows - k * kNumbers,
-                   n - m);
+                   n - m, n - m);
   }
 
   // sums[m] = or += the numbers in the K words of each of n turned rows, whose last vector is filled with

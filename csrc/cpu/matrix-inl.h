@@ -1,7 +1,8 @@
 // The product of bfloat16 on a processor with a matrix unit (AMX): one instruction multiplies 16 rows by 16
 // words by 16 units. Its operands are registers of 16 lines of 64 bytes, which are read with a stride: panels
-// are packed as for any other set, and rows of A and C are taken in bands that stand evenly apart. Compiled
-// inside the instruction set's namespace, after product-inl.h. No guard on purpose.
+// are packed as for any other set, and rows of A and C are taken in bands that stand evenly apart. For a lone
+// row and a matrix that is read once W is not packed: there its rows are the unit's. Compiled inside the
+// instruction set's namespace, after product-inl.h. No guard on purpose.
 //
 // An element's sum goes through k in order, whatever rows stand beside it. (The unit adds up the even and the
 // odd ones of 32 numbers by themselves, so the last bit is not that of the vectors' tiles.)
@@ -29,18 +30,19 @@ RNNFAST_INLINE void tiles_see_memory() {}
 RNNFAST_INLINE void stay_awake() {}
 
 template <int r>
+RNNFAST_INLINE void zero_tile() {
+  __builtin_memset(tile_registers[r], 0, sizeof tile_registers[r]);
+}
+template <int r>
 RNNFAST_INLINE void load_tile(const void* p, int64_t stride) {
+  zero_tile<r>();
   for (int i = 0; i < tile_setup.rows[r]; ++i)
-    __builtin_memcpy(tile_registers[r][i], static_cast<const char*>(p) + i * stride, 64);
+    __builtin_memcpy(tile_registers[r][i], static_cast<const char*>(p) + i * stride, tile_setup.row_bytes[r]);
 }
 template <int r>
 RNNFAST_INLINE void store_tile(void* p, int64_t stride) {
   for (int i = 0; i < tile_setup.rows[r]; ++i)
-    __builtin_memcpy(static_cast<char*>(p) + i * stride, tile_registers[r][i], 64);
-}
-template <int r>
-RNNFAST_INLINE void zero_tile() {
-  __builtin_memset(tile_registers[r], 0, sizeof tile_registers[r]);
+    __builtin_memcpy(static_cast<char*>(p) + i * stride, tile_registers[r][i], tile_setup.row_bytes[r]);
 }
 template <int c, int a, int b>
 RNNFAST_INLINE void multiply_tiles() {
@@ -48,7 +50,7 @@ RNNFAST_INLINE void multiply_tiles() {
     return __builtin_bit_cast(float, odd ? word & 0xffff0000u : word << 16);
   };
   for (int m = 0; m < tile_setup.rows[c]; ++m)
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < tile_setup.row_bytes[c] / 4; ++n) {
       float sum[2] = {};
       for (int k = 0; k < 16; ++k)
         for (int odd = 0; odd < 2; ++odd)
@@ -119,19 +121,24 @@ struct Band {
   int lower() const { return static_cast<int>(rows.size()) - upper(); }
 };
 
-// Registers for the rows of a band. This takes as long as ten products: `now` remembers it.
-RNNFAST_INLINE void set_up_tiles(const Band& band, int& now) {
-  const int upper = band.upper(), lower = band.lower(), wanted = upper << 8 | lower;
+// Registers for tiles of C of so many rows, the last two perhaps of others, and so many columns. This takes
+// as long as ten products: `now` remembers it.
+RNNFAST_INLINE void set_up_tiles(int upper, int lower, int columns, int& now) {
+  const int wanted = columns << 16 | upper << 8 | lower;
   if (now == wanted) return;
   now = wanted;
   TileSetup setup;
-  const auto set = [&](int r, int rows) {
+  const auto set = [&](int r, int rows, int row_words) {
     setup.rows[r] = static_cast<uint8_t>(rows);
-    setup.row_bytes[r] = rows ? 64 : 0;
+    setup.row_bytes[r] = static_cast<uint16_t>(rows ? 4 * row_words : 0);
   };
-  for (int i = 0; i < 4; ++i) set(kTileC + i, i < 2 || !lower ? upper : lower);
-  for (int i = 0; i < 2; ++i) set(kTileA + i, i ? lower : upper), set(kTileB + i, kUnitRows);
+  for (int i = 0; i < 4; ++i) set(kTileC + i, i < 2 || !lower ? upper : lower, columns);
+  for (int i = 0; i < 2; ++i)
+    set(kTileA + i, i ? lower : upper, kUnitWords), set(kTileB + i, kUnitRows, columns);
   load_setup(setup);
+}
+RNNFAST_INLINE void set_up_tiles(const Band& band, int& now) {
+  set_up_tiles(band.upper(), band.lower(), kUnitRows, now);
 }
 
 RNNFAST_INLINE void release_tiles(int& now) {
@@ -235,11 +242,84 @@ struct Bands {
   }
 };
 
+// C += A B for a lone row of A and a panel of B that is not packed, kVectors of 16 units: turned, so that 16
+// rows of W by 16 words are the first operand as they lie in memory, and the words of A, one below the other,
+// a second one of one column. Each sum is the same, bit for bit.
+template <class E, class From, int kVectors>
+__attribute__((noinline)) void multiply_lone(const Packed<E>& w, Range p, const void* a, const float* in,
+                                             float* out, const int64_t* offset) {
+  constexpr bool kAsRead = std::is_same_v<From, typename WordOf<E>::type>;
+  constexpr int kWord = sizeof(float);
+  const int64_t stored = w.source.ld / WordOf<E>::kNumbers;  // words of a row
+  const From* rows[kVectors];
+  each<kVectors>([&](auto v) {
+    rows[v.value] = w.template at<From>(v.value / p.size(), p.begin + v.value % p.size(), 0);
+  });
+  // of float, rounded: written while the unit reads the one before
+  alignas(64) typename WordOf<E>::type rounded[kAsRead ? 1 : 2][kVectors][kUnitRows][kUnitWords];
+  tiles_see_memory();
+  each<kVectors>([&](auto v) { load_tile<kTileC + v.value>(in + offset[v.value], kWord); });
+  for (int64_t k = 0; k < w.K; k += kUnitWords) {
+    auto& place = rounded[kAsRead ? 0 : k / kUnitWords % 2];
+    if constexpr (!kAsRead) {
+      for (int v = 0; v < kVectors; ++v)
+        for (int i = 0; i < kUnitRows; ++i) {
+          const From* const from = rows[v] + i * stored + k;
+          store(place[v][i], stored - k >= kUnitWords ? load_column_words(from, from)
+                                                      : load_column_words_part(from, from, 1, stored - k));
+        }
+      tiles_see_memory();
+    }
+    load_tile<kTileB>(static_cast<const char*>(a) + k * kWord, kWord);
+    each<kVectors>([&](auto v) {
+      constexpr int kA = kTileA + v.value % 2;
+      if constexpr (kAsRead)
+        load_tile<kA>(rows[v.value] + k, stored * kWord);
+      else
+        load_tile<kA>(place[v.value], sizeof place[v.value][0]);
+      multiply_tiles<kTileC + v.value, kA, kTileB>();
+    });
+    stay_awake();
+  }
+  each<kVectors>([&](auto v) { store_tile<kTileC + v.value>(out + offset[v.value], kWord); });
+  tiles_see_memory();
+}
+
+template <class E, class From>
+inline constexpr void (*kLone[])(const Packed<E>&, Range, const void*, const float*, float*,
+                                 const int64_t*) = {nullptr, multiply_lone<E, From, 1>,
+                                                    multiply_lone<E, From, 2>, multiply_lone<E, From, 3>,
+                                                    multiply_lone<E, From, 4>};
+
+template <class E, class Rows, class Then>
+RNNFAST_INLINE void product_of_lone(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
+                                    bool last_first, Rows rows, Then then) {
+  set_up_tiles(kUnitRows, kUnitRows, /*columns=*/1, part.tiles);
+  for (int64_t m = 0; m < n; ++m) {
+    const typename WordOf<E>::type* a;
+    const float* in;
+    float* out;
+    rows(m, a, in, out);
+    w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
+      int64_t offset[kMaxVectors];
+      columns.of<Vec<float>::kLanes>(p, w.gates, offset);
+      with_stored<E>(w.source.stored, [&](auto from) {
+        kLone<E, decltype(from)>[w.gates * p.size()](w, p, a, in, out, offset);
+      });
+      part.watch.lap(Work::kProduct);
+      then(Range{m, m + 1}, p);
+      part.watch.lap(Work::kCell);
+    });
+  }
+}
+
 template <class E, class Rows, class Then>
 RNNFAST_INLINE void product_by_bands(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
                                      bool last_first, Rows rows, Then then) {
   typedef typename WordOf<E>::type W;
   typedef typename ComputeType<E>::type A;
+  if constexpr (std::is_same_v<E, Bfloat16>)
+    if (w.turned) return product_of_lone(w, part, n, columns, last_first, rows, then);
   Bands bands;
   for (int64_t begin = 0; begin < n; begin += Bands::kRows) {
     bands.cut<W, A>(begin, least(n, begin + Bands::kRows), rows);

@@ -102,10 +102,16 @@ template <class E>
 struct Rounded {
   float number;
 };
+// Two floats that a product of bfloat16 reads rounded, as a pair
+struct RoundedPair {
+  float numbers[2];
+};
 template <class E>
 struct WordOf<Widened<E>> : WordOf<float> {};
 template <class E>
 struct WordOf<Rounded<E>> : WordOf<float> {};
+template <>
+struct WordOf<RoundedPair> : WordOf<int32_t> {};
 template <class W>
 struct SumOf {
   typedef W type;

@@ -17,7 +17,8 @@ constexpr double kVectorFmaPerNs = 6.0;
 constexpr double kMeetingsAlone = 1.2, kMeetings = 2, kLines = 48;
 constexpr double kEnterNs = 15000;
 constexpr double kCellNsPerVector = 6;  // nonlinearities, per gate and vector of units
-constexpr double kPackNs = 0.07;        // of one number of W, once a call
+constexpr double kPackNs = 0.07;        // of one number of W, once a call, and of a pair of bfloat16
+constexpr double kRoundNs = 0.1;        // more, of a pair that is stored in float
 constexpr double kFetchNs = 0.1;        // of one that another thread has packed, once a call
 constexpr double kStripNs = 10;  // backward: what forward saved of a vector of units, in strips of rows
 // W is read once a step. Few rows wait for it: a vector takes so long with one row, and a line of 64 bytes so
@@ -69,7 +70,8 @@ Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
   const int64_t vectors = divide_up(s.units, s.lanes);
   const double rows = s.steps > 0 ? static_cast<double>(s.total) / s.steps : 0;  // the mean, when packed
   const double numbers = static_cast<double>(s.units) * s.gates * (s.inputs + s.reads);
-  const double pack = s.frozen ? 0 : (s.products ? kPackPartsNs : kPackNs) * numbers;
+  const double pack_ns = s.products ? kPackPartsNs : kPackNs + s.rounds * kRoundNs;
+  const double pack = s.frozen ? 0 : pack_ns * numbers;
   const double serial = pack + s.steps * step_ns(s, rows, vectors);
   Plan best{Split::kSerial, 1};
   double best_ns = serial;

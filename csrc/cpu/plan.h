@@ -16,6 +16,7 @@ struct Shape {
   int lanes;   // of one vector
   bool backward;
   bool matrix_unit = false;  // multiplies 16 rows at once, and sums go over pairs
+  bool rounds = false;       // W is stored in float, and pairs of bfloat16 are made of it
   int products = 0;          // that it makes of each of float32, of parts of the numbers: Kernels::products
   bool frozen = false;       // W is packed already
   int directions = 1;        // that may be made side by side; all else here is of one

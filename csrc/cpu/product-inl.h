@@ -39,7 +39,8 @@ struct Source {
   Stored stored = Stored::kAsRead;
 
   static Source of(WeightMatrix w, int64_t numbers) {
-    return {w.numbers, whole_lines<E>(numbers), false, nullptr, 0, w.stored};
+    const bool as_read = w.stored == Stored::kAsRead;
+    return {w.numbers, as_read ? whole_lines<E>(numbers) : numbers, false, nullptr, 0, w.stored};
   }
   const E* row(int64_t k) const {
     return rows ? static_cast<const E*>(rows[k]) + column : static_cast<const E*>(weights) + k * ld;
@@ -62,6 +63,8 @@ RNNFAST_INLINE void with_stored(Stored stored, const F& f) {
       case Stored::kFloatForHalf:
         return f(Rounded<Half>());
     }
+  if constexpr (std::is_same_v<E, Bfloat16>)
+    if (stored == Stored::kFloatForBfloat16) return f(RoundedPair());
   f(typename WordOf<E>::type());
 }
 
@@ -125,7 +128,7 @@ struct Packed {
     w.units = units;
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
-    w.turned = w.once && !source.straight && rows <= kTurnedRows;
+    w.turned = w.once && !source.straight && rows <= kTurnedRows<E> && (!kMatrixUnit || units % L == 0);
     // With 16 registers many rows take tiles of four rows and three vectors. None have fewer instructions
     // for their multiply-adds, and 256 numbers of three vectors stay in the nearest cache. Few rows have
     // panels of many vectors, so that enough chains are in flight to hide the latency of one.
@@ -249,9 +252,10 @@ struct Packed {
       for (int64_t n = some.begin; n < some.end; ++n) {
         W* const first = to + some.begin * K * L + (n - some.begin) * L;
         const int64_t g = n / p.size(), v = p.begin + n % p.size();
+        const int64_t stored = source.ld / kNumbers;  // words of a row: all, or K, which is more
         for (int64_t k = 0; k < K; k += L)
-          turn_block(first + k * stride, stride, at<From>(g, v, k), source.ld / kNumbers, units - v * L,
-                     K - k);
+          turn_block(first + k * stride, stride, at<From>(g, v, k), stored, units - v * L,
+                     least(stored, K) - k, K - k);
       }
     }
   }

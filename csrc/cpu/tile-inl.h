@@ -22,7 +22,8 @@ constexpr int kRegisters = 16;
 #endif
 constexpr bool kManyRegisters = kRegisters == 32;
 constexpr int kMaxRows = 8;
-constexpr int kTurnedRows = kMatrixUnit ? 0 : 3;
+template <class E>
+constexpr int kTurnedRows = !kMatrixUnit ? 3 : std::is_same_v<E, Bfloat16>;
 constexpr int kMaxVectors = kMatrixUnit ? 4 : 8;
 
 // Rows of a tile, by its vectors: as many accumulators as the registers hold beside what a step of k reads

@@ -101,10 +101,11 @@ __attribute__((noinline)) void load_turned_part(typename Vec<typename WordOf<E>:
   transpose<W>(r);
 }
 
-// to[j, i] = word (i, j) for at most L rows of words and L columns; whole vectors of `to` are written
+// to[j, i] = word (i, j) for at most L rows of words and L columns; whole vectors of `to` are written, of so
+// many columns: more than there are become zero
 template <class E>
 RNNFAST_INLINE void turn_block(typename WordOf<E>::type* to, int64_t to_ld, const E* from, int64_t ld,
-                               int64_t rows, int64_t columns) {
+                               int64_t rows, int64_t columns, int64_t written) {
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
   typename Vec<W>::type r[L];
@@ -114,6 +115,6 @@ RNNFAST_INLINE void turn_block(typename WordOf<E>::type* to, int64_t to_ld, cons
     for (int j = 0; j < L; ++j) store(to + j * to_ld, r[j]);
   } else {
     load_turned_part(r, from, ld, rows, columns);
-    for (int64_t j = 0; j < least<int64_t>(L, columns); ++j) store(to + j * to_ld, r[j]);
+    for (int64_t j = 0; j < least<int64_t>(L, written); ++j) store(to + j * to_ld, r[j]);
   }
 }

@@ -18,8 +18,11 @@ struct Converter {
 
   bool rounds() const { return at::isReducedFloatingType(layer) && layer != from && layer != to; }
 
-  // how a product of floats reads these numbers where they are, if it can
-  std::optional<Stored> as_stored() const {
+  // how a product of `to` reads these numbers where they are, rows of n, if it can
+  std::optional<Stored> as_stored(int64_t n) const {
+    // bfloat16 is read by pairs
+    if (to == at::kBFloat16 && from == at::kFloat && n % 2 == 0) return Stored::kFloatForBfloat16;
+    if (to != at::kFloat || from == at::kDouble) return std::nullopt;
     if (from == at::kFloat)
       return !rounds()            ? Stored::kAsRead
              : layer == at::kHalf ? Stored::kFloatForHalf

@@ -86,6 +86,7 @@ void run_forward_as(const char* op, const Kernels& k, const LayerMemory& m) {
   if (sizeof(E) < sizeof(A)) {
     shape.inputs = (s.I + 1) / 2, shape.reads = (s.P + 1) / 2;  // pairs
     shape.matrix_unit = k.matrix_unit;
+    shape.rounds = m.weights[0].w_hh.stored != Stored::kAsRead;
   }
   shape.products = std::is_same_v<E, float> ? k.products : 0;
   shape.directions = static_cast<int>(s.D);

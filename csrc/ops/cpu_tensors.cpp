@@ -67,8 +67,10 @@ const void* Operands::matrix(const Tensor& t) {
 }
 
 WeightMatrix Operands::weight(const Tensor& t) {
-  const bool own = t.defined() && element == at::kFloat && k_.products == 0 && t.is_contiguous();
-  const auto stored = own ? converter(t.scalar_type(), element).as_stored() : std::nullopt;
+  const bool in_parts = element == at::kFloat && k_.products > 0;
+  const auto stored = t.defined() && t.is_contiguous() && !in_parts
+                          ? converter(t.scalar_type(), element).as_stored(t.size(-1))
+                          : std::nullopt;
   return stored ? WeightMatrix{t.const_data_ptr(), *stored} : WeightMatrix{matrix(t)};
 }
 

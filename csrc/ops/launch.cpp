@@ -44,7 +44,7 @@ Precision asked_precision() {
 }  // namespace
 
 const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, at::ScalarType layer) {
-  const bool asks = layer == at::kFloat && fills_unit(batch, units);  // small calls have no time to
+  const bool asks = layer == at::kFloat && may_take_unit(batch, units, steps);  // small calls have no time to
   return asks ? kernels_for(batch, units, steps, asked_precision()) : kernels();
 }
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 BOTH = ("inference", "training")
+
+
+@contextmanager
+def asking(precision: str) -> Iterator[None]:
+    """Within it layers of float32 are asked for so much: "none" (all of float32), "tf32" or "bf16"."""
+    setting = torch.backends.mkldnn.rnn
+    before = setting.fp32_precision
+    setting.fp32_precision = precision
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Case:
     directions: int = 1
     nonlinearity: str = "tanh"  # of the RNN
     dtype: str = "float32"
+    precision: str = "none"  # of float32: see `asking`
     lengths: tuple[int, ...] | None = None  # [B], falling; None: all rows have `steps` steps
     modes: tuple[str, ...] = BOTH
     fresh_weights: bool = False  # every peer changes a weight in place before each call
@@ -52,4 +69,6 @@ class Case:
             parts.append("new weights")
         if self.frozen:
             parts.append("frozen")
+        if self.precision != "none":
+            parts.append(f"asked for {self.precision}")
         return " ".join([*parts, self.dtype if self.dtype != "float32" else ""]).strip()

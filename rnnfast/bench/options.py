@@ -185,7 +185,8 @@ def peers(found: argparse.Namespace) -> list[str]:
     why = cannot(found.cases[0], found.training)
     why = "it runs on the CPU here" if not why and found.device != "cpu" else why
     if found.peers is None:
-        return [] if why else [name for name in SESSIONS if not needs(name)]
+        exact = [name for name, session in SESSIONS.items() if session.precision == "none"]
+        return [] if why else [name for name in exact if not needs(name)]
     for name in found.peers:
         if name == LOOP:
             if found.packed is not None:

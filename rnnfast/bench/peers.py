@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from .. import _C
 from .. import nn as fast
 from .. import reference as plain
-from .case import Case
+from .case import Case, asking
 from .rounds import compare
 from .sessions import SESSIONS, cannot
 
@@ -203,10 +203,23 @@ class Problem:
 
 @dataclass
 class Peer:
-    """`call()` does the timed work; `compare` brings its results to the layout all peers are compared in."""
+    """`call()` does the timed work; `compare` brings its results to the layout all peers are compared in.
+
+    precision: as in a Case.
+    """
 
     call: Callable[[], tuple[Tensor, ...]]
     compare: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple
+    precision: str = "none"
+
+    def asks(self, precision: str) -> Peer:
+        """The same, asked for so much."""
+
+        def call() -> tuple[Tensor, ...]:
+            with asking(precision):
+                return self.call()
+
+        return Peer(call, self.compare, precision)
 
 
 def with_fresh_weights(forward: Forward, layer: nn.Module) -> Forward:
@@ -310,6 +323,9 @@ def torch_peers(problem: Problem, training: bool) -> dict[str, Callable[[], Peer
     return peers
 
 
+ALL_OF_FLOAT32 = "rnnfast ieee"  # the peer that is not asked for less
+
+
 def our_peers(problem: Problem, training: bool) -> dict[str, Callable[[], Peer]]:
     """The same of rnnfast's."""
     case, layer = problem.case, cache(problem.ours)
@@ -319,6 +335,8 @@ def our_peers(problem: Problem, training: bool) -> dict[str, Callable[[], Peer]]
         return Peer(timed_call(call, layer(), *tensors, training, case.fresh_weights))
 
     peers = {"rnnfast padded": lambda: padded(layer(), problem, training)} if case.lengths else {}
+    if case.precision != "none":
+        peers[ALL_OF_FLOAT32] = alone
     return peers | {"rnnfast": alone}
 
 
@@ -329,7 +347,7 @@ def session_peers(
 
     def alone(name: str) -> Peer:
         session = SESSIONS[name](problem.layer, problem.state, threads)
-        return Peer(timed_call(session, None, problem.x, problem.dy, training))
+        return Peer(timed_call(session, None, problem.x, problem.dy, training), precision=session.precision)
 
     return {} if cannot(problem.case, training) else {name: partial(alone, name) for name in names}
 
@@ -339,7 +357,17 @@ def makers(
 ) -> dict[str, Callable[[], Peer]]:
     """What makes every peer that has this case, baseline first, rnnfast last; `others` of other libraries."""
     sessions = session_peers(problem, training, threads, others)
-    return torch_peers(problem, training) | sessions | our_peers(problem, training)
+    makes = torch_peers(problem, training) | sessions | our_peers(problem, training)
+    precision = problem.case.precision
+    if precision == "none":
+        return makes
+    as_they_are = {*sessions, ALL_OF_FLOAT32}
+
+    def asked(name: str) -> Peer:
+        peer = makes[name]()
+        return peer if name in as_they_are else peer.asks(precision)
+
+    return {name: partial(asked, name) for name in makes}
 
 
 def all_peers(problem: Problem, training: bool, threads: int, **more: Iterable[str]) -> dict[str, Peer]:
@@ -355,4 +383,5 @@ def first_calls(
     for name, peer in peers.items():
         outputs, first[name] = first_outcome(peer, problem.case)
         results[name] = peer.compare(outputs)
-    return first, *compare(results, exact, baseline(problem.case))
+    precisions = {name: peer.precision for name, peer in peers.items()}
+    return first, *compare(results, exact, baseline(problem.case), precisions)

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from .. import _C
-from .case import Case
+from .case import Case, asking
 
 SLACK = 1.02  # a row may not beat its limit by more: the limit would be wrong
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -67,16 +67,24 @@ def layers(case: Case) -> Iterator[Layer]:
         yield Layer(gates * hidden * width, gates * hidden * hidden, curved)
 
 
+def element(case: Case) -> str:
+    """What may be read and multiplied: bfloat16 also where no more is asked of float32."""
+    return "bfloat16" if case.precision == "bf16" else case.dtype
+
+
 def flops(case: Case, team: Team) -> float:
     """Of the case's products, however they are made."""
-    most = team.flops(case.dtype)
-    many = _C.products(case.batch_sizes[0], case.hidden, case.steps) if case.dtype == "float32" else 0
+    most = team.flops(element(case))
+    if case.dtype != "float32":
+        return most
+    with asking(case.precision):
+        many = _C.products(case.batch_sizes[0], case.hidden, case.steps)
     return max(most, team.flops("bfloat16") / many) if many else most
 
 
 def read_seconds(weights: int, layer: Layer, case: Case, team: Team) -> float:
     """So many of a layer's weights read once."""
-    of_each = case.directions * BYTES[case.dtype]
+    of_each = case.directions * BYTES[element(case)]
     held = layer.recurrent + (layer.projection if case.steps == 1 else 0)
     return weights * of_each / team.bandwidth(held * of_each)
 

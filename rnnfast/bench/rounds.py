@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median, quantiles
 
+import torch
 from torch import Tensor
 
 from ..testing import TOLERANCE, error
@@ -15,6 +16,8 @@ from ..testing import TOLERANCE, error
 # The tests' rule: at most twice the baseline's error, and some of the scale. Ours may add 4 of the table's
 # tolerances, for sums are long here; a peer, which only has to compute the same thing, 16.
 OURS, OTHERS = 4, 16
+# what rounds a number as the products do that are asked for (see `case.asking`): TF32 has float16's places
+ROUNDED = {"tf32": torch.float16, "bf16": torch.bfloat16}
 
 
 def settle() -> None:
@@ -96,9 +99,15 @@ def interleave(
 
 
 def compare(
-    results: dict[str, tuple[Tensor, ...]], exact: tuple[Tensor, ...], base: str
+    results: dict[str, tuple[Tensor, ...]],
+    exact: tuple[Tensor, ...],
+    base: str,
+    precisions: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, float], list[str]]:
-    """Each peer's largest error as a share of the scale of the tensor it is in, and who is too far off."""
+    """Each peer's largest error as a share of the scale of the tensor it is in, and who is too far off.
+
+    precisions: of those peers whose products are of less than their tensors' type.
+    """
     scales = [e.abs().max().item() for e in exact]
     errors = {
         name: [error(r, e) / scale for r, e, scale in zip(result, exact, scales, strict=True)]
@@ -106,7 +115,8 @@ def compare(
     }
     wrong = []
     for name, found in errors.items():
-        tolerance = TOLERANCE[results[name][0].dtype] * (OURS if name == "rnnfast" else OTHERS)
+        rounded = ROUNDED.get((precisions or {}).get(name), results[name][0].dtype)
+        tolerance = TOLERANCE[rounded] * (OURS if name == "rnnfast" else OTHERS)
         if any(
             not f <= 2 * (b if name != base else 0) + tolerance
             for f, b in zip(found, errors[base], strict=True)

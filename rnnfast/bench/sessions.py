@@ -18,7 +18,8 @@ GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 def needs(name: str) -> list[str]:
     """Packages that a session of this library needs and that are not installed."""
-    return [package for package in ("onnx", name) if importlib.util.find_spec(package) is None]
+    packages = "onnx", SESSIONS[name].package
+    return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
 def cannot(case: Case, training: bool) -> str:
@@ -79,6 +80,9 @@ def onnx_model(layer: nn.RNNBase, state: tuple[str, ...]) -> bytes:
 class Session:
     """`layer` in another library: x [T, B, I] -> [T, B, D H]."""
 
+    package: str  # that it is in
+    precision = "none"  # of its products, as in a Case
+
     def __init__(self, layer: nn.RNNBase, state: Tensor | tuple[Tensor, ...] | None, threads: int):
         states = () if state is None else state if isinstance(state, tuple) else (state,)
         self.feed = {name: s.numpy() for name, s in zip(("h0", "c0"), states, strict=False)}
@@ -90,6 +94,8 @@ class Session:
 
 class OnnxSession(Session):
     """In onnxruntime."""
+
+    package = "onnxruntime"
 
     def start(self, model: bytes, threads: int) -> None:
         import onnxruntime
@@ -103,14 +109,16 @@ class OnnxSession(Session):
 
 
 class OpenVinoSession(Session):
-    """In OpenVINO, which would compute in bfloat16 where the processor does, unless told otherwise."""
+    """In OpenVINO, told to compute in float32."""
+
+    package, hint = "openvino", "f32"
 
     def start(self, model: bytes, threads: int) -> None:
         import openvino
 
         options = {
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self.hint,
             "PERFORMANCE_HINT": "LATENCY",
         }
         core = openvino.Core()
@@ -122,4 +130,10 @@ class OpenVinoSession(Session):
         return torch.from_numpy(result[0])
 
 
-SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession}
+class OpenVinoInBfloat16(OpenVinoSession):
+    """In OpenVINO, as it computes unless it is told otherwise, where the processor multiplies bfloat16."""
+
+    hint = precision = "bf16"
+
+
+SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession, "openvino-bf16": OpenVinoInBfloat16}

@@ -162,10 +162,12 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   if (rng.one_in(100)) s.I = rng.in(1000, 2200), s.H = rng.in(1, 5);  // sums that are cut in blocks
   s.projected = facts.has_cell && rng.one_in(3);
   s.P = s.projected ? rng.in(1, 40) : s.H;
-  const bool cell = rng.one_in(10);  // one step, as a cell module calls it: h0 and c0 may be absent
+  const bool cell = rng.one_in(10);         // one step, as a cell module calls it: h0 and c0 may be absent
+  const bool lone = cell && rng.one_in(2);  // of one row, and whole vectors of units
+  if (lone) s.H = 16 * rng.in(1, 3), s.P = s.projected ? s.P : s.H;
   const bool stateless = cell && rng.one_in(2), save = !cell && !rng.one_in(4);
   const bool biases[] = {!rng.one_in(4), !rng.one_in(4)};
-  const Rows rows(cell, cell ? 1 : 0);
+  const Rows rows(cell, cell ? 1 : 0, lone ? 1 : 9);
   const Walk& walk = rows.walk;
   const int64_t N = walk.total, R = rows.places, B = walk.batch, GH = s.G * s.H;
   const bool has_cell = facts.has_cell, both = !cell && rng.one_in(2);
@@ -188,12 +190,14 @@ void recurrent(const Kernels& k, const Kernels& k_backward) {
   in[kBHh] = rng.reals(biases[1] ? GH : 0);
   in[kWHr] = rng.reals(s.projected ? s.P * s.H : 0, scale);
   const Input<E> x(in[kX], s.I);
-  const auto stored = [&] {
-    const bool own = sizeof(E) != 4 || k.products || rng.one_in(2);
-    return own ? Stored::kAsRead : static_cast<Stored>(rng.in(1, static_cast<int>(Stored::kFloatForHalf)));
+  const auto stored = [&](int64_t columns) {
+    if (sizeof(E) == 8 || rng.one_in(2)) return Stored::kAsRead;
+    if (sizeof(E) == 2) return columns % 2 ? Stored::kAsRead : Stored::kFloatForBfloat16;
+    return k.products ? Stored::kAsRead
+                      : static_cast<Stored>(rng.in(1, static_cast<int>(Stored::kFloatForHalf)));
   };
-  const StoredWeight<E> w_ih(in[kWIh], s.I, stored()), w_hh(in[kWHh], s.P, stored()),
-      w_hr(in[kWHr], s.H, stored());
+  const StoredWeight<E> w_ih(in[kWIh], s.I, stored(s.I)), w_hh(in[kWHh], s.P, stored(s.P)),
+      w_hr(in[kWHr], s.H, stored(s.H));
   in[kResetH] = rng.reals(anew ? B * s.P : 0);
   in[kResetC] = rng.reals(anew && has_cell ? B * s.H : 0);
   const Input<A> h0(in[kH0]), c0(in[kC0]), b_ih(in[kBIh]), b_hh(in[kBHh]);

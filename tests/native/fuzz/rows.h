@@ -19,8 +19,8 @@ struct Rows {
   const char* name;
   int64_t places;  // rows of x and y, of which the walk may leave some out
 
-  explicit Rows(bool plain, int64_t steps) {
-    const int64_t T = steps ? steps : rng.in(1, 6), B = rng.in(1, 9);
+  explicit Rows(bool plain, int64_t steps, int64_t most = 9) {
+    const int64_t T = steps ? steps : rng.in(1, 6), B = rng.in(1, most);
     const int64_t kind = rng.in(0, plain ? 1 : 4);
     static constexpr const char* kNames[] = {"time-major", "batch-first", "packed", "ragged",
                                              "ragged batch-first"};
