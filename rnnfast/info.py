@@ -112,8 +112,9 @@ def set_batch_invariant(on: bool | None) -> None:
 
     They are made in calls of 8 rows or more (of a PackedSequence: in its first step) of layers of 64 units or
     more; one also with fewer rows, from 8 steps and 128 units on; six, with None, where they are sooner done
-    than multiply-adds: from 32 steps, 16 rows and 128 units on, if rows times units are 4096 or more. A row's
-    results are the same in all batches on one side of such a limit.
+    than multiply-adds: from 32 steps, 16 rows and 128 units on, if rows times units are 4096 or more, or from
+    32 rows and 256 units on, if rows times steps are 256 or more. A row's results are the same in all batches
+    on one side of such a limit.
 
     Where other programs use the unit at the same time, it may be slower than multiply-adds. What `freeze`
     packs is then larger by 2 bytes for each part of a weight, and serves small calls and the precision of

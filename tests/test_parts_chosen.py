@@ -70,8 +70,17 @@ def test_torchs_settings_count_as_they_stand_under_each_other(settings, products
 
 
 # rows, units, steps: what six products are worth, and what they are not
-LARGE = [(16, 256, 32), (32, 128, 32), (20, 205, 40), (64, 128, 100)]
-SMALL = [(15, 512, 32), (31, 128, 32), (64, 127, 32), (16, 255, 32), (64, 512, 31), (1, 1024, 1000)]
+LARGE = [
+    (16, 256, 32),
+    (32, 128, 32),
+    (20, 205, 40),
+    (64, 128, 100),
+    (32, 256, 8),
+    (256, 256, 1),
+    (64, 300, 4),
+]
+SMALL = [(15, 512, 32), (31, 128, 32), (64, 127, 32), (16, 255, 32), (1, 1024, 1000)]
+SMALL += [(31, 512, 31), (255, 512, 1), (64, 255, 31), (63, 256, 4)]
 
 
 @pytest.mark.parametrize("sizes", [*LARGE, *SMALL])

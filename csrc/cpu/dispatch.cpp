@@ -199,8 +199,10 @@ bool reads_less(int64_t units, int64_t steps) {
 // Whether all of float32 is had sooner by the unit: W is split once a call, and six products take the place
 // of a multiply-add
 bool pays(int64_t batch, int64_t units, int64_t steps) {
-  constexpr int64_t kSteps = 32, kRows = 16, kUnits = 128, kBoth = 4096;
-  return steps >= kSteps && batch >= kRows && units >= kUnits && batch >= (kBoth + units - 1) / units;
+  const auto product_reaches = [](int64_t least, int64_t a, int64_t b) { return a >= (least + b - 1) / b; };
+  if (batch < 16 || units < 128) return false;
+  return (steps >= 32 && product_reaches(4096, batch, units)) ||
+         (batch >= 32 && units >= 256 && product_reaches(256, batch, steps));
 }
 
 }  // namespace

@@ -33,6 +33,7 @@ constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
 // of h, or of da, that another member has written.
 constexpr double kPerPart = 0.57, kPerPartRow = 0.053;
 constexpr double kPartsThirdNs = 4, kSplitNs = 0.3, kPackPartsNs = 0.2, kLineNs = 20, kLineBackNs = 40;
+constexpr double kFetchPartsNs = 0.5;  // of a number of W that another thread has packed in parts, once a call
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -91,9 +92,10 @@ Plan make_plan(const Shape& shape, int threads, double meeting_ns) {
 
   // who shares rows reads what others have packed, and cannot pack weights that are read once panel by panel,
   // where they are in the nearest cache
+  const double fetch_pack = s.products ? kFetchPartsNs : kFetchNs;
   const int row_parts = static_cast<int>(std::min<int64_t>(threads, s.batch));
   const double by_rows = kEnterNs + (s.steps == 1 ? 2 : 1) * pack / row_parts +
-                         (s.frozen ? 0 : kFetchNs * numbers * (1 - 1.0 / row_parts)) +
+                         (s.frozen ? 0 : fetch_pack * numbers * (1 - 1.0 / row_parts)) +
                          s.steps * step_ns(s, std::ceil(rows / row_parts), vectors);
   if (row_parts > 1 && by_rows < best_ns) best = {Split::kRows, row_parts}, best_ns = by_rows;
 
