@@ -33,7 +33,8 @@ constexpr double kUnitRows = 16, kPerUnit = 2.4, kPerUnitRow = 0.35;
 // of h, or of da, that another member has written.
 constexpr double kPerPart = 0.57, kPerPartRow = 0.053;
 constexpr double kPartsThirdNs = 4, kSplitNs = 0.3, kPackPartsNs = 0.2, kLineNs = 20, kLineBackNs = 40;
-constexpr double kFetchPartsNs = 0.5;  // of a number of W that another thread has packed in parts, once a call
+constexpr double kFetchPartsNs =
+    0.5;  // of a number of W that another thread has packed in parts, once a call
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
