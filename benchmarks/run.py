@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import rnnfast.info
 from rnnfast.bench.peers import Problem, all_peers, baseline, first_calls
-from rnnfast.bench.roofline import Team, bound, limit
+from rnnfast.bench.roofline import Team, bound, element, limit
 from rnnfast.bench.rounds import figures, interleave, pairs, settle, spread, undisturbed
 from rnnfast.bench.sessions import SESSIONS, needs
 
@@ -24,7 +24,7 @@ NOT_IN_ONNXRUNTIME = ("RNN",)  # the pages do not compare it there
 def sessions(case: Case) -> list[str]:
     """The other libraries' that are installed and make products as the case asks."""
     skipped = ["onnxruntime"] * (case.cell in NOT_IN_ONNXRUNTIME)
-    if "bf16" not in rnnfast.info.isa():  # they would be float32's
+    if rnnfast.info.isa() not in ("avx512_bf16", "amx_bf16"):  # they would be float32's
         skipped.append("openvino-bf16")
     return [
         name
@@ -88,7 +88,8 @@ def run(cases: list[Case], threads: int, seconds: float, least: int, command: st
         for case, mode in bar:
             bar.set_description(f"{case.name} {mode}")
             rows.append(measure(case, mode, teams, seconds, least))
-    roofline = {str(team.threads): team.describe({case.dtype for case in cases}) for team in teams}
+    multiplied = {element(case) for case in cases} | {case.dtype for case in cases}
+    roofline = {str(team.threads): team.describe(multiplied) for team in teams}
     for team in teams:
         team.measure_again()
     for (case, mode), row in zip(work, rows, strict=True):

@@ -118,7 +118,7 @@ def set_batch_invariant(on: bool | None) -> None:
 
     Where other programs use the unit at the same time, it may be slower than multiply-adds. What `freeze`
     packs is then larger by 2 bytes for each part of a weight, and serves small calls and the precision of
-    that moment; large calls of another one read the weights themselves.
+    that moment; calls that take the unit at another one read the weights themselves.
 
     Args:
         on: a column of the table. None holds from the start, unless RNNFAST_BATCH_INVARIANT is 0 (False) or

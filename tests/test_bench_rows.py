@@ -12,7 +12,7 @@ import rnnfast
 from benchmarks import report, run
 from benchmarks.cases import CASES
 from rnnfast.bench import rounds
-from rnnfast.bench.case import BOTH, Case
+from rnnfast.bench.case import BOTH, Case, asking
 from rnnfast.bench.peers import Problem, all_peers, baseline, first_calls, first_outcome, reference
 from rnnfast.bench.roofline import limit
 from rnnfast.bench.sessions import SESSIONS, needs
@@ -98,8 +98,23 @@ def test_in_a_row_that_is_asked_for_less_one_peer_of_ours_is_not(precision, monk
         peers = all_peers(Problem.make(case), False, threads=1, others=[])
         for name in "rnnfast ieee", "rnnfast", "rnnfast ieee":
             peers[name].call()
-    assert seen == ["none", precision, "none"] and torch.backends.mkldnn.rnn.fp32_precision == before
-    assert [peer.precision for peer in peers.values()] == [precision, precision, "none", precision]
+    assert seen == ["ieee", precision, "ieee"] and torch.backends.mkldnn.rnn.fp32_precision == before
+    assert [peer.precision for peer in peers.values()] == [precision, precision, "ieee", precision]
+
+
+def test_what_a_row_asks_for_leaves_torchs_settings_as_they_were():
+    every = torch.backends._FP32Precision("generic", "all")
+    found = []
+    try:
+        for above in "tf32", "none":
+            every.fp32_precision = above
+            for precision in "none", "bf16", "ieee":
+                with asking(precision):
+                    found.append(torch.backends.mkldnn.rnn.fp32_precision)
+            found.append(torch.backends.mkldnn.rnn.fp32_precision)
+    finally:
+        every.fp32_precision = "none"
+    assert found == ["tf32", "bf16", "ieee", "tf32", "none", "bf16", "ieee", "none"]
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])

@@ -115,6 +115,18 @@ def test_autocast_goes_straight_with_the_bits_and_dtypes_of_the_way_through_pyth
         equal(straight, expected)
 
 
+@halves
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_step_of_one_row_reads_the_weights_where_they_lie(dtype, asked, isa):
+    x = torch.randn(1, 1, 64).to(torch.float32 if asked else dtype)
+    module = rnnfast.LSTM(64, 64, dtype=x.dtype)
+    with torch.no_grad(), autocast(dtype if asked else None):
+        module(x)
+        with info.profile() as spent:
+            module(x)
+    assert spent["product"] > 0 and spent["pack"] == 0
+
+
 @kinds
 @halves
 def test_autocast_with_a_graph_or_float64_is_the_ops(kind, dtype):

@@ -28,6 +28,17 @@ def test_one_row_is_split_by_units():
     assert (plan["split"], plan["parts"]) == ("units", 2)
 
 
+def test_a_step_of_weights_that_are_rounded_as_they_are_read_is_split_sooner():
+    pairs = {"T": 1, "B": 1, "N": 1, "H": 256, "I": 128, "P": 128, "matrix_unit": True, "threads": 2}
+    assert _C.plan("lstm", **pairs)["split"] == "serial"
+    assert _C.plan("lstm", **pairs, rounds=True)["split"] == "units"
+
+
+def test_few_steps_are_split_by_rows_only_where_another_threads_packed_parts_are_soon_read():
+    assert planned(T=2, B=64, H=256, products=6)["split"] == "units"
+    assert planned(T=100, B=64, H=256, products=6)["split"] == "rows"
+
+
 def test_a_small_layer_is_not_split_by_units_where_meeting_takes_long():
     assert planned(T=1000, H=64, meeting_us=0.1)["split"] == "units"
     assert planned(T=1000, H=64, meeting_us=0.5)["split"] == "serial"

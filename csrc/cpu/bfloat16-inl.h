@@ -1,6 +1,6 @@
 // bfloat16 for an instruction set that multiplies pairs of it: loads, stores, and the multiply-add that
 // products are made of. Compiled inside its namespace, after RNNFAST_DOT_BF16 (a b + c over pairs) and
-// RNNFAST_ROUND_BF16 (a pack of floats to halves), and, where there is such,
+// RNNFAST_ROUND_BF16 (a pack of floats to halves), and, where there is such, RNNFAST_ROUND_TWO_BF16 and
 // RNNFAST_MASKED_{LOAD,STORE}_HALVES. No guard on purpose.
 
 typedef uint16_t halves __attribute__((vector_size(kVectorBytes / 2)));

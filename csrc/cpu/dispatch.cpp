@@ -200,7 +200,7 @@ bool reads_less(int64_t units, int64_t steps) {
 // of a multiply-add
 bool pays(int64_t batch, int64_t units, int64_t steps) {
   const auto product_reaches = [](int64_t least, int64_t a, int64_t b) { return a >= (least + b - 1) / b; };
-  if (batch < 16 || units < 128) return false;
+  if (batch < 16 || units < 128 || steps < 1) return false;
   return (steps >= 32 && product_reaches(4096, batch, units)) ||
          (batch >= 32 && units >= 256 && product_reaches(256, batch, steps));
 }

@@ -81,7 +81,7 @@ const Kernels& kernels();
 // Whether a call of so many steps of a layer of so many units (the fewest of one product), whose fullest step
 // has `batch` rows, is large enough for products of parts at some precision
 bool may_take_unit(int64_t batch, int64_t units, int64_t steps);
-// The one of it for such a call. Nothing else decides, so that results do not
+// The kernels of the set in use for such a call. Nothing else decides, so that results do not
 // change with threads, plan, or what else is in the batch.
 const Kernels& kernels_for(int64_t batch, int64_t units, int64_t steps, Precision precision);
 // Whether kernels_for is always kernels(): a row's results are then the same in a batch of any size. Without

@@ -250,23 +250,23 @@ __attribute__((noinline)) void multiply_lone(const Packed<E>& w, Range p, const 
                                              float* out, const int64_t* offset) {
   constexpr bool kAsRead = std::is_same_v<From, typename WordOf<E>::type>;
   constexpr int kWord = sizeof(float);
-  const int64_t stored = w.source.ld / WordOf<E>::kNumbers;  // words of a row
+  const int64_t row_words = w.source.ld / WordOf<E>::kNumbers;
   const From* rows[kVectors];
   each<kVectors>([&](auto v) {
     rows[v.value] = w.template at<From>(v.value / p.size(), p.begin + v.value % p.size(), 0);
   });
   // of float, rounded: written while the unit reads the one before
-  alignas(64) typename WordOf<E>::type rounded[kAsRead ? 1 : 2][kVectors][kUnitRows][kUnitWords];
+  alignas(64) typename WordOf<E>::type in_halves[kAsRead ? 1 : 2][kVectors][kUnitRows][kUnitWords];
   tiles_see_memory();
   each<kVectors>([&](auto v) { load_tile<kTileC + v.value>(in + offset[v.value], kWord); });
   for (int64_t k = 0; k < w.K; k += kUnitWords) {
-    auto& place = rounded[kAsRead ? 0 : k / kUnitWords % 2];
+    auto& place = in_halves[kAsRead ? 0 : k / kUnitWords % 2];
     if constexpr (!kAsRead) {
       for (int v = 0; v < kVectors; ++v)
         for (int i = 0; i < kUnitRows; ++i) {
-          const From* const from = rows[v] + i * stored + k;
-          store(place[v][i], stored - k >= kUnitWords ? load_column_words(from, from)
-                                                      : load_column_words_part(from, from, 1, stored - k));
+          const From* const from = rows[v] + i * row_words + k;
+          store(place[v][i], row_words - k >= kUnitWords ? load_column_words(from, from)
+                                                      : load_column_words_part(from, from, 1, row_words - k));
         }
       tiles_see_memory();
     }
@@ -274,7 +274,7 @@ __attribute__((noinline)) void multiply_lone(const Packed<E>& w, Range p, const 
     each<kVectors>([&](auto v) {
       constexpr int kA = kTileA + v.value % 2;
       if constexpr (kAsRead)
-        load_tile<kA>(rows[v.value] + k, stored * kWord);
+        load_tile<kA>(rows[v.value] + k, row_words * kWord);
       else
         load_tile<kA>(place[v.value], sizeof place[v.value][0]);
       multiply_tiles<kTileC + v.value, kA, kTileB>();

@@ -128,7 +128,7 @@ RNNFAST_INLINE constexpr int64_t whole_lines(int64_t n) {
 }
 
 // What a weight is in memory that a product reads as E: an E; or, of floats, 16 bits, or a float that is
-// rounded to 16 bits first
+// rounded to 16 bits first, of bfloat16 too, where a row has an even number of them
 enum class Stored { kAsRead, kBfloat16, kHalf, kFloatForBfloat16, kFloatForHalf };
 
 // A dense matrix of weights, or none
@@ -138,8 +138,8 @@ struct WeightMatrix {
 };
 
 // One direction of one layer, forward. Every pointer is dense unless a leading dimension stands beside it.
-// Rows that a product reads as bfloat16 (x, w_ih, w_hh, w_hr) are padded with zeros to whole lines, and the
-// first begins at a multiple of 4 bytes: they are read by pairs.
+// Rows of bfloat16 that a product reads (x, w_ih, w_hh, w_hr) are padded with zeros to whole lines, and the
+// first begins at a multiple of 4 bytes: they are read by pairs. Weights that are stored otherwise are dense.
 template <class E>
 struct ForwardParams {
   typedef typename ComputeType<E>::type A;

@@ -252,10 +252,10 @@ struct Packed {
       for (int64_t n = some.begin; n < some.end; ++n) {
         W* const first = to + some.begin * K * L + (n - some.begin) * L;
         const int64_t g = n / p.size(), v = p.begin + n % p.size();
-        const int64_t stored = source.ld / kNumbers;  // words of a row: all, or K, which is more
+        const int64_t row_words = source.ld / kNumbers;  // K, or fewer: all that there are
         for (int64_t k = 0; k < K; k += L)
-          turn_block(first + k * stride, stride, at<From>(g, v, k), stored, units - v * L,
-                     least(stored, K) - k, K - k);
+          turn_block(first + k * stride, stride, at<From>(g, v, k), row_words, units - v * L,
+                     least(row_words, K) - k, K - k);
       }
     }
   }

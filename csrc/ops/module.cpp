@@ -86,6 +86,8 @@ py::dict plan_dict(const std::string& mode, const py::kwargs& given) {
   shape.frozen = named.take<bool>("frozen", false);
   shape.directions = named.take<int>("directions", 1);
   shape.products = named.take<int>("products", 0);
+  shape.matrix_unit = named.take<bool>("matrix_unit", false);
+  shape.rounds = named.take<bool>("rounds", false);
   shape.vector_bytes = named.take<int>("vector_bytes", 64);
   shape.second_cache = named.take<int64_t>("second_cache", 2 << 20);
   named.finish();

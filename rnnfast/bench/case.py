@@ -14,14 +14,20 @@ BOTH = ("inference", "training")
 
 @contextmanager
 def asking(precision: str) -> Iterator[None]:
-    """Within it layers of float32 are asked for so much: "none" (all of float32), "tf32" or "bf16"."""
-    setting = torch.backends.mkldnn.rnn
+    """Within it layers of float32 are asked for so much: "ieee", "tf32", "bf16", or, for "none", as they are.
+
+    torch tells what a setting comes to, not whether it was made: one that is as the one above it is unmade.
+    """
+    if precision == "none":
+        yield
+        return
+    setting, above = torch.backends.mkldnn.rnn, torch.backends.mkldnn
     before = setting.fp32_precision
     setting.fp32_precision = precision
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        setting.fp32_precision = "none" if before == above.fp32_precision else before
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class Peer:
     compare: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple
     precision: str = "none"
 
-    def asks(self, precision: str) -> Peer:
+    def asked_for(self, precision: str) -> Peer:
         """The same, asked for so much."""
 
         def call() -> tuple[Tensor, ...]:
@@ -336,7 +336,7 @@ def our_peers(problem: Problem, training: bool) -> dict[str, Callable[[], Peer]]
 
     peers = {"rnnfast padded": lambda: padded(layer(), problem, training)} if case.lengths else {}
     if case.precision != "none":
-        peers[ALL_OF_FLOAT32] = alone
+        peers[ALL_OF_FLOAT32] = lambda: alone().asked_for("ieee")
     return peers | {"rnnfast": alone}
 
 
@@ -365,7 +365,7 @@ def makers(
 
     def asked(name: str) -> Peer:
         peer = makes[name]()
-        return peer if name in as_they_are else peer.asks(precision)
+        return peer if name in as_they_are else peer.asked_for(precision)
 
     return {name: partial(asked, name) for name in makes}
 
