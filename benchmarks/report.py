@@ -153,7 +153,7 @@ def by_shape(result: dict) -> record.Table:
 
 
 def asked_for_less(result: dict) -> record.Table | None:
-    """The mean speed-ups where torch is told that less than float32 will do, from 16 sequences on, or None."""
+    """The mean speed-ups of rows where less than float32 is asked for, from 16 sequences on, or None."""
     peers = {
         ALL_OF_FLOAT32: "over rnnfast's own float32",
         "torch.nn": "over torch.nn, told the same",
@@ -219,7 +219,7 @@ def markdown(result: dict, *others: dict) -> str:
         parts.append(f"Over {shapes} shapes, the same for all three cells (I = H, float32):")
         parts += [record.pipes(summary(result), 1), record.pipes(by_shape(result), 1)]
     if less := asked_for_less(result):
-        parts.append("Where torch is told that less than float32 will do (`fp32_precision`), 16 sequences or more:")
+        parts.append("Where torch's `fp32_precision` asks for less than float32, 16 sequences or more:")
         parts.append(record.pipes(less, 1))
     parts.append(lost(result))
     for other in others:
