@@ -23,7 +23,7 @@ from .tables import aligned
 
 def run(asked) -> tuple[dict, str]:
     """The result as it is written to JSON, and as it is printed."""
-    about = {**machine.describe(), **machine.versions("openvino"), "threads": asked.threads}
+    about = {**machine.describe(), "threads": asked.threads}
     about["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     said = machine.sentence(about) + "."
     if asked.model is not None:

@@ -39,7 +39,7 @@ def describe() -> dict[str, str]:
         "float32": info.PRODUCTS[info.products()],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **versions("onnxruntime"),
+        **versions("onnxruntime", "openvino"),
         "rnnfast": __version__,
     }
 
