@@ -265,8 +265,9 @@ __attribute__((noinline)) void multiply_lone(const Packed<E>& w, Range p, const 
       for (int v = 0; v < kVectors; ++v)
         for (int i = 0; i < kUnitRows; ++i) {
           const From* const from = rows[v] + i * row_words + k;
-          store(place[v][i], row_words - k >= kUnitWords ? load_column_words(from, from)
-                                                      : load_column_words_part(from, from, 1, row_words - k));
+          store(place[v][i], row_words - k >= kUnitWords
+                                 ? load_column_words(from, from)
+                                 : load_column_words_part(from, from, 1, row_words - k));
         }
       tiles_see_memory();
     }

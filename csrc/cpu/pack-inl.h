@@ -127,7 +127,8 @@ RNNFAST_INLINE const typename WordOf<E>::type* words(const E* p) {
 }
 
 // A row of words from numbers that stand in rows: word j is number j of each of kNumbers rows, of which there
-// are at most two; where what is stored makes a whole word, the second one is not read. `part`: only the first n of them, and no more rows than are left; what is missing is zero.
+// are at most two; where what is stored makes a whole word, the second one is not read. `part`: only the
+// first n of them, and no more rows than are left; what is missing is zero.
 template <class A>
 RNNFAST_INLINE typename Vec<A>::type load_column_words(const A* p, const A*) {
   return load(p);
