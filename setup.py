@@ -81,6 +81,7 @@ COMPILE_ARGS = [
     "-g0",
     "-fvisibility=hidden",
     "-fno-math-errno",
+    "-falign-functions=64",  # or how fast a loop is would change with the size of what stands before it
     "-ffp-contract=off",  # only the packs' explicit fma: tiles of 6 rows and of 1 row then round alike
     "-Wall",
     "-Werror=psabi",  # a vector passed by another convention gives wrong numbers, and this is the only sign

@@ -243,6 +243,12 @@ struct Packed {
     with_stored<E>(source.stored, [&](auto from) { turn_panel<decltype(from)>(p, to); });
   }
 
+  // that stand in the matrix itself: rows of pairs are not filled up to K
+  template <class From>
+  RNNFAST_INLINE int64_t words_of_row() const {
+    return std::is_same_v<From, RoundedPair> ? source.ld / kNumbers : K;
+  }
+
   template <class From>
   void turn_panel(Range p, W* to) const {
     const int64_t vectors = gates * p.size();
@@ -252,10 +258,9 @@ struct Packed {
       for (int64_t n = some.begin; n < some.end; ++n) {
         W* const first = to + some.begin * K * L + (n - some.begin) * L;
         const int64_t g = n / p.size(), v = p.begin + n % p.size();
-        const int64_t row_words = source.ld / kNumbers;  // K, or fewer: all that there are
         for (int64_t k = 0; k < K; k += L)
-          turn_block(first + k * stride, stride, at<From>(g, v, k), row_words, units - v * L,
-                     least(row_words, K) - k, K - k);
+          turn_block(first + k * stride, stride, at<From>(g, v, k), source.ld / kNumbers, units - v * L,
+                     words_of_row<From>() - k, K - k);
       }
     }
   }
