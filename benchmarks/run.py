@@ -18,19 +18,13 @@ from rnnfast.bench.sessions import SESSIONS, needs
 from . import record, report
 from .cases import CASES, Case
 
-NOT_IN_ONNXRUNTIME = ("RNN",)  # the pages do not compare it there
-
 
 def sessions(case: Case) -> list[str]:
     """The other libraries' that are installed and make products as the case asks."""
-    skipped = ["onnxruntime"] * (case.cell in NOT_IN_ONNXRUNTIME)
-    if rnnfast.info.isa() not in ("avx512_bf16", "amx_bf16"):  # they would be float32's
-        skipped.append("openvino-bf16")
-    return [
-        name
-        for name, session in SESSIONS.items()
-        if session.precision == case.precision and name not in skipped and not needs(name)
-    ]
+    if case.precision == "bf16" and rnnfast.info.isa() not in ("avx512_bf16", "amx_bf16"):
+        return []  # without such products they would be float32's
+    alike = [name for name, session in SESSIONS.items() if session.precision == case.precision]
+    return [name for name in alike if not needs(name)]
 
 
 def shares(call: Callable, seconds: float) -> dict[str, float]:

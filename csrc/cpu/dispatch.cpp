@@ -199,10 +199,9 @@ bool reads_less(int64_t units, int64_t steps) {
 // Whether all of float32 is had sooner by the unit: W is split once a call, and six products take the place
 // of a multiply-add
 bool pays(int64_t batch, int64_t units, int64_t steps) {
-  const auto product_reaches = [](int64_t least, int64_t a, int64_t b) { return a >= (least + b - 1) / b; };
-  if (batch < 16 || units < 128 || steps < 1) return false;
-  return (steps >= 32 && product_reaches(4096, batch, units)) ||
-         (batch >= 32 && units >= 256 && product_reaches(256, batch, steps));
+  const double rows = static_cast<double>(batch);  // products with it may exceed an integer
+  return batch >= 16 && units >= 128 &&
+         ((steps >= 32 && rows * units >= 4096) || (batch >= 32 && units >= 256 && rows * steps >= 256));
 }
 
 }  // namespace

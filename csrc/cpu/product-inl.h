@@ -128,6 +128,7 @@ struct Packed {
     w.units = units;
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
+    // (a matrix unit reads 16 rows of W)
     w.turned = w.once && !source.straight && rows <= kTurnedRows<E> && (!kMatrixUnit || units % L == 0);
     // With 16 registers many rows take tiles of four rows and three vectors. None have fewer instructions
     // for their multiply-adds, and 256 numbers of three vectors stay in the nearest cache. Few rows have
