@@ -10,7 +10,9 @@ struct Gradient {
   typedef typename WordOf<E>::type W;
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes, kNumbers = WordOf<E>::kNumbers;
-  static constexpr int64_t kRows = kInParts<E> ? 64 : 48;  // of a block of A
+  // Rows of a block of A; of parts twice as many where each of them brings B back from beyond the second
+  // cache
+  static constexpr int64_t kRows = kInParts<E> ? 64 : 48, kMostRows = kInParts<E> ? 2 * kRows : kRows;
   // Words of k of a block: the second cache holds two B of 256 columns. A matrix unit is done sooner with a
   // block than its C is read and written, so it takes longer ones; of parts, which are larger, it would not
   // hold them.
@@ -19,13 +21,13 @@ struct Gradient {
   // What one part has for itself
   struct Own {
     A* zeros;             // [widest columns]
-    W* turned;            // [kRows, depth]: a block of A with k contiguous
+    W* turned;            // [rows, depth]: a block of A with k contiguous
     Packed<E> packed[2];  // a block of each B
   };
 
   const GradientParams<E>& p;
   const Plan plan;
-  const int64_t depth;  // in words
+  const int64_t depth, rows;  // of a block, depth in words
   const int64_t row_pieces, column_pieces;
   Arena workspace;
   size_t bytes;  // of one part
@@ -33,7 +35,8 @@ struct Gradient {
   Gradient(const GradientParams<E>& params, Plan how, Arena& arena)
       : p(params),
         plan(how),
-        depth(least(kDepth, divide_up(params.K, L * kNumbers) * L)),
+        depth(least(deepest(), divide_up(params.K, L * kNumbers) * L)),
+        rows(bytes_of_b(depth) > second_cache() / 2 ? kMostRows : kRows),
         row_pieces(cut_rows()),
         column_pieces(plan.parts / row_pieces),
         workspace(arena) {
@@ -43,11 +46,29 @@ struct Gradient {
     arena.take<char>(plan.parts * bytes);
   }
 
+  int64_t columns() const {
+    int64_t n = 0;
+    for (int i = 0; i < p.products; ++i) n += p.product[i].N;
+    return n;
+  }
+
+  // as it is packed
+  int64_t bytes_of_b(int64_t words) const {
+    return columns() * words * (kInParts<E> ? kFloatParts * int64_t(sizeof(float)) / 2 : int64_t(sizeof(W)));
+  }
+
+  // Half of it where the second cache holds that beside a little else, and not the whole. Of the sizes alone:
+  // a sum is the same whatever the plan.
+  int64_t deepest() const {
+    const bool halves = kInParts<E> && bytes_of_b(kDepth) > second_cache() / 2 &&
+                        bytes_of_b(kDepth / 2) <= second_cache() * 4 / 5;
+    return halves ? kDepth / 2 : kDepth;
+  }
+
   // Cut so that a part packs the least: its rows of A and its columns of B
   int64_t cut_rows() const {
-    int64_t columns = 0, best = 1;
-    for (int i = 0; i < p.products; ++i) columns += p.product[i].N;
-    const auto packs = [&](int64_t n) { return p.M / n + columns * n / plan.parts; };
+    int64_t best = 1;
+    const auto packs = [&](int64_t n) { return p.M / n + columns() * n / plan.parts; };
     for (int64_t n = 2; n <= plan.parts; ++n)
       if (plan.parts % n == 0 && packs(n) < packs(best)) best = n;
     return best;
@@ -59,15 +80,15 @@ struct Gradient {
   Own own(Arena& arena) const {
     Own to;
     int64_t most_columns = 0;
-    to.turned = arena.take<W>(p.turned ? kRows * depth : 0);
+    to.turned = arena.take<W>(p.turned ? rows * depth : 0);
     for (int i = 0; i < p.products; ++i) {
-      const int64_t columns = divide_up(vectors(i), column_pieces) * L;
+      const int64_t own_columns = divide_up(vectors(i), column_pieces) * L;
       // 2: more than once, for a block is packed whole
-      to.packed[i] = Packed<E>::make(arena, {nullptr, p.product[i].ldb, true}, depth * kNumbers, columns, 1,
-                                     kRows, 2, plan);
+      to.packed[i] = Packed<E>::make(arena, {nullptr, p.product[i].ldb, true}, depth * kNumbers, own_columns,
+                                     1, rows, 2, plan);
       if constexpr (kInParts<E>)
-        if (i > 0) to.packed[i].split_like(to.packed[0], kRows);
-      most_columns = most(most_columns, columns);
+        if (i > 0) to.packed[i].split_like(to.packed[0], rows);
+      most_columns = most(most_columns, own_columns);
     }
     to.zeros = arena.take<A>(most_columns);
     for (int64_t i = 0; arena.base && i < most_columns; ++i) to.zeros[i] = 0;
@@ -86,26 +107,26 @@ struct Gradient {
 
   // a part's piece of C
   void multiply(const Part& part, Own to, int64_t column) const {
-    Range columns[2];
+    Range of_b[2];
     for (int i = 0; i < p.products; ++i) {
       const Range v = share(vectors(i), column_pieces, column);
-      columns[i] = {v.begin * L, least(v.end * L, p.product[i].N)};
-      to.packed[i].units = columns[i].size();
+      of_b[i] = {v.begin * L, least(v.end * L, p.product[i].N)};
+      to.packed[i].units = of_b[i].size();
     }
     for (int64_t k = 0; k < p.K; k += depth * kNumbers) {
       for (int i = 0; i < p.products; ++i) {
         Packed<E>& b = to.packed[i];
         const auto& from = p.product[i];
         if (from.rows)
-          b.source.rows = from.rows + k, b.source.column = columns[i].begin;
+          b.source.rows = from.rows + k, b.source.column = of_b[i].begin;
         else
-          b.source.weights = from.b + k * from.ldb + columns[i].begin;
+          b.source.weights = from.b + k * from.ldb + of_b[i].begin;
         b.set_numbers(least(depth * kNumbers, p.K - k));
         b.pack({0, b.vectors()}, {0, 1});
       }
       const bool first = k == 0 && !p.accumulate;
-      for (int64_t m = part.rows.begin; m < part.rows.end; m += kRows) {
-        const int64_t n = least(kRows, part.rows.end - m);
+      for (int64_t m = part.rows.begin; m < part.rows.end; m += rows) {
+        const int64_t n = least(rows, part.rows.end - m);
         if (p.turned) turn(to.turned, p.a + k * p.lda + m, to.packed[0].numbers, n);
         for (int i = 0; i < p.products; ++i) {
           const Packed<E>& b = to.packed[i];
@@ -120,7 +141,7 @@ struct Gradient {
               b, part, n, kDense, false,
               [&](int64_t j, const W*& a, const A*& in, A*& out) {
                 a = p.turned ? to.turned + j * depth : words(p.a + (m + j) * p.lda + k);
-                out = c.c + (m + j) * c.ldc + columns[i].begin;
+                out = c.c + (m + j) * c.ldc + of_b[i].begin;
                 in = first ? to.zeros : out;
               },
               [](Range, Range) {});
@@ -129,11 +150,11 @@ struct Gradient {
     }
   }
 
-  // to[m, k] = word (k, m) of `rows` rows of n numbers
-  void turn(W* to, const E* from, int64_t rows, int64_t n) const {
-    for (int64_t k = 0; k * kNumbers < rows; k += L)
+  // to[m, k] = word (k, m) of so many rows of n numbers
+  void turn(W* to, const E* from, int64_t numbers, int64_t n) const {
+    for (int64_t k = 0; k * kNumbers < numbers; k += L)
       for (int64_t m = 0; m < n; m += L)
-        turn_block(to + m * depth + k, depth, from + k * kNumbers * p.lda + m, p.lda, rows - k * kNumbers,
+        turn_block(to + m * depth + k, depth, from + k * kNumbers * p.lda + m, p.lda, numbers - k * kNumbers,
                    n - m, n - m);
   }
 

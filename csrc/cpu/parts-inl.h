@@ -11,6 +11,7 @@
 #ifndef RNNFAST_MATRIX_UNIT
 constexpr int kFloatParts = 0;
 #endif
+constexpr int64_t kMostPanel = 12;                 // vectors that are packed together
 constexpr int64_t kTileNumbers = 32;               // of k
 constexpr int64_t kTileFloats = 16 * 16;           // the room of a tile
 constexpr int64_t kPartsRow = 64 / sizeof(float);  // of a tile
@@ -163,56 +164,71 @@ RNNFAST_INLINE Parts parts_of_weights(f32v first, f32v second) {
   return parts;
 }
 
-// Tiles of 16 columns, as parts_of says; block(k, r) has r[i] = number k + i of each, zero where there is
-// none
+// A block of tiles, 32 numbers of 16 columns, as parts_of says; block(k, r) has r[i] = number k + i of each,
+// zero where there is none
 template <class Block, class PartsOf>
-RNNFAST_INLINE Largest pack_parts_as(float* to, int64_t K, const Block& block, const PartsOf& parts_of) {
+RNNFAST_INLINE void pack_parts_block(float* to, int64_t k, Largest& largest, const Block& block,
+                                     const PartsOf& parts_of) {
   constexpr int L = Vec<float>::kLanes;
-  Largest largest;
-  for (int64_t k = 0; k < K; k += kTileNumbers, to += kFloatParts * kTileFloats) {
-    f32v first[L], second[L];
-    block(k, first);
-    block(k + L, second);
+  f32v first[L], second[L];
+  block(k, first);
+  block(k + L, second);
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      largest.see(first[i]), largest.see(second[i]);
-      const Parts parts = parts_of(first[i], second[i]);
-      for (int j = 0; j < kFloatParts; ++j)
-        store(reinterpret_cast<int32_t*>(to + tile_of(j) * kTileFloats + i * kPartsRow), parts.words[j]);
-    }
+  for (int i = 0; i < L; ++i) {
+    largest.see(first[i]), largest.see(second[i]);
+    const Parts parts = parts_of(first[i], second[i]);
+    for (int j = 0; j < kFloatParts; ++j)
+      store(reinterpret_cast<int32_t*>(to + tile_of(j) * kTileFloats + i * kPartsRow), parts.words[j]);
   }
-  return largest;
 }
 
-// and their scales. Numbers of an ordinary size, which is what weights are, take one pass.
-template <class Block>
-RNNFAST_INLINE void pack_parts(float* to, int64_t K, const Block& block) {
-  const Largest largest =
-      pack_parts_as(to, K, block, [&](f32v first, f32v second) { return Parts(first, second); });
-  const f32v up = put_scales(to, K, largest);
-  if (to[parts_size(K) - kVectorTail + kPartsRow] != kPlain)
-    pack_parts_as(to, K, block,
-                  [&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
+// `vectors` of columns, their tiles and scales; block(v) is that of a vector. Numbers of an ordinary size,
+// which is what weights are, take one pass. Rows of all vectors are read side by side.
+template <class BlockOf>
+RNNFAST_INLINE void pack_parts(float* to, int64_t vectors, int64_t K, const BlockOf& block_of) {
+  const int64_t size = parts_size(K);
+  Largest largest[kMostPanel];
+  for (int64_t k = 0; k < K; k += kTileNumbers)
+    for (int64_t v = 0; v < vectors; ++v)
+      pack_parts_block(to + v * size + k / kTileNumbers * kFloatParts * kTileFloats, k, largest[v],
+                       block_of(v), [](f32v first, f32v second) { return Parts(first, second); });
+  for (int64_t v = 0; v < vectors; ++v) {
+    float* const vector = to + v * size;
+    const f32v up = put_scales(vector, K, largest[v]);
+    if (vector[size - kVectorTail + kPartsRow] == kPlain) continue;
+    for (int64_t k = 0; k < K; k += kTileNumbers)
+      pack_parts_block(vector + k / kTileNumbers * kFloatParts * kTileFloats, k, largest[v], block_of(v),
+                       [&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
+  }
 }
 
 // from `columns` rows of n numbers, a column's each, ld apart
 __attribute__((noinline)) inline void pack_parts_turned(float* to, const float* from, int64_t ld,
                                                         int64_t columns, int64_t n, int64_t K) {
   constexpr int64_t L = Vec<float>::kLanes;
-  pack_parts(to, K, [&](int64_t k, f32v* r) {
-    if (columns >= L && n - k >= L)
-      load_turned(r, from + k, ld);
-    else
-      load_turned_part(r, from + k, ld, columns, n - k);
+  pack_parts(to, 1, K, [&](int64_t) {
+    return [&](int64_t k, f32v* r) {
+      if (columns >= L && n - k >= L)
+        load_turned(r, from + k, ld);
+      else
+        load_turned_part(r, from + k, ld, columns, n - k);
+    };
   });
 }
 
 // from n rows of columns; row(k) is where row k begins
 template <class Row>
 RNNFAST_INLINE void pack_parts_straight(float* to, const Row& row, int64_t columns, int64_t n, int64_t K) {
-  pack_parts(to, K, [&](int64_t k, f32v* r) {
+  constexpr int64_t L = Vec<float>::kLanes;
+  pack_parts(to, divide_up(columns, L), K, [&](int64_t v) {
+    return [&, v](int64_t k, f32v* r) {
+      const bool whole = columns - v * L >= L && n - k >= L;
 #pragma GCC unroll 16
-    for (int i = 0; i < Vec<float>::kLanes; ++i) r[i] = k + i < n ? load_part(row(k + i), columns) : f32v{};
+      for (int i = 0; i < L; ++i)
+        r[i] = whole       ? load(row(k + i) + v * L)
+               : k + i < n ? load_part(row(k + i) + v * L, columns - v * L)
+                           : f32v{};
+    };
   });
 }
 #endif

@@ -161,7 +161,7 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
     const int64_t bands = divide_up(count, kTallRows);
     w.for_panels(w.vectors_of(part.cut), {0, 1}, last_first, [&](Range p) {
       const int vectors = static_cast<int>(w.gates * p.size());
-      int64_t offset[Packed<E>::kMostPanel];
+      int64_t offset[kMostPanel];
       columns.of<Vec<E>::kLanes>(p, w.gates, offset);
       const float* const panel = w.panel(p, part.cut);
       if (w.once) part.watch.lap(Work::kPack);

@@ -96,7 +96,7 @@ struct Packed {
   bool frozen = false;    // packed before this call: cuts are where panels begin, at multiples of `width`
 
   static constexpr int64_t kUnit = kInParts<E> ? 2 * kUnitWords : kUnitWords;  // K is a multiple of it
-  static constexpr int64_t kMostSplitRows = 128, kMostPanel = 12;
+  static constexpr int64_t kMostSplitRows = 128;
   static constexpr int64_t kPaired = 256;  // one row of fewer numbers reads no faster by several streams
 
   int64_t vectors() const { return divide_up(units, L); }
@@ -219,13 +219,13 @@ struct Packed {
 
   void pack_panel(Range p, W* to) const {
     if constexpr (kInParts<E>) {
+      if (source.straight)
+        return pack_parts_straight(
+            to, [&](int64_t k) { return source.row(k) + p.begin * L; },
+            least(units - p.begin * L, p.size() * L), numbers, K);
       for (int64_t g = 0; g < gates; ++g)
         for (int64_t v = p.begin; v < p.end; ++v, to += vector_size())
-          if (source.straight)
-            pack_parts_straight(
-                to, [&](int64_t k) { return source.row(k) + v * L; }, units - v * L, numbers, K);
-          else
-            pack_parts_turned(to, at<E>(g, v, 0), source.ld, units - v * L, numbers, K);
+          pack_parts_turned(to, at<E>(g, v, 0), source.ld, units - v * L, numbers, K);
       return;
     }
     if (source.straight) {
@@ -339,7 +339,7 @@ RNNFAST_INLINE void multiply_panel(const Packed<E>& w, const Part& part, int64_t
   typedef typename WordOf<E>::type W;
   constexpr int L = Vec<W>::kLanes;
   Tile<W> tile;
-  int64_t offsets[Packed<E>::kMostPanel];
+  int64_t offsets[kMostPanel];
   columns.of<L>(p, w.gates, offsets);
   const int64_t width = w.gates * p.size(), groups = w.groups(width);
   const W* const panel = w.turned ? nullptr : w.panel(p, part.cut);
