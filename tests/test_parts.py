@@ -32,7 +32,17 @@ def precision(request):
 @each_layer
 @pytest.mark.parametrize(
     ("steps", "rows", "inputs", "units"),
-    [(5, 8, 1, 80), (3, 15, 33, 70), (4, 16, 64, 96), (4, 17, 31, 100), (3, 33, 65, 128), (20, 64, 40, 300)],
+    [
+        (5, 8, 1, 80),
+        (3, 15, 33, 70),
+        (4, 16, 64, 96),
+        (4, 17, 31, 100),
+        (3, 33, 65, 128),
+        (20, 64, 40, 300),
+        # gradients by blocks of other sizes: the second cache would not hold those of the others
+        (20, 64, 300, 300),
+        (10, 64, 40, 700),
+    ],
 )
 def test_results_are_as_near_to_float64_as_multiply_adds(kind, steps, rows, inputs, units):
     module, x = layer(kind, inputs, units), draw(steps, rows, inputs).float()
@@ -118,6 +128,19 @@ def test_threads_and_plans_change_no_bit(kind, split, threads, precision):
         same(results(module, x), expected, rtol=0, atol=0)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("units", [300, 700])
+def test_wide_gradients_have_the_same_bits_on_one_thread_and_two(units):
+    module, x, before = layer("lstm", 300, units), draw(10, 64, 300).float(), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(results(module, x))
+    finally:
+        torch.set_num_threads(before)
+    same(found[1], found[0], rtol=0, atol=0)
 
 
 @each_layer
