@@ -17,6 +17,7 @@ from parts_helpers import (
     use,
     use_asked,
 )
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from rnnfast import info
@@ -128,6 +129,21 @@ def test_threads_and_plans_change_no_bit(kind, split, threads, precision):
         same(results(module, x), expected, rtol=0, atol=0)
     finally:
         torch.set_num_threads(before)
+
+
+@each_layer
+@each_precision
+@pytest.mark.parametrize("value", [1.0, 1e-36, 3e38, torch.inf, torch.nan])
+@pytest.mark.parametrize("rows", [8, 33, 150])
+def test_inference_has_the_bits_of_what_saves_for_gradients(kind, value, rows, precision):
+    module, x = layer(kind, 33, 70, num_layers=2), draw(6, rows, 33).float()
+    x[2, rows // 2, 5] = value
+    x[3, 1] *= value
+    lengths = [6 - i % 5 for i in range(rows)]
+    for given in (x, pack_padded_sequence(x, lengths, enforce_sorted=False)):
+        expected = [t.detach() for t in tensors(module(given))]
+        with torch.inference_mode():
+            same([*tensors(module(given))], expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("units", [300, 700])

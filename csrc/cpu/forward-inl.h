@@ -72,6 +72,9 @@ struct Forward {
   const ForwardParams<E>& p;
   const Plan plan;
   const bool projected;
+  // Whether gates are W_ih x alone, and b and W_hh h meet them in registers. (Gates that are saved lie
+  // farther away, and come sooner by a loop that only adds.)
+  const bool cells_add;
   const int64_t stages;  // of a step: phases of a call that shares units
   const int64_t Hp, Pp, B;
   const int64_t ldh, ldm;  // of h and m: whole lines
@@ -94,6 +97,7 @@ struct Forward {
       : p(params),
         plan(how),
         projected(params.w_hr.numbers),
+        cells_add(kInParts<E> && !params.gates),
         stages(projected ? 2 : 1),
         Hp(padded(params.H)),
         Pp(padded(params.P)),
@@ -195,7 +199,7 @@ struct Forward {
     return gates + (p.gates ? p.walk.kept_row(t, b) : local * B + b) * layout.row;
   }
 
-  // gates = b + W_ih x for the steps of a chunk
+  // gates = b + W_ih x for the steps of a chunk, or W_ih x
   void input_product(const Part& part, int64_t begin, int64_t end) const {
     const Range vectors = w_ih.vectors_of(part.cut);
     const int64_t ldx = whole_lines<E>(p.I);
@@ -204,24 +208,29 @@ struct Forward {
       const int64_t t = p.walk.time(s);
       const Range rows = part.active(p.walk, t);
       n += rows.size();
-      if constexpr (S > G)  // a slot that only the hidden product adds to
+      if (S > G && !cells_add)  // a slot that only the hidden product adds to
         for (int64_t b = rows.begin; b < rows.end; ++b)
           for (int64_t v = vectors.begin; v < vectors.end; ++v)
             store(gates_of(t, b, s - begin) + slot_h[G - 1] + vector_at<L>(v, layout.block),
                   load(biases + slot_h[G - 1] + vector_at<L>(v, layout.block)));
     }
     int64_t s = 0, b = 0, t = 0;
-    product(
-        w_ih, part, n, Columns{slot_x, layout.block}, false,
-        [&](int64_t row, const W*& a, const A*& in, A*& out) {
-          if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
-          while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
-          a = words(p.x + p.walk.row(t, b) * ldx);
-          in = biases;
-          out = gates_of(t, b, s - begin);
-          ++b;
-        },
-        [](Range, Range) {});
+    const auto multiply = [&](auto then) {
+      product(
+          w_ih, part, n, Columns{slot_x, layout.block}, false,
+          [&](int64_t row, const W*& a, const A*& in, A*& out) {
+            if (row == 0) s = begin, t = p.walk.time(s), b = part.rows.begin;
+            while (b >= part.active(p.walk, t).end) t = p.walk.time(++s), b = part.rows.begin;
+            a = words(p.x + p.walk.row(t, b) * ldx);
+            in = biases;
+            out = gates_of(t, b, s - begin);
+            ++b;
+          },
+          then);
+    };
+    if constexpr (kInParts<E>)
+      if (cells_add) return multiply(StoreSums());
+    multiply([](Range, Range) {});
   }
 
   // Where row b of step t stands in what its cells read and write. Worked out once a row, for all that `p`
@@ -297,25 +306,36 @@ struct Forward {
       }
       if (s > 0) copy_y(part, s - 1);
     }
-    product(
-        w_hh, part, rows.size(), Columns{slot_h, layout.block}, s & 1,
-        [&](int64_t i, const W*& a, const A*& in, A*& out) {
-          const int64_t b = rows.begin + i;
-          a = words(has(p.resets, p.walk, t, b) ? anew.h_row(b) : before + b * ldh);
-          in = out = gates_of(t, b, local);
-        },
-        [&](Range tile, Range vectors) {
-          int64_t i = tile.begin;
-          for (; i + 2 <= tile.end; i += 2) cells<2>(part, s, t, rows.begin + i, vectors, local, ends);
-          if (i < tile.end) cells<1>(part, s, t, rows.begin + i, vectors, local, ends);
-        });
+    const auto multiply = [&](auto then) {
+      product(
+          w_hh, part, rows.size(), Columns{slot_h, layout.block}, s & 1,
+          [&](int64_t i, const W*& a, const A*& in, A*& out) {
+            const int64_t b = rows.begin + i;
+            a = words(has(p.resets, p.walk, t, b) ? anew.h_row(b) : before + b * ldh);
+            in = out = gates_of(t, b, local);
+          },
+          then);
+    };
+    const auto finish = [&](Range tile, Range vectors, const auto&... sums) {
+      int64_t i = 0;
+      const auto some = [&](auto n) {
+        cells<n.value>(part, s, t, rows.begin + tile.begin + i, vectors, local, ends, i, sums...);
+        i += n.value;
+      };
+      while (i + 2 <= tile.size()) some(std::integral_constant<int, 2>());
+      if (i < tile.size()) some(std::integral_constant<int, 1>());
+    };
+    if constexpr (kInParts<E>)
+      if (cells_add) return multiply(finish);
+    multiply([&](Range tile, Range vectors) { finish(tile, vectors); });
   }
 
   // The cells of n rows of step t from row b on. One row is a chain of dependent instructions; two at once
-  // keep the processor busy.
-  template <int n>
+  // keep the processor busy. sums: of W_hh h, where cells add them, these rows from `first` on.
+  template <int n, class... Sums>
   RNNFAST_INLINE void cells(const Part& part, int64_t s, int64_t t, int64_t b, Range vectors, int64_t local,
-                            int64_t ends) const {
+                            int64_t ends, int64_t first, const Sums&... sums) const {
+    constexpr bool kAdds = sizeof...(sums) > 0;
     Place row[n];
     for (int i = 0; i < n; ++i) row[i] = place(part, s, t, b + i, local, b + i >= ends);
     const int64_t H = p.H, P = p.P;
@@ -327,7 +347,17 @@ struct Forward {
       const int64_t gate_at = n > 1 ? at : vector_at<L>(v, gate_block);
       V state[n][S], cell[n]{}, blended[n]{}, value[n];
       for (int i = 0; i < n; ++i) {
-        for (int j = 0; j < S; ++j) state[i][j] = load(row[i].gates + gate_at + j * slot);
+        for (int j = 0; j < S; ++j) {
+          const int64_t place = gate_at + j * slot;
+          if constexpr (!kAdds)
+            state[i][j] = load(row[i].gates + place);
+          else  // the last slot of S > G has no part of x
+            state[i][j] = j < G ? load(row[i].gates + place) + load(biases + place) : load(biases + place);
+        }
+        for (int g = 0; kAdds && g < G; ++g) {
+          V& a = state[i][Cell::kHiddenSlot[g]];
+          ((a = sums.of(g * vectors.size() + v - vectors.begin, first + i) + a), ...);
+        }
         if constexpr (Cell::kHasCell) cell[i] = load(row[i].c_before + at);
         if constexpr (Cell::kBlends)
           blended[i] = kRounds ? load(row[i].exact_before + at) : load(row[i].before + at);

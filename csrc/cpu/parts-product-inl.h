@@ -6,9 +6,7 @@
 // The unit's registers when a band has 16 rows or fewer: four of C, all parts of A, one of B
 enum FlatRegister { kFlatA = 4, kFlatB = 7 };
 
-// Sums of a vector, of at most 32 rows
 constexpr int kMostVectors = 4, kTallRows = 2 * kUnitRows;
-typedef float VectorSums[kTallRows][16];
 
 RNNFAST_INLINE void set_up_parts(int64_t rows, int& now) {
   const int upper = static_cast<int>(rows > kUnitRows ? (rows + 1) / 2 : rows);
@@ -33,6 +31,25 @@ RNNFAST_INLINE void set_up_parts(int64_t rows, int& now) {
 struct BandOperands {
   const char *a, *b;
   int64_t a_step, b_vector, K, upper;
+};
+
+// Where the sums of a band go: row m of vector v to row(v, m), rows row_bytes bytes apart. Together, before
+// they are added to C, or into C itself.
+typedef float VectorSums[kTallRows][kUnitRows];
+struct SumsTogether {
+  VectorSums* sums;
+  static constexpr int64_t row_bytes = sizeof(VectorSums) / kTallRows;
+  RNNFAST_INLINE float* row(int64_t v, int64_t m) const { return sums[v][m]; }
+  RNNFAST_INLINE SumsTogether after(int64_t v) const { return {sums + v}; }
+};
+struct SumsInC {
+  float* first;
+  const int64_t* offset;
+  int64_t row_bytes;
+  RNNFAST_INLINE float* row(int64_t v, int64_t m) const {
+    return first + offset[v] + m * row_bytes / int64_t(sizeof(float));
+  }
+  RNNFAST_INLINE SumsInC after(int64_t v) const { return {first, offset + v, row_bytes}; }
 };
 constexpr int64_t kSplitRow = kFloatParts * 64;  // bytes of a row of A, of 32 numbers
 constexpr int64_t kTileBytes = 1024, kTileStep = kFloatParts * kTileBytes;
@@ -73,8 +90,8 @@ RNNFAST_INLINE void multiply_tall_step(const char* a, int64_t lower, const char*
   }
 }
 
-template <int kCount>
-RNNFAST_INLINE void multiply_flat(const BandOperands& band, VectorSums* sums) {
+template <int kCount, class Sums>
+RNNFAST_INLINE void multiply_flat(const BandOperands& band, const Sums& sums) {
   each<kCount>([](auto v) { zero_tile<kTileC + v.value>(); });
   const char *a = band.a, *b = band.b;
   const int64_t a_step = band.a_step, b_vector = band.b_vector;
@@ -83,11 +100,11 @@ RNNFAST_INLINE void multiply_flat(const BandOperands& band, VectorSums* sums) {
     each<kCount>([&](auto v) { multiply_flat_step<kTileC + v.value>(b + v.value * b_vector); });
     stay_awake();
   }
-  each<kCount>([&](auto v) { store_tile<kTileC + v.value>(sums[v.value], 64); });
+  each<kCount>([&](auto v) { store_tile<kTileC + v.value>(sums.row(v.value, 0), sums.row_bytes); });
 }
 
-template <int kCount>
-RNNFAST_INLINE void multiply_tall(const BandOperands& band, VectorSums* sums) {
+template <int kCount, class Sums>
+RNNFAST_INLINE void multiply_tall(const BandOperands& band, const Sums& sums) {
   const auto each_sum = [](const auto& f) {
     each<2>([&](auto half) {
       each<kCount>([&](auto v) { f(half, v, Index<kTileC + 2 * half.value + v.value>()); });
@@ -100,12 +117,14 @@ RNNFAST_INLINE void multiply_tall(const BandOperands& band, VectorSums* sums) {
     multiply_tall_step<kCount>(a, upper * kSplitRow, b, b_vector);
     stay_awake();
   }
-  each_sum([&](auto half, auto v, auto c) { store_tile<c.value>(sums[v.value][half.value * upper], 64); });
+  each_sum([&](auto half, auto v, auto c) {
+    store_tile<c.value>(sums.row(v.value, half.value * upper), sums.row_bytes);
+  });
 }
 
 // The sums of `count` vectors, at most 4, of which a tall band makes two at a time
-__attribute__((noinline)) inline void multiply_band_of_parts(BandOperands band, int64_t rows, int count,
-                                                             VectorSums* sums) {
+template <class Sums>
+__attribute__((noinline)) void multiply_band_of_parts(BandOperands band, int64_t rows, int count, Sums sums) {
   band.upper = (rows + 1) / 2;
   tiles_see_memory();
   if (rows <= kUnitRows)
@@ -117,7 +136,7 @@ __attribute__((noinline)) inline void multiply_band_of_parts(BandOperands band, 
     for (int v = 0; v < count; v += 2) {
       BandOperands two = band;
       two.b += v * band.b_vector;
-      count - v > 1 ? multiply_tall<2>(two, sums + v) : multiply_tall<1>(two, sums + v);
+      count - v > 1 ? multiply_tall<2>(two, sums.after(v)) : multiply_tall<1>(two, sums.after(v));
     }
   tiles_see_memory();
 }
@@ -140,22 +159,52 @@ __attribute__((noinline)) inline void multiply_careful_row(const float* a, int64
   store(sums, sum);
 }
 
+// The sums of a band by some vectors, before they are added to C
+template <int64_t vectors>
+struct BandSums {
+  alignas(64) VectorSums sums[vectors];
+  RNNFAST_INLINE f32v of(int64_t v, int64_t row) const { return load(sums[v][row]); }
+};
+
+// The sums of one row by a packed vector where its scales, or the row's, are not all 1, or not all is finite
+__attribute__((noinline)) inline void scale_sums(float* sums, const float* a, float scale,
+                                                 const float* vector, int64_t size, int64_t numbers) {
+  const float* const tail = vector + size - kVectorTail;
+  const bool by_hand = scale == 0 || tail[kPartsRow] == kCareful;
+  if (by_hand) multiply_careful_row(a, numbers, vector, sums);
+  store(sums, load(sums) * (by_hand ? load(tail) : load(tail) * scale));
+}
+
+// bytes from one of these rows to the next, or 0 where they are not evenly apart
+RNNFAST_INLINE int64_t stride_of(float* const* row, Range rows) {
+  const int64_t step = rows.size() > 1 ? row[rows.begin + 1] - row[rows.begin] : kUnitRows;
+  for (int64_t i = rows.begin + 1; i < rows.end; ++i)
+    if (row[i] - row[i - 1] != step) return 0;
+  return step * int64_t(sizeof(float));
+}
+
+// Whether `then` adds the sums to C itself: then(rows, vectors, sums)
+template <class Then>
+constexpr bool kTakesSums = std::is_invocable_v<Then, Range, Range, const BandSums<kMostPanel>&>;
+
 template <class E, class Rows, class Then>
 RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64_t n, Columns columns,
                                      bool last_first, Rows rows, Then then) {
+  constexpr bool kTakes = kTakesSums<Then>, kStores = std::is_same_v<Then, StoreSums>;
   constexpr int64_t kRows = Packed<E>::kMostSplitRows;
   const float *a[kRows], *in[kRows];
   float* out[kRows];
+  BandSums<kTakes ? kMostPanel : kMostVectors> of_band;
   const int64_t chunk = w.split_rows, size = parts_size(w.K);
   float* const split = w.split + part.index * w.split_size();
   float* const scale = split + w.split_size() - kRows;
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t count = least(chunk, n - begin), step = count * kFloatParts * kPartsRow;
-    bool plain = true;
+    bool plain_rows = true;
     for (int64_t i = 0; i < count; ++i) {
       rows(begin + i, a[i], in[i], out[i]);
       if (!w.is_split) scale[i] = split_row(a[i], w.numbers, split + i * kFloatParts * kPartsRow, step);
-      plain &= scale[i] == 1;
+      plain_rows &= scale[i] == 1;
     }
     part.watch.lap(Work::kPack);
     const int64_t bands = divide_up(count, kTallRows);
@@ -165,38 +214,44 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
       columns.of<Vec<E>::kLanes>(p, w.gates, offset);
       const float* const panel = w.panel(p, part.cut);
       if (w.once) part.watch.lap(Work::kPack);
+      bool plain = plain_rows;
+      for (int v = 1; v <= vectors; ++v) plain &= panel[v * size - kVectorTail + kPartsRow] == kPlain;
       for (int64_t band = 0; band < bands; ++band) {
         const Range r = share(count, bands, band);
+        const int64_t stride = kStores && plain ? stride_of(out, r) : 0;
         set_up_parts(r.size(), part.tiles);
         for (int first = 0; first < vectors; first += kMostVectors) {
           const int some = least(kMostVectors, vectors - first);
-          const float* const of = panel + first * size;
-          VectorSums sums[kMostVectors];
-          multiply_band_of_parts({reinterpret_cast<const char*>(split + r.begin * kFloatParts * kPartsRow),
-                                  reinterpret_cast<const char*>(of), step * int64_t(sizeof(float)),
-                                  size * int64_t(sizeof(float)), w.K, 0},
-                                 r.size(), some, sums);
-          for (int v = 0; v < some; ++v) {
-            const float* const vector = of + v * size;
-            const float* const tail = vector + size - kVectorTail;
+          const float* const packed = panel + first * size;
+          VectorSums* const sums = of_band.sums + (kTakes ? first : 0);
+          const BandOperands operands{
+              reinterpret_cast<const char*>(split + r.begin * kFloatParts * kPartsRow),
+              reinterpret_cast<const char*>(packed),
+              step * int64_t(sizeof(float)),
+              size * int64_t(sizeof(float)),
+              w.K,
+              0};
+          if (stride) {
+            multiply_band_of_parts(operands, r.size(), some, SumsInC{out[r.begin], offset + first, stride});
+            continue;
+          }
+          multiply_band_of_parts(operands, r.size(), some, SumsTogether{sums});
+          for (int v = 0; v < some && !plain; ++v)
+            for (int64_t i = r.begin; i < r.end; ++i)
+              scale_sums(sums[v][i - r.begin], a[i], scale[i], packed + v * size, size, w.numbers);
+          for (int v = 0; v < some && !kTakes; ++v) {
             const int64_t at = offset[first + v];
-            if (plain && tail[kPartsRow] == kPlain) {
-              for (int64_t i = r.begin; i < r.end; ++i)
-                store(out[i] + at, load(sums[v][i - r.begin]) + load(in[i] + at));
-              continue;
-            }
-            const bool all_careful = tail[kPartsRow] == kCareful;
-            const f32v down = load(tail);
             for (int64_t i = r.begin; i < r.end; ++i) {
-              float* const sum = sums[v][i - r.begin];
-              const bool by_hand = scale[i] == 0 || all_careful;
-              if (by_hand) multiply_careful_row(a[i], w.numbers, vector, sum);
-              store(out[i] + at, fma(load(sum), by_hand ? down : down * scale[i], load(in[i] + at)));
+              const f32v sum = load(sums[v][i - r.begin]);
+              store(out[i] + at, kStores ? sum : sum + load(in[i] + at));
             }
           }
         }
         part.watch.lap(Work::kProduct);
-        then(Range{begin + r.begin, begin + r.end}, p);
+        if constexpr (kTakes)
+          then(Range{begin + r.begin, begin + r.end}, p, of_band);
+        else
+          then(Range{begin + r.begin, begin + r.end}, p);
         part.watch.lap(Work::kCell);
       }
     });

@@ -414,6 +414,11 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
   }
 }
 
+// The `then` of C = A . w, in parts alone: what C begins with is not read
+struct StoreSums {
+  void operator()(Range, Range) const {}
+};
+
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m, m = 0, 1,
 // 2 and so on; then(rows, vectors) is called when their sums are whole. Every other step reads the panels
 // last first: what it begins with is still in the nearer cache.
