@@ -1,8 +1,8 @@
 // The time loop of one direction of a layer, or of two side by side, forward, over any gated cell. The input
 // products of a chunk of steps go to the rows that hold the gates; then each step adds W_hh h to them, tile
-// by tile, and the cell finishes sums while they are in the nearest cache. With shared units the members meet
-// once a step (twice with a projection), because each reads all of h; with shared rows never. Compiled once
-// per instruction set, inside its namespace. No guard on purpose.
+// by tile (in parts, in the cell's registers), and the cell finishes sums while they are in the nearest
+// cache. With shared units the members meet once a step (twice with a projection), because each reads all of
+// h; with shared rows never. Compiled once per instruction set, inside its namespace. No guard on purpose.
 
 // W_ih and W_hh as ForwardParams::frozen has them
 template <class E>
@@ -293,7 +293,7 @@ struct Forward {
     if (to.ends) store_part(p.hn + to.b * p.P + i, value, left);
   }
 
-  // gates += W_hh h, then the cell
+  // gates += W_hh h, then the cell, which may be where they are added up
   void step(const Part& part, int64_t s, int64_t local) const {
     const int64_t t = p.walk.time(s), ends = p.walk.ends(t);
     const Range rows = part.active(p.walk, t);
@@ -348,16 +348,19 @@ struct Forward {
       V state[n][S], cell[n]{}, blended[n]{}, value[n];
       for (int i = 0; i < n; ++i) {
         for (int j = 0; j < S; ++j) {
-          const int64_t place = gate_at + j * slot;
+          const int64_t in_row = gate_at + j * slot;
           if constexpr (!kAdds)
-            state[i][j] = load(row[i].gates + place);
+            state[i][j] = load(row[i].gates + in_row);
           else  // the last slot of S > G has no part of x
-            state[i][j] = j < G ? load(row[i].gates + place) + load(biases + place) : load(biases + place);
+            state[i][j] = j < G ? load(row[i].gates + in_row) + load(biases + in_row) : load(biases + in_row);
         }
-        for (int g = 0; kAdds && g < G; ++g) {
-          V& a = state[i][Cell::kHiddenSlot[g]];
-          ((a = sums.of(g * vectors.size() + v - vectors.begin, first + i) + a), ...);
-        }
+        const auto add = [&](const auto& of_h) {
+          for (int g = 0; g < G; ++g) {
+            V& a = state[i][Cell::kHiddenSlot[g]];
+            a = of_h.of(g * vectors.size() + v - vectors.begin, first + i) + a;
+          }
+        };
+        (add(sums), ...);
         if constexpr (Cell::kHasCell) cell[i] = load(row[i].c_before + at);
         if constexpr (Cell::kBlends)
           blended[i] = kRounds ? load(row[i].exact_before + at) : load(row[i].before + at);

@@ -10,8 +10,7 @@ struct Gradient {
   typedef typename WordOf<E>::type W;
   typedef typename Vec<A>::type V;
   static constexpr int L = Vec<A>::kLanes, kNumbers = WordOf<E>::kNumbers;
-  // Rows of a block of A; of parts twice as many where each of them brings B back from beyond the second
-  // cache
+  // Rows of a block of A; of parts twice as many where B leaves the second cache little room for the rest
   static constexpr int64_t kRows = kInParts<E> ? 64 : 48, kMostRows = kInParts<E> ? 2 * kRows : kRows;
   // Words of k of a block: the second cache holds two B of 256 columns. A matrix unit is done sooner with a
   // block than its C is read and written, so it takes longer ones; of parts, which are larger, it would not
@@ -57,11 +56,12 @@ struct Gradient {
     return columns() * words * (kInParts<E> ? kFloatParts * int64_t(sizeof(float)) / 2 : int64_t(sizeof(W)));
   }
 
-  // Half of it where the second cache holds that beside a little else, and not the whole. Of the sizes alone:
-  // a sum is the same whatever the plan.
+  // Half of it where a second cache of the usual size, with a little else, holds that and not the whole. Of
+  // the sizes alone: sums are the same whatever the plan and the machine.
   int64_t deepest() const {
-    const bool halves = kInParts<E> && bytes_of_b(kDepth) > second_cache() / 2 &&
-                        bytes_of_b(kDepth / 2) <= second_cache() * 4 / 5;
+    constexpr int64_t kCache = 2 << 20;
+    const bool halves =
+        kInParts<E> && bytes_of_b(kDepth) > kCache / 2 && bytes_of_b(kDepth / 2) <= kCache * 4 / 5;
     return halves ? kDepth / 2 : kDepth;
   }
 
@@ -85,7 +85,7 @@ struct Gradient {
       const int64_t own_columns = divide_up(vectors(i), column_pieces) * L;
       // 2: more than once, for a block is packed whole
       to.packed[i] = Packed<E>::make(arena, {nullptr, p.product[i].ldb, true}, depth * kNumbers, own_columns,
-                                     1, rows, 2, plan);
+                                     1, rows, 2, Plan{Split::kSerial, 1});
       if constexpr (kInParts<E>)
         if (i > 0) to.packed[i].split_like(to.packed[0], rows);
       most_columns = most(most_columns, own_columns);
@@ -101,6 +101,7 @@ struct Gradient {
       const int64_t column = whole.index % column_pieces;
       Part part = whole;
       part.rows = share(p.M, row_pieces, whole.index / column_pieces), part.cut = {1, 0};
+      part.index = 0;  // of one: what is packed and split is its own
       multiply(part, own(arena), column);
     });
   }

@@ -196,8 +196,9 @@ RNNFAST_INLINE void pack_parts(float* to, int64_t vectors, int64_t K, const Bloc
     float* const vector = to + v * size;
     const f32v up = put_scales(vector, K, largest[v]);
     if (vector[size - kVectorTail + kPartsRow] == kPlain) continue;
+    Largest again;
     for (int64_t k = 0; k < K; k += kTileNumbers)
-      pack_parts_block(vector + k / kTileNumbers * kFloatParts * kTileFloats, k, largest[v], block_of(v),
+      pack_parts_block(vector + k / kTileNumbers * kFloatParts * kTileFloats, k, again, block_of(v),
                        [&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
   }
 }

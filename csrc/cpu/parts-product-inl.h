@@ -1,7 +1,7 @@
 // The product of floats in parts (parts-inl.h) by the matrix unit: rows of A are split once for all
 // panels, some at a time; sums of a band of at most 32 rows and some vectors stay in the unit's registers
-// while it walks K, and are then scaled and added to C. Compiled inside the instruction set's namespace,
-// after matrix-inl.h. No guard on purpose.
+// while it walks K, and are then scaled and added to C, or handed on. Compiled inside the instruction set's
+// namespace, after matrix-inl.h. No guard on purpose.
 
 // The unit's registers when a band has 16 rows or fewer: four of C, all parts of A, one of B
 enum FlatRegister { kFlatA = 4, kFlatB = 7 };
@@ -183,7 +183,7 @@ RNNFAST_INLINE int64_t stride_of(float* const* row, Range rows) {
   return step * int64_t(sizeof(float));
 }
 
-// Whether `then` adds the sums to C itself: then(rows, vectors, sums)
+// Whether `then` takes the sums as they are, and C as it began: then(rows, vectors, sums)
 template <class Then>
 constexpr bool kTakesSums = std::is_invocable_v<Then, Range, Range, const BandSums<kMostPanel>&>;
 

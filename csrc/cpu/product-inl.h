@@ -420,12 +420,14 @@ struct StoreSums {
 };
 
 // C += A . w over n rows and a slice of the units. rows(m, a, in, out) gives the pointers of row m, m = 0, 1,
-// 2 and so on; then(rows, vectors) is called when their sums are whole. Every other step reads the panels
-// last first: what it begins with is still in the nearer cache.
+// 2 and so on; then(rows, vectors) is called when their sums are whole, or then(rows, vectors, sums), where
+// it can be, when those are made, but not added to C (kTakesSums). Every other step reads the panels last
+// first: what it begins with is still in the nearer cache.
 template <class E, class Rows, class Then>
 RNNFAST_INLINE void product(const Packed<E>& w, const Part& part, int64_t n, Columns columns, bool last_first,
                             Rows rows, Then then) {
   if (n <= 0) return;
+  static_assert(kInParts<E> || !std::is_same_v<Then, StoreSums>);
   if constexpr (kInParts<E>)
     product_by_parts(w, part, n, columns, last_first, rows, then);  // parts-product-inl.h
   else if constexpr (kMatrixUnit)
