@@ -23,8 +23,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gpu_machine import (
@@ -40,7 +38,6 @@ from gpu_machine import (
     end_all,
     first_error,
     how,
-    json_lines,
     last_line,
     logged,
     no_device_in,
@@ -50,9 +47,7 @@ from gpu_machine import (
     talk,
     tool,
 )
-
-NO_DEVICE = 77  # exit status of whatever finds none
-TOOL_FOUND = 9  # and of a sanitizer that has found something
+from gpu_program import NO_DEVICE, PATIENCE, TOOL_FOUND, DeviceCheck
 
 SHARED = {"device": 10, "primitives": 15, "cases": 60, "micro": 20, "time": 15}
 # seconds of each stage, in their order
@@ -69,9 +64,7 @@ KINDS = {
     "time": ("time", 1, 1),
     "determinism": ("determinism", 2, 1),
 }
-GOOD = ("right", "skipped")
-PATIENCE = 10  # seconds for one process
-TOOL_PATIENCE = 30  # and under a sanitizer or a profiler, with which everything is slow
+TOOL_PATIENCE = 30  # seconds for one process under a sanitizer or a profiler, with which everything is slow
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # what sanitizers and the profiler run: a name of device_check with all these words
 SANITIZED = list(itertools.product(["lstm"], ("block", "cluster", "grid"), ("forward", "backward")))
@@ -95,119 +88,12 @@ class Check:
     def __init__(self, options, limits):
         self.options, self.python, self.limits = options, options.python, limits
         self.results = Results(options.out)
-        self.ready = self.why_not = None  # device_check that starts, or the error that says why none does
+        self.program = DeviceCheck(options.device_check, self.python, self.results)
         self.built, self.build_error = threading.Event(), None
         self.summary = {}  # stage -> green, red or no device; seconds; what it says
         self.begin = time.monotonic()
 
     # what the stages stand on
-
-    def program(self):
-        """device_check as it was given, or compiled here; if neither works, every stage says why."""
-        if not (self.ready or self.why_not):
-            try:
-                self.ready = self.given_or_compiled()
-            except (NoDevice, Red) as error:
-                self.why_not = error
-        if self.why_not:
-            raise self.why_not
-        return self.ready
-
-    def given_or_compiled(self):
-        def starts(program):
-            try:
-                return talk([program, "list"], PATIENCE)[0] == 0
-            except Red:
-                return False
-
-        if starts(self.options.device_check):
-            return self.options.device_check
-        capability = architecture(self.python)
-        if capability is None:
-            raise NoDevice("neither nvidia-smi nor torch sees a GPU, and no device_check starts")
-        build_device_check(PROGRAM, capability)
-        if not starts(PROGRAM):
-            raise Red("device_check was compiled, and does not start")
-        return PROGRAM
-
-    def names(self, kind):
-        code, output, errors = talk([self.program(), "list", kind], PATIENCE)
-        if code != 0 or not output.split():
-            raise Red(f"device_check lists no {kind}: {last_line(errors)}")
-        return output.split()
-
-    def ask_device(self, until):
-        """The line of the device; every stage asks for itself, for a device may be lost on the way."""
-        code, output, errors = talk([self.program(), "device"], min(PATIENCE, until - time.monotonic()))
-        line = next(json_lines(output), {})
-        if code == NO_DEVICE:
-            raise NoDevice(no_device_in(line.get("said") or errors))
-        if code != 0 or not line:
-            raise Red(f"device_check device: {how(code)}: {last_line(errors or output)}")
-        return line
-
-    def ask(self, names, kind, seconds, before=()):
-        """The lines of the names, up to the first that is not right; the others are for a new process.
-
-        Where a name has printed none, one that says how the process ended. `before` is a tool that it runs
-        under.
-        """
-        begin = time.monotonic()
-        code, output, errors = talk([*before, self.program(), "run", *names], seconds)
-        if errors or before:
-            said = output if before else ""
-            self.results.append("device_check.log", f"== {kind} {' '.join(names)}\n{said}{errors}\n")
-        told = {line.get("name"): line for line in json_lines(output)}
-        if code is None:
-            otherwise = "hang", f"did not end within {seconds:.0f} s"
-        elif code == NO_DEVICE:
-            otherwise = "no device", no_device_in(told.get(None, {}).get("said") or errors)
-        elif code == TOOL_FOUND:
-            otherwise = "wrong", last_line(output)
-        else:
-            otherwise = "fault", f"{how(code)}: {last_line(errors or output)}"
-        lines, before_it = [], sum(line.get("seconds", 0) for line in told.values())
-        for name in names:
-            if code is None and name not in told and before_it > seconds / 2:
-                break  # others took its time, and a new process has all of it
-            line = {"seconds": round(time.monotonic() - begin, 2)} | told.get(name, {})
-            if "result" not in line or (name == names[-1] and code not in (0, 1)):
-                line["result"], line["said"] = otherwise
-            lines.append(line | {"name": name, "kind": kind})
-            if line["result"] not in GOOD:
-                break
-        return lines
-
-    def run_all(self, asked, at_once, until, patience):
-        """Asks for the lines of each (names, kind, tool), writes and counts them; Red if one is bad."""
-        bad = []
-
-        def one(names, kind, before):
-            counts = Counter()
-            while names:
-                left = until - time.monotonic()
-                if left <= 0:
-                    return counts + Counter({"not begun": len(names)})
-                lines = self.ask(names, kind, min(patience, left), before)
-                for line in lines:
-                    if line["result"] == "hang" and left < patience:
-                        line |= {"result": "cut", "said": "the stage ended before it did"}
-                    self.results.line(line)
-                    counts[line["result"]] += 1
-                    if line["result"] not in (*GOOD, "cut"):
-                        bad.append(f"{line['name']}: {line['result']}, {line['said']}")
-                names = names[len(lines) :]
-            return counts
-
-        with ThreadPoolExecutor(at_once) as pool:
-            counts = sum(pool.map(one, *zip(*asked, strict=True)), Counter())
-        said = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
-        said = "; ".join([said, *bad[:5], *["..."][: len(bad) > 5]])
-        if counts["not begun"] or counts["cut"]:
-            raise Red(f"ended at its limit: {said}")
-        if bad:
-            raise Red(said)
-        return said
 
     def build(self):
         """In the background, until the last stage ends."""
@@ -236,7 +122,7 @@ class Check:
     # the stages
 
     def device(self, until):
-        line = self.ask_device(until)
+        line = self.program.ask_device(until)
         self.results.line(line)
         asked = "--query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,temperature.gpu"
         try:
@@ -249,12 +135,12 @@ class Check:
 
     def kind(self, stage, until):
         kind, at_once, together = KINDS[stage]
-        self.ask_device(until)
-        names = self.names(kind)
+        self.program.ask_device(until)
+        names = self.program.names(kind)
         if kind == "case":  # a limit then cuts all variants alike
             random.Random(1).shuffle(names)
         asked = [(names[i : i + together], kind, ()) for i in range(0, len(names), together)]
-        return self.run_all(asked, at_once, until, self.options.patience)
+        return self.program.run_all(asked, at_once, until, self.options.patience)
 
     def tests(self, until):
         """The tests marked `gpu`, of the files that have some: others may import what is not there."""
@@ -310,26 +196,26 @@ class Check:
 
     def sanitizers(self, until):
         """One case each of a block, a cluster and the grid, forward and backward, under each tool."""
-        self.ask_device(until)
+        self.program.ask_device(until)
         program = tool("compute-sanitizer")
         if program is None:
             raise Red("no compute-sanitizer here")
         # without "no", every question to which the device says no counts as an error
         options = ["--report-api-errors", "no", "--error-exitcode", TOOL_FOUND, "--print-limit", "20"]
-        listed = self.names("case")
+        listed = self.program.names("case")
         names = [find(listed, *words) for words in SANITIZED]
         asked = [
             ([name], which, [program, "--tool", which, *options]) for which in SANITIZERS for name in names
         ]
-        return self.run_all(asked, 4, until, TOOL_PATIENCE)
+        return self.program.run_all(asked, 4, until, TOOL_PATIENCE)
 
     def profiles(self, until):
         """Where the time goes inside a kernel, narrow to wide; clocks are left as they are."""
-        self.ask_device(until)
+        self.program.ask_device(until)
         program = tool("ncu")
         if program is None:
             raise Red("no ncu here")
-        listed = self.names("time")
+        listed = self.program.names("time")
         names = [find(listed, *words) for words in PROFILED]
         before = [
             program,
@@ -342,7 +228,7 @@ class Check:
         ]
         for section in SECTIONS:
             before += ["--section", section]
-        return self.run_all([([name], "ncu", before) for name in names], 1, until, TOOL_PATIENCE)
+        return self.program.run_all([([name], "ncu", before) for name in names], 1, until, TOOL_PATIENCE)
 
     # all of them
 
@@ -384,7 +270,7 @@ class Check:
             if stage in NEED_PROGRAM:
                 before = time.monotonic()
                 try:
-                    self.program()
+                    self.program.path()
                 except (NoDevice, Red):
                     pass  # the stage says so
                 until += time.monotonic() - before  # no stage pays for what all need

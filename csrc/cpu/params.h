@@ -116,7 +116,7 @@ RNNFAST_INLINE constexpr Layout layout_of(int64_t batch, int64_t rows, int64_t v
                     : Layout{values * padded(units), padded(units), kPad};
 }
 
-// After the gates of N rows comes a row of the biases, from which the others begin.
+// After the gates of N rows comes a row of the biases, from which the others begin, or which cells add.
 RNNFAST_INLINE constexpr int64_t gate_rows(int64_t N) { return N + 1; }
 
 // how long a row is that a product reads: of bfloat16 whole lines of 64 bytes, which is what a matrix unit

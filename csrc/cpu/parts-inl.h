@@ -164,17 +164,12 @@ RNNFAST_INLINE Parts parts_of_weights(f32v first, f32v second) {
   return parts;
 }
 
-// A block of tiles, 32 numbers of 16 columns, as parts_of says; block(k, r) has r[i] = number k + i of each,
-// zero where there is none
-template <class Block, class PartsOf>
-RNNFAST_INLINE void pack_parts_block(float* to, int64_t k, Largest& largest, const Block& block,
+// A block of a vector's tiles, 32 numbers of 16 columns, as parts_of says
+template <class PartsOf>
+RNNFAST_INLINE void pack_parts_block(float* to, const f32v* first, const f32v* second, Largest& largest,
                                      const PartsOf& parts_of) {
-  constexpr int L = Vec<float>::kLanes;
-  f32v first[L], second[L];
-  block(k, first);
-  block(k + L, second);
 #pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) {
+  for (int i = 0; i < Vec<float>::kLanes; ++i) {
     largest.see(first[i]), largest.see(second[i]);
     const Parts parts = parts_of(first[i], second[i]);
     for (int j = 0; j < kFloatParts; ++j)
@@ -182,24 +177,31 @@ RNNFAST_INLINE void pack_parts_block(float* to, int64_t k, Largest& largest, con
   }
 }
 
-// `vectors` of columns, their tiles and scales; block(v) is that of a vector. Numbers of an ordinary size,
-// which is what weights are, take one pass. Rows of all vectors are read side by side.
-template <class BlockOf>
-RNNFAST_INLINE void pack_parts(float* to, int64_t vectors, int64_t K, const BlockOf& block_of) {
+// `vectors` of columns, their tiles and scales; block(v, k, r) has r[i] = number k + i of each column of
+// vector v, zero where there is none. Numbers of an ordinary size, which is what weights are, take one pass,
+// in which rows of all vectors are read side by side.
+template <class Block>
+RNNFAST_INLINE void pack_parts(float* to, int64_t vectors, int64_t K, const Block& block) {
+  constexpr int L = Vec<float>::kLanes;
   const int64_t size = parts_size(K);
+  const auto pack = [&](int64_t v, int64_t k, Largest& largest, const auto& parts_of) {
+    f32v first[L], second[L];
+    block(v, k, first);
+    block(v, k + L, second);
+    pack_parts_block(to + v * size + k / kTileNumbers * kFloatParts * kTileFloats, first, second, largest,
+                     parts_of);
+  };
   Largest largest[kMostPanel];
   for (int64_t k = 0; k < K; k += kTileNumbers)
     for (int64_t v = 0; v < vectors; ++v)
-      pack_parts_block(to + v * size + k / kTileNumbers * kFloatParts * kTileFloats, k, largest[v],
-                       block_of(v), [](f32v first, f32v second) { return Parts(first, second); });
+      pack(v, k, largest[v], [](f32v first, f32v second) { return Parts(first, second); });
   for (int64_t v = 0; v < vectors; ++v) {
     float* const vector = to + v * size;
     const f32v up = put_scales(vector, K, largest[v]);
     if (vector[size - kVectorTail + kPartsRow] == kPlain) continue;
     Largest again;
     for (int64_t k = 0; k < K; k += kTileNumbers)
-      pack_parts_block(vector + k / kTileNumbers * kFloatParts * kTileFloats, k, again, block_of(v),
-                       [&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
+      pack(v, k, again, [&](f32v first, f32v second) { return parts_of_weights(first * up, second * up); });
   }
 }
 
@@ -207,13 +209,11 @@ RNNFAST_INLINE void pack_parts(float* to, int64_t vectors, int64_t K, const Bloc
 __attribute__((noinline)) inline void pack_parts_turned(float* to, const float* from, int64_t ld,
                                                         int64_t columns, int64_t n, int64_t K) {
   constexpr int64_t L = Vec<float>::kLanes;
-  pack_parts(to, 1, K, [&](int64_t) {
-    return [&](int64_t k, f32v* r) {
-      if (columns >= L && n - k >= L)
-        load_turned(r, from + k, ld);
-      else
-        load_turned_part(r, from + k, ld, columns, n - k);
-    };
+  pack_parts(to, 1, K, [&](int64_t, int64_t k, f32v* r) {
+    if (columns >= L && n - k >= L)
+      load_turned(r, from + k, ld);
+    else
+      load_turned_part(r, from + k, ld, columns, n - k);
   });
 }
 
@@ -221,15 +221,13 @@ __attribute__((noinline)) inline void pack_parts_turned(float* to, const float* 
 template <class Row>
 RNNFAST_INLINE void pack_parts_straight(float* to, const Row& row, int64_t columns, int64_t n, int64_t K) {
   constexpr int64_t L = Vec<float>::kLanes;
-  pack_parts(to, divide_up(columns, L), K, [&](int64_t v) {
-    return [&, v](int64_t k, f32v* r) {
-      const bool whole = columns - v * L >= L && n - k >= L;
+  pack_parts(to, divide_up(columns, L), K, [&](int64_t v, int64_t k, f32v* r) {
+    const bool whole = columns - v * L >= L && n - k >= L;
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i)
-        r[i] = whole       ? load(row(k + i) + v * L)
-               : k + i < n ? load_part(row(k + i) + v * L, columns - v * L)
-                           : f32v{};
-    };
+    for (int i = 0; i < L; ++i)
+      r[i] = whole       ? load(row(k + i) + v * L)
+             : k + i < n ? load_part(row(k + i) + v * L, columns - v * L)
+                         : f32v{};
   });
 }
 #endif

@@ -33,8 +33,8 @@ struct BandOperands {
   int64_t a_step, b_vector, K, upper;
 };
 
-// Where the sums of a band go: row m of vector v to row(v, m), rows row_bytes bytes apart. Together, before
-// they are added to C, or into C itself.
+// Where the sums of a band go: row m of vector v to row(v, m), rows row_bytes bytes apart, from vector v on
+// after(v). Together, before they are added to C, or into C itself.
 typedef float VectorSums[kTallRows][kUnitRows];
 struct SumsTogether {
   VectorSums* sums;
@@ -236,10 +236,10 @@ RNNFAST_INLINE void product_by_parts(const Packed<E>& w, const Part& part, int64
             continue;
           }
           multiply_band_of_parts(operands, r.size(), some, SumsTogether{sums});
-          for (int v = 0; v < some && !plain; ++v)
+          for (int v = 0; v < (plain ? 0 : some); ++v)
             for (int64_t i = r.begin; i < r.end; ++i)
               scale_sums(sums[v][i - r.begin], a[i], scale[i], packed + v * size, size, w.numbers);
-          for (int v = 0; v < some && !kTakes; ++v) {
+          for (int v = 0; v < (kTakes ? 0 : some); ++v) {
             const int64_t at = offset[first + v];
             for (int64_t i = r.begin; i < r.end; ++i) {
               const f32v sum = load(sums[v][i - r.begin]);

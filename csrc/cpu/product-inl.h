@@ -128,7 +128,7 @@ struct Packed {
     w.units = units;
     w.gates = gates;
     w.once = uses == 1 && plan.split != Split::kRows;
-    // (a matrix unit reads 16 rows of W)
+    // a matrix unit reads 16 rows of W, so there must be as many
     w.turned = w.once && !source.straight && rows <= kTurnedRows<E> && (!kMatrixUnit || units % L == 0);
     // With 16 registers many rows take tiles of four rows and three vectors. None have fewer instructions
     // for their multiply-adds, and 256 numbers of three vectors stay in the nearest cache. Few rows have
@@ -414,7 +414,7 @@ RNNFAST_INLINE void product_by_tiles(const Packed<E>& w, const Part& part, int64
   }
 }
 
-// The `then` of C = A . w, in parts alone: what C begins with is not read
+// The `then` of C = A . w, which products in parts know: what C begins with is not read
 struct StoreSums {
   void operator()(Range, Range) const {}
 };
