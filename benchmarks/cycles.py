@@ -20,8 +20,12 @@ from typing import NamedTuple
 from benchmarks import sass
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-SOURCES = [CUDA / f"resident_{name}.cu" for name in ("bf16", "tf32", "deep_bf16", "deep_tf32")]
+SOURCES = [
+    CUDA / f"resident_{name}.cu"
+    for name in ("bf16", "tf32", "scatter_bf16", "scatter_tf32", "deep_bf16", "deep_tf32")
+]
 LARGEST = 16  # blocks of a cluster
+SUM_UNITS = 16  # of a cluster that exchanges sums: whose parts an instruction makes
 SCHEDULERS = 4  # of a multiprocessor: each begins an instruction of one of its warps a cycle
 DEEP = "deep"  # a transition: three layers, of which a step of one is counted
 CLASSES = {"lstm": "4Lstm", "gru": "3Gru", "rnn_tanh": "7RnnTanh", "rnn_relu": "7RnnRelu"}
@@ -34,10 +38,10 @@ SECTIONS = {
     "receive": r"exchange\.receive\(",
     "product": r"\bproduct\(|\bcarry\(",
     "inputs": r"load_(input|next|saved)\(|begin_sum\(|walk\.go\(",
-    "sums": r"\badd_parts\(|\bparts\.",
+    "sums": r"\badd_parts\(|\bparts\.|\bgather\(|\bbegin_with\(",
     "cells": r"\bcells\(|Cell::|\bdoing\(|\btake_part\(|\bactivate\(|\bpass_back\(",
     "stores": r"\bstore\(",
-    "send": r"(exchange|thread)\.send\(",
+    "send": r"(exchange|thread)\.send\(|\bsend\(s, tile, ",
     "rest": r"^for \(int (s|q|tile)\b|exchange\.finish",
 }
 # What a plain walk (sequences of equal length, no resets, not at its ends, nobody lost) never reads or writes
@@ -51,6 +55,7 @@ ESSENTIAL = {
     "block": ("HMMA", "LDG", "STG", "STS", "BAR"),
     "cluster": ("HMMA", "LDG", "STG", "SHFL", "STAS", "SYNCS.PHASECHK", "BAR"),
     "grid": ("HMMA", "LDG.E.128.STRONG.GPU", "STG.E.64.STRONG.GPU", "STG", "BAR"),
+    "scatter": ("HMMA", "LDG", "STG", "STAS", "SYNCS.PHASECHK", "BAR"),  # a cluster that exchanges sums
 }
 # looked at again, for what was late
 LATE = r"turn % kTurns|pause\(turn\)"
@@ -87,6 +92,7 @@ CASES = [
     *(Case("lstm", hidden, True) for hidden in (128, 256, 512, 1024)),
     *(Case(cell, 512, True) for cell in ("gru", "rnn_tanh")),
     *(Case("lstm", hidden, backward, tf32=True) for backward in (False, True) for hidden in (64, 256, 768)),
+    Case("lstm", 512, True, tf32=True),
     *(Case(DEEP, hidden, backward, not backward) for backward in (False, True) for hidden in (128, 256, 512)),
     *(Case(DEEP, 256, backward, not backward, tf32=True) for backward in (False, True)),
 ]
@@ -136,7 +142,7 @@ def _held(one):
 def _sums(function, case, plan):
     """{address of a load of another warp's part of a sum: how often it is met}. The compiler unrolls the loop
     over the others, as one over several at a time and one after it for each fewer."""
-    if plan["team"] == "block" and case.cell != DEEP:
+    if plan["units"] or (plan["team"] == "block" and case.cell != DEEP):
         return {}
     at_once = 1 if case.wholes == 2 or GATES[case.cell] == 1 else 2
     others = plan["split"] if case.wholes == 2 else (plan["split"] - 1) * at_once
@@ -166,6 +172,11 @@ def _never(function, case, plan):
         few = len(work) < 4 and not any(one.name in EFFECTS for one in work)
         if not few and 2 * len(outside) < len(work) and not any(one.name in EFFECTS for one in outside):
             found |= {one.address for one in block}
+    if plan["units"]:  # sums of a warp that there are not
+        sends = [block for block in sass.blocks(function) if any(one.name == "STAS" for one in block)]
+        mine = -(-plan["blocks"] * plan["units"] // (SUM_UNITS * plan["warps"]))
+        at_once = [block for block in sends if not any(_held(one) for one in block)]
+        found |= {one.address for block in at_once[mine:] for one in block}
     if not case.saves:
         for one, then in pairwise(function.code):
             if one.name == "BRA" and one.guard and any(PASSED_BY in text for text in sass.sources(one)):
@@ -185,8 +196,9 @@ def _foreign(case, plan, sums, never):
             others = in_receive or "STRONG.GPU" in one.operation
         else:
             others = one.name in ("SYNCS", "STAS")
-        # where warps share sums, the last one has another part
-        expects = plan["split"] > case.wholes and one.name == "SYNCS" and _within(one, r"\bexpect\(")
+        # where warps share sums, the last one has another part; and where clusters exchange them
+        another = plan["split"] > case.wholes or plan["units"]
+        expects = another and one.name == "SYNCS" and _within(one, r"\bexpect\(")
         held = not plan["held"] and one.name in ("HMMA", "LDS") and _held(one)
         leaves = (
             one.name == "STS"
@@ -223,11 +235,16 @@ def _rounds(case, plan, sums):
         products = [one for one in body if one.name == "HMMA"]
         if products and not all(_held(one) for one in products):
             return plan["batches"]
-        if any(one.name == "STAS" for one in body):
+        if not products and any(one.name == "STAS" for one in body):
             return -(-plan["blocks"] // (2 * case.word))  # lanes that share out the blocks
         packets = sum(one.name == "LDG" and "STRONG.GPU" in one.operation for one in body)
         if packets:  # two at once, of each of which a word of 8 rows is sent
             return -(-4 * numbers // (case.word * threads * packets))
+        parts = sum(
+            one.name == "LDS" and any("gathered" in text for text in sass.sources(one)) for one in body
+        )
+        if parts:  # of so many blocks at once, for each of a thread's cells
+            return -(-plan["blocks"] * plan["units"] // (32 * parts))
         if products:
             pairs = 1 if case.backward or GATES[case.cell] == 1 else 2  # of slots, of each instruction's tile
             return -(-plan["held"] * pairs // len(products))
@@ -240,7 +257,9 @@ def reckon(functions, case, plan):
     way_there = "backward" if case.backward else "forward"
     element = "f" if case.tf32 else "NS_8Bfloat16E"
     team = f"LNS0_4TeamE{TEAMS.index(plan['team'])}E"
-    if case.cell == DEEP:
+    if plan["units"]:
+        wanted = rf"resident_scatterINS0_\w*?{CLASSES[case.cell]}E{element}Li{plan['units']}ELb1E"
+    elif case.cell == DEEP:
         wanted = rf"resident_deep_{way_there}I\w*?{element.removeprefix('NS_')}{team}"
     else:
         wanted = rf"resident_{way_there}INS0_\w*?{CLASSES[case.cell]}E{element}Li{plan['tiles']}E{team}Lb1E"
@@ -251,7 +270,7 @@ def reckon(functions, case, plan):
     absent, foreign = _absent(), _foreign(case, plan, sums, _never(found[0], case, plan))
     way = sass.longest_way(found[0], lambda one: foreign(one) or (absent(one) and not one.guard))
     functions_of_cells = () if case.backward or case.cell == DEEP else ("MUFU",)
-    for name in (*ESSENTIAL[plan["team"]], *functions_of_cells):
+    for name in (*ESSENTIAL["scatter" if plan["units"] else plan["team"]], *functions_of_cells):
         if not any(one.operation.startswith(name) for one in way):
             raise sass.Error(f"{case}: the way found has no {name}")
     sections, section = dict.fromkeys(SECTIONS, (0, 0)), "rest"

@@ -198,7 +198,8 @@ def last_run() -> dict:
     - `split`: warps that share a sum;
     - `held`: parts of W in shared memory;
     - `batches`: times 8 rows that a team takes;
-    - `directions`: in one launch.
+    - `directions`: in one launch;
+    - `units`: of a block, where the blocks of a cluster exchange sums (backward); else 0.
     """
     return dict(_C.last_run()) | {"cuda": _C.last_cuda_run()}
 

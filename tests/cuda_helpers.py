@@ -61,7 +61,7 @@ def emulated(programs):
 def emulated_run():
     """What info.last_run()["cuda"] is on a GPU, of the emulated one."""
     op, kernel, *rest = torch.ops.rnnfast_emulated.last_run()
-    plan = zip((*PLAN, "directions"), [rest[0], *rest[1]], strict=True)
+    plan = zip((*PLAN, "directions", "units"), [rest[0], *rest[1]], strict=True)
     return {"op": op, "kernel": kernel} | dict(plan)
 
 

@@ -8,10 +8,26 @@ from cuda_helpers import GATES, PLAN
 from rnnfast import _C
 
 
+def assert_cluster_that_exchanges_sums_holds(arguments, found, gates):
+    """Backward: every unit has a block, and every 16 units' sums a warp in each block."""
+    units, blocks = found["units"], found["blocks"]
+    assert arguments["backward"] and found["team"] == "cluster"
+    assert (found["warps"], found["split"]) == (8, 1)
+    assert units in (32, 64) and 2 <= blocks <= 16
+    assert blocks * units >= arguments["H"]
+    length = gates * units * arguments["bytes"] // 32  # instructions of a sum
+    assert found["tiles"] % length == found["held"] % length == 0
+    assert 8 * (found["tiles"] + found["held"]) // length >= blocks * units // 16
+    assert found["tiles"] <= 32
+    assert found["bytes"] <= 232448
+
+
 def assert_plan_holds(arguments, found):
     team, blocks, warps, split, held, batches = (found[name] for name in PLAN)
     H, B, backward = arguments["H"], arguments.get("B", 1), arguments.get("backward", False)
     gates = GATES[arguments["mode"]]
+    if found["units"]:
+        return assert_cluster_that_exchanges_sums_holds(arguments, found, gates)
     # every unit has its warps, and a sum is as long as h, or backward dL/d(pre-activations)
     units = 16 if backward or gates == 1 else 8
     tile = 32 // arguments["bytes"]
@@ -32,10 +48,16 @@ def assert_plan_holds(arguments, found):
         assert teams * blocks <= multiprocessors
 
 
+def of_plan(found):
+    """PLAN, and the units of a block where there are any."""
+    plan = tuple(found[name] for name in PLAN)
+    return (*plan, found["units"]) if found["units"] else plan
+
+
 @pytest.mark.parametrize(
     "arguments, plan",
     [
-        # team, blocks, warps, split, held, batches
+        # team, blocks, warps, split, held, batches, and units where a cluster exchanges sums
         (dict(mode="lstm", bytes=2, H=128), ("block", 1, 16, 1, 0, 1)),
         (dict(mode="lstm", bytes=2, H=128, capability=80), ("block", 1, 16, 1, 0, 1)),
         (dict(mode="lstm", bytes=2, H=128, backward=True), ("block", 1, 16, 2, 0, 1)),
@@ -53,16 +75,24 @@ def assert_plan_holds(arguments, found):
         (dict(mode="lstm", bytes=2, H=512), ("cluster", 16, 12, 3, 0, 1)),
         (dict(mode="lstm", bytes=2, H=512, B=64), ("cluster", 16, 12, 3, 0, 1)),
         (dict(mode="lstm", bytes=2, H=512, B=256), ("cluster", 16, 12, 3, 0, 4)),
-        (dict(mode="lstm", bytes=2, H=512, backward=True), ("cluster", 16, 12, 6, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=512, backward=True), ("cluster", 16, 8, 1, 0, 1, 32)),
         # more rows than all clusters take at once: some wait
-        (dict(mode="lstm", bytes=2, H=512, B=512, backward=True), ("cluster", 8, 12, 3, 22, 1)),
+        (dict(mode="lstm", bytes=2, H=512, B=512, backward=True), ("cluster", 8, 8, 1, 32, 2, 64)),
         # a part of W in shared memory
         (dict(mode="lstm", bytes=2, H=640), ("cluster", 14, 12, 2, 9, 1)),
         (dict(mode="lstm", bytes=2, H=640, backward=True), ("cluster", 14, 12, 4, 18, 1)),
         (dict(mode="lstm", bytes=2, H=768), ("cluster", 16, 12, 2, 13, 1)),
         (dict(mode="lstm", bytes=2, H=769), ("grid", 49, 10, 5, 0, 1)),
         (dict(mode="lstm", bytes=4, H=512, tf32=True), ("cluster", 16, 12, 3, 11, 1)),
-        (dict(mode="gru", bytes=4, H=512, tf32=True, backward=True), ("cluster", 16, 12, 6, 16, 1)),
+        (dict(mode="gru", bytes=4, H=512, tf32=True, backward=True), ("cluster", 16, 8, 1, 24, 1, 32)),
+        # sums are exchanged where that takes fewer cycles; smaller clusters of more units where rows are many
+        (dict(mode="lstm", bytes=2, H=129, backward=True), ("cluster", 5, 8, 1, 0, 1, 32)),
+        (dict(mode="lstm", bytes=2, H=256, B=128, backward=True), ("cluster", 8, 8, 1, 0, 1, 32)),
+        (dict(mode="lstm", bytes=2, H=256, B=256, backward=True), ("cluster", 4, 8, 1, 0, 1, 64)),
+        (dict(mode="rnn_relu", bytes=2, H=1024, backward=True), ("cluster", 16, 8, 1, 0, 1, 64)),
+        (dict(mode="rnn_tanh", bytes=4, H=960, tf32=True, backward=True), ("cluster", 15, 8, 1, 32, 1, 64)),
+        (dict(mode="lstm", bytes=2, H=513, backward=True), ("cluster", 11, 12, 4, 12, 1)),
+        (dict(mode="lstm", bytes=2, H=512, backward=True, capability=80), ("grid", 16, 12, 6, 0, 1)),
         # a slice of a device that has no such clusters
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=16), ("cluster", 16, 12, 3, 0, 1)),
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=14), ("cluster", 11, 12, 2, 5, 1)),
@@ -74,14 +104,14 @@ def assert_plan_holds(arguments, found):
         (dict(mode="lstm", bytes=2, H=512, B=256, clusters_of_16=7), ("cluster", 11, 12, 2, 5, 4)),
         (
             dict(mode="lstm", bytes=2, H=512, backward=True, B=64, clusters_of_16=7),
-            ("cluster", 11, 12, 4, 10, 1),
+            ("cluster", 16, 8, 1, 0, 2, 32),
         ),
         (dict(mode="lstm", bytes=2, H=768, B=64, clusters_of_16=7), ("cluster", 16, 12, 2, 13, 2)),
         (dict(mode="lstm", bytes=2, H=768, clusters_of_16=0), ("grid", 48, 12, 6, 0, 1)),
         # with many rows smaller clusters, of which more run at once, though some of W is in shared memory
         (dict(mode="lstm", bytes=2, H=300, B=128), ("cluster", 7, 12, 2, 0, 1)),
         (dict(mode="lstm", bytes=2, H=300, B=256), ("cluster", 4, 10, 1, 8, 1)),
-        (dict(mode="lstm", bytes=2, H=400, B=128, backward=True), ("cluster", 7, 12, 3, 12, 1)),
+        (dict(mode="lstm", bytes=2, H=400, B=128, backward=True), ("cluster", 13, 8, 1, 0, 2, 32)),
         (dict(mode="lstm", bytes=2, H=1024), ("grid", 64, 12, 6, 0, 1)),
         (dict(mode="lstm", bytes=2, H=1024, B=64), ("grid", 32, 12, 3, 11, 2)),
         (dict(mode="lstm", bytes=2, H=1024, B=32, backward=True), ("grid", 32, 12, 6, 22, 1)),
@@ -123,7 +153,7 @@ def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
     if kernel != "resident":
         assert found["tiles"] == 0
         return
-    assert tuple(found[name] for name in PLAN) == plan
+    assert of_plan(found) == plan
     assert_plan_holds(arguments, found)
 
 
@@ -135,7 +165,7 @@ def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
         (dict(mode="lstm", bytes=2, H=512, B=32), ("cluster", 16, 12, 3, 0, 1), 2),
         # eight clusters at once are four for each direction
         (dict(mode="lstm", bytes=2, H=512, B=64), ("cluster", 16, 12, 3, 0, 2), 2),
-        (dict(mode="lstm", bytes=2, H=512, B=64, backward=True), ("cluster", 8, 12, 3, 22, 1), 2),
+        (dict(mode="lstm", bytes=2, H=512, B=64, backward=True), ("cluster", 16, 8, 1, 0, 2, 32), 2),
         # seven clusters for 14 teams, which take no longer than twice seven
         (dict(mode="lstm", bytes=2, H=768, B=56, clusters_of_16=7), ("cluster", 16, 12, 2, 13, 1), 2),
         # a device for one cluster: that of the other direction waits
@@ -151,7 +181,7 @@ def test_both_directions_stand_side_by_side_in_the_plan(arguments, plan, directi
     assert found["directions"] == directions
     assert _C.cuda_plan(**arguments)["directions"] == 1
     if plan:
-        assert tuple(found[name] for name in PLAN) == plan
+        assert of_plan(found) == plan
         assert_plan_holds(arguments, found)
 
 

@@ -78,15 +78,43 @@ def test_many_steps_in_which_warps_fall_behind(on_gpu, capability):
     assert_resident_equals_stepwise(on_gpu, 1, arguments, dtype, numbers)
 
 
-# seeds 0 to 3 are bfloat16, 4 to 7 float16, 8 to 11 float32; modulo 4 an LSTM, a GRU, RNNs
-@pytest.mark.parametrize("seed, H", [(0, 640), (1, 641), (2, 1024), (5, 520), (7, 768), (8, 400), (11, 700)])
-def test_a_cluster_that_keeps_a_part_of_w_in_shared_memory(on_gpu, seed, H):
+# seeds 0 to 3 are bfloat16, 4 to 7 float16, 8 to 11 float32; modulo 4 an LSTM, a GRU, RNNs; units: of a block
+# where backward exchanges sums
+@pytest.mark.parametrize(
+    "seed, H, units",
+    [(0, 640, 0), (1, 641, 0), (5, 520, 0), (8, 400, 32), (9, 400, 32), (11, 700, 0), (11, 800, 64)],
+)
+def test_a_cluster_that_keeps_a_part_of_w_in_shared_memory(on_gpu, seed, H, units):
     arguments, dtype, numbers = resident_case(seed, H)
     mode, B = arguments[0], arguments[2].size(1)
     for backward in False, True:
         plan = _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=backward)
         assert plan["team"] == "cluster"
         assert plan["held"] > 0
+        assert plan["units"] == (units if backward else 0)
+    assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers)
+
+
+# clusters as large as there are, and with more rows than run at once
+@pytest.mark.parametrize(
+    "seed, H, multiprocessors, blocks, units, batches",
+    [
+        (0, 512, 132, 16, 32, 1),
+        (1, 256, 8, 4, 64, 2),
+        (2, 1024, 132, 16, 64, 1),
+        (3, 300, 6, 5, 64, 3),
+        (4, 200, 4, 4, 64, 1),
+        (7, 768, 132, 12, 64, 1),
+        (8, 130, 5, 5, 32, 1),
+    ],
+)
+def test_clusters_whose_blocks_exchange_sums(on_gpu, seed, H, multiprocessors, blocks, units, batches):
+    arguments, dtype, numbers = resident_case(seed, H)
+    mode, B = arguments[0], arguments[2].size(1)
+    device = dict(multiprocessors=multiprocessors)
+    plan = _C.cuda_plan(mode, dtype.itemsize, H, B, tf32=True, backward=True, **device)
+    assert (plan["blocks"], plan["units"], plan["batches"]) == (blocks, units, batches)
+    on_gpu.set_device(90, multiprocessors)
     assert_resident_equals_stepwise(on_gpu, seed, arguments, dtype, numbers)
 
 

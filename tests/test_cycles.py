@@ -10,7 +10,16 @@ from benchmarks import cycles, sass
 
 TOY = ROOT / "tests" / "cycles"
 CASE = cycles.Case("lstm", 128, False)
-PLAN = {"team": "block", "tiles": 8, "blocks": 1, "warps": 16, "split": 1, "held": 0, "batches": 1}
+PLAN = {
+    "team": "block",
+    "tiles": 8,
+    "blocks": 1,
+    "warps": 16,
+    "split": 1,
+    "held": 0,
+    "batches": 1,
+    "units": 0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from rnnfast import _C
 
 # of deep transitions three types in two kinds of teams
-COUNTS = {"primitive": 12, "case": 54 * len(_C.cells()) + 24, "determinism": 36, "micro": 68, "time": 18}
+COUNTS = {"primitive": 12, "case": 54 * len(_C.cells()) + 24, "determinism": 37, "micro": 68, "time": 22}
 FORWARD = "case-lstm-bf16-block-packed-forward-h100"
 ONE_OF_EACH_KIND = [
     "primitive-packets",
@@ -86,6 +86,10 @@ def test_the_cases_run_every_kind_of_plan(results):
             assert any(plan["batches"] > 1 for plan in plans)
             assert any(plan["warps"] < 12 for plan in plans)
             assert any(plan["held"] > 0 and plan["batches"] > 1 for plan in plans)
+            if (team, direction) == ("cluster", "backward"):  # sums are exchanged, and da
+                assert {plan["units"] for plan in plans} == {0, 32, 64}
+                assert any(plan["units"] and plan["held"] > 0 for plan in plans)
+                assert any(plan["units"] and plan["batches"] > 1 for plan in plans)
             # and the last run of each case takes several times 8 rows
             assert all(line["plan"]["batches"] > 1 for line in own)
 

@@ -134,7 +134,7 @@ def test_what_the_real_program_says_and_how_it_ends_is_understood(emulated, chec
     assert ran.code == 1
     assert ran.said("device") == "an emulated device"
     assert ran.said("primitives") == "12 right"
-    assert ran.said("time").startswith("1 fault, 1 hang, 15 right, 1 wrong; ")
+    assert ran.said("time").startswith("1 fault, 1 hang, 19 right, 1 wrong; ")
     lines = {name: ran.lines["time", name] for name in (wrong, hang, fault)}
     assert [line["result"] for line in lines.values()] == ["wrong", "hang", "fault"]
     assert lines[wrong]["said"]

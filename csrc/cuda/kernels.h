@@ -159,6 +159,18 @@ constexpr int64_t travelling(int64_t H, int64_t gates, bool backward) {
   return (H + units - 1) / units * units;
 }
 
+// Backward in a cluster whose blocks exchange sums, parts of dL/dh of 16 units each: what a block of 32 or 64
+// units has of them. A warp has up to 8 sums, of as many instructions as the block's own numbers take, with W
+// in its registers.
+constexpr int kScatterWarps = 8, kScatterOwn = 32, kScatterSums = 8;
+constexpr int kLongestSum = 24;  // a longer one leaves no registers for two cells
+constexpr int scatter_length(int64_t gates, int64_t units, int64_t bytes) {
+  return static_cast<int>(gates * units * bytes / (4 * kWords));
+}
+constexpr int scatter_sums(int length) {
+  return length * kScatterSums <= kScatterOwn ? kScatterSums : kScatterOwn / length;
+}
+
 // How it lies on the device: see plan.h. A team of blocks works on 8 rows of the batch, or on `batches`
 // times 8.
 enum class Team { kBlock, kCluster, kGrid };  // one block; a cluster; a part of a grid that runs all at once
@@ -174,6 +186,7 @@ struct ResidentPlan {
   int64_t bytes;   // shared memory of a block
   int directions;  // in one launch: 2 where the layer's are side by side
   bool single;     // no tiles, but the call's only step in one launch: SingleStep
+  int units;       // of a block, where a cluster exchanges sums (backward); else 0
 };
 
 // What ties the blocks of a team
@@ -261,7 +274,8 @@ template <class E>
 struct ResidentBackward {
   typedef E Element;
   typedef typename ComputeType<E>::type A;
-  int64_t H, Hp, Hw, Kp, steps, batch, N;  // Hw: as in ResidentForward, of each gate; N: rows of y
+  int64_t H, Hp, Hw, Kp, steps, batch, N;  // Hw: as in ResidentForward, of each gate,
+                                           // or units of all blocks; N: rows of y
   Links links;
   Rows rows;
   Resets<A> resets;
@@ -286,6 +300,11 @@ struct ResidentBackward {
 template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>* directions, const ResidentPlan& plan,
                               void* stream);
+
+// Where a cluster exchanges sums (plan.units)
+template <class E>
+const char* resident_scatter(Mode mode, const ResidentBackward<E>* directions, const ResidentPlan& plan,
+                             void* stream);
 
 // One layer of the deep transition in one step, forward: W a + b + input, through LeakyReLU or, in the last
 // layer, to the next state and y.

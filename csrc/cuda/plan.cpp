@@ -63,9 +63,22 @@ int64_t own_tiles(int tiles, const Sums& sums, bool backward) {
   return backward ? divide_up(sums.gates * tiles, 2) : tiles;
 }
 
+// Backward in a cluster that exchanges sums, of 16 units each: those of all its blocks
+int64_t sums_of_blocks(const ResidentPlan& p) { return p.blocks * p.units / (2 * kWarpUnits); }
+// and the shared memory of a block: the marks, what comes and a thread's own of each tile; da of the block's
+// own units, twice; W that the registers do not hold
+int64_t bytes_of_scatter(const ResidentPlan& p, const Sums& sums) {
+  const int64_t das = 2 * kBatch * (sums.gates * p.units * sums.bytes + kSkewBytes);
+  const int64_t cells = p.units * kBatch, length = scatter_length(sums.gates, p.units, sums.bytes);
+  const int64_t held = sums_of_blocks(p) - p.tiles / length * kScatterWarps;
+  const int64_t w = held > 0 ? held * length * 4 * 32 : 0;
+  return p.batches * (16 + 4 * 2 * cells * (p.blocks + 1)) + das + 4 * w;
+}
+
 // shared memory of a block: the marks of what has arrived of each tile, each row that is read (twice where it
 // is written at the same time), W that the registers do not hold, sums on their way, a thread's own
 int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
+  if (p.units) return bytes_of_scatter(p, sums);
   const int64_t threads = 32 * p.warps, per_tile = backward ? 1 : sums.slots / 2;
   const int64_t w = 4 * threads * p.held * per_tile;
   const bool several = p.team != Team::kBlock;
@@ -90,11 +103,25 @@ struct Cycles {
 // worked on.
 constexpr int64_t kWay = 400;
 Cycles cycles_of(int64_t gates, bool backward) {
-  if (backward) return {956 + 283 * gates, 44, 0, 38, 470};
+  if (backward) return {640 + 283 * gates, 44, 0, 38, 470};
   return gates == 1 ? Cycles{1227, 50, 88, 62, 463} : Cycles{1300, 57, 80, 65, 463};
 }
 
+// The same where a cluster exchanges sums: what a step takes with one cell for a thread, and for a second
+// one; for each sum that a warp sends; for instructions one after another; for more parts than are read at
+// once; and for each instruction whose W is in shared memory, of which all warps read 4 KiB, 128 bytes a
+// cycle.
+int64_t cycles_of_scatter(const ResidentPlan& p, const Sums& sums) {
+  const int64_t cells = p.units * kBatch / (32 * kScatterWarps),
+                length = scatter_length(sums.gates, p.units, sums.bytes);
+  const int64_t product = 15 * divide_up(sums_of_blocks(p), kScatterWarps) + 17 * length + 32 * p.held;
+  const int64_t gathered = p.blocks * cells > kMostBlocks ? 155 : 0;
+  return (p.batches == 1 ? kWay : 0) +
+         p.batches * (730 + 90 * sums.gates + 100 * (cells - 1) + product + gathered);
+}
+
 int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
+  if (p.units) return cycles_of_scatter(p, sums);
   const Cycles c = cycles_of(sums.gates, s.backward);
   const int64_t of_held = p.held ? c.first_held + c.held * p.held : 0;
   // a thread takes packets of a word's rows (two of halves)
@@ -116,6 +143,23 @@ struct Weighed {
   }
 };
 
+// A plan with as many tiles of 8 rows for a team as take the fewest cycles, where so many teams are there at
+// once; none where it does not fit
+Weighed of_all_rows(ResidentPlan p, const Shape& s, const Sums& sums, int64_t at_once) {
+  if (at_once == 0) return {};
+  const int64_t rows = divide_up(s.B, kBatch), most = divide_up(s.directions * rows, at_once);
+  Weighed best;
+  // clusters need not run all at once, though none begins twice for nothing
+  for (int64_t batches = most; batches >= (p.team == Team::kCluster ? 1 : most); --batches) {
+    p.batches = static_cast<int>(batches);
+    p.bytes = bytes_of(p, sums, s.backward);
+    if (p.bytes > s.device.shared_bytes) continue;
+    const int64_t teams = s.directions * divide_up(rows, batches);
+    best.take({p, divide_up(teams, at_once) * cycles_of(p, s, sums)});
+  }
+  return best;
+}
+
 // The plan of a team of this kind whose warps share sums so; none where it does not fit
 Weighed team_plan(const Shape& s, const Sums& sums, Team team, int split) {
   ResidentPlan p{};
@@ -135,18 +179,23 @@ Weighed team_plan(const Shape& s, const Sums& sums, Team team, int split) {
   const int64_t at_once = !cluster                 ? s.device.multiprocessors / p.blocks
                           : p.blocks > kMostBlocks ? 0
                                                    : s.device.clusters[p.blocks];
-  if (at_once == 0) return {};
-  const int64_t rows = divide_up(s.B, kBatch), most = divide_up(s.directions * rows, at_once);
-  Weighed best;
-  // clusters need not run all at once, though none begins twice for nothing
-  for (int64_t batches = most; batches >= (cluster ? 1 : most); --batches) {
-    p.batches = static_cast<int>(batches);
-    p.bytes = bytes_of(p, sums, s.backward);
-    if (p.bytes > s.device.shared_bytes) continue;
-    const int64_t teams = s.directions * divide_up(rows, batches);
-    best.take({p, divide_up(teams, at_once) * cycles_of(p, s, sums)});
-  }
-  return best;
+  return of_all_rows(p, s, sums, at_once);
+}
+
+// The plan of a cluster whose blocks exchange sums and have so many units; none where it does not fit
+Weighed scatter_plan(const Shape& s, const Sums& sums, int units) {
+  ResidentPlan p{};
+  p.directions = s.directions;
+  p.team = Team::kCluster, p.warps = kScatterWarps, p.split = 1, p.units = units;
+  const int64_t blocks = divide_up(s.H, units);
+  p.blocks = static_cast<int>(blocks < 2 ? 2 : blocks);
+  if (p.blocks > kMostBlocks) return {};
+  const int length = scatter_length(sums.gates, units, sums.bytes), own = scatter_sums(length);
+  if (length > kLongestSum) return {};
+  const int64_t of_warp = divide_up(sums_of_blocks(p), kScatterWarps);
+  p.tiles = own * length;
+  p.held = static_cast<int>(of_warp > own ? (of_warp - own) * length : 0);
+  return of_all_rows(p, s, sums, s.device.clusters[p.blocks]);
 }
 
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
@@ -169,6 +218,8 @@ ResidentPlan resident_plan(const Shape& s) {
     Weighed best;
     for (int split = s.backward ? 2 : 1; split <= kMostWarps; ++split)
       best.take(team_plan(s, sums, team, split));
+    if (s.backward && s.sums && team == Team::kCluster)
+      for (const int units : {32, 64}) best.take(scatter_plan(s, sums, units));
     if (is_resident(best.plan)) return best.plan;
   }
   return kOneLaunchAStep;

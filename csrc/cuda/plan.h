@@ -18,10 +18,11 @@ struct Shape {
   int directions = 1;    // of the layer
   int64_t steps = 0;     // of the walk; 0: many
   bool lengths = false;  // rows may have fewer
+  bool sums = true;  // a cluster may exchange sums backward: a test or a measurement of all others says no
 };
 
-constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, false};
-constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, true};
+constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, false, 0};
+constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, true, 0};
 
 // whether W stays where it is from step to step: in registers, in shared memory
 inline bool is_resident(const ResidentPlan& plan) { return plan.tiles > 0 || plan.held > 0; }

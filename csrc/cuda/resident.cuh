@@ -6,25 +6,10 @@
 // warps, each with a part of the sum; keep a part of W in shared memory; and take several times 8 rows, one
 // after the other.
 #pragma once
-#include <limits>
-
 #include "cuda/resident_backward.cuh"
 #include "cuda/resident_forward.cuh"
 
 namespace rnnfast::cuda {
-
-// the blocks of all teams
-template <class Params>
-const char* launch_teams(void (*kernel)(Directions<Params>), const ResidentPlan& plan, void* stream,
-                         const Params* directions) {
-  const int64_t teams = divide_up(directions->batch, kBatch * plan.batches);
-  Directions<Params> both{{directions[0], directions[plan.directions - 1]}};
-  const int none = std::numeric_limits<int>::max();
-  both.of[0].links.first_block = 0;
-  both.of[1].links.first_block = plan.directions == 2 ? static_cast<int>(teams * plan.blocks) : none;
-  return launch_clusters(kernel, plan.directions * teams, plan.blocks, plan.warps * kLanes, plan.bytes,
-                         plan.team == Team::kGrid, stream, both);
-}
 
 // f.template operator()<a kernel's cell, its tiles, its kind of team, whether the walk is plain>()
 template <class Params, class F>
@@ -53,6 +38,7 @@ const char* resident_forward(Mode mode, const ResidentForward<E>* directions, co
 template <class E>
 const char* resident_backward(Mode mode, const ResidentBackward<E>* directions, const ResidentPlan& plan,
                               void* stream) {
+  if (plan.units) return resident_scatter(mode, directions, plan, stream);
   return with_kernel(mode, plan, *directions, [&]<class Cell, int kTiles, Team kTeam, bool kPlain>() {
     return launch_teams(resident_backward<Cell, E, kTiles, kTeam, kPlain>, plan, stream, directions);
   });

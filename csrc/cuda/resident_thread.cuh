@@ -1,6 +1,8 @@
 // What a thread of a resident kernel has, forward or backward: its place in the team, its share of the
 // block's shared memory, and the product of its part of W with what has travelled.
 #pragma once
+#include <limits>
+
 #include "cuda/cells.cuh"
 #include "cuda/exchange.cuh"
 
@@ -16,6 +18,19 @@ RNNFAST_INLINE const Params& of_this_block(const Directions<Params>& both) {
 // a / b of what is not negative: the sign would take registers and instructions
 RNNFAST_INLINE int quotient(int a, int b) {
   return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
+}
+
+// the blocks of all teams
+template <class Params>
+const char* launch_teams(void (*kernel)(Directions<Params>), const ResidentPlan& plan, void* stream,
+                         const Params* directions) {
+  const int64_t teams = divide_up(directions->batch, kBatch * plan.batches);
+  Directions<Params> both{{directions[0], directions[plan.directions - 1]}};
+  const int none = std::numeric_limits<int>::max();
+  both.of[0].links.first_block = 0;
+  both.of[1].links.first_block = plan.directions == 2 ? static_cast<int>(teams * plan.blocks) : none;
+  return launch_clusters(kernel, plan.directions * teams, plan.blocks, plan.warps * kLanes, plan.bytes,
+                         plan.team == Team::kGrid, stream, both);
 }
 
 // how many threads a block may have, so that W and what else a thread needs fit its registers

@@ -116,7 +116,8 @@ class Backward : public LayerBackward {
     auto& [places, sizes, w_hh] = kept;
     ResidentBackward<E> p{};
     fill(p, r, d);
-    p.steps = s.T, p.batch = s.B, p.N = s.N, p.Hw = travelling(s.H, s.gates, true);
+    p.steps = s.T, p.batch = s.B, p.N = s.N;
+    p.Hw = plan.units ? plan.blocks * plan.units : travelling(s.H, s.gates, true);
     p.links = links_of(plan, s.B, s.gates * p.Hw * 2 / kWord<E>, y, places);
     const Tensor gates_apart =
         at::constant_pad_nd(weights[d].w_hh.view({s.gates, s.H, s.H}), {0, 0, 0, p.Hw - s.H});

@@ -125,6 +125,7 @@ py::dict dict_of(const cuda::ResidentPlan& plan) {
   d["held"] = plan.held;
   d["batches"] = plan.batches;
   d["directions"] = plan.directions;
+  d["units"] = plan.units;
   return d;
 }
 

@@ -74,7 +74,7 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
     const auto [op, plan] = rnnfast::cuda::last_run();
     return std::tuple<std::string, std::string, std::string, std::vector<int64_t>>(
         op, kernel_name(plan), team_name(plan),
-        {plan.blocks, plan.warps, plan.split, plan.held, plan.batches, plan.directions});
+        {plan.blocks, plan.warps, plan.split, plan.held, plan.batches, plan.directions, plan.units});
   });
 }
 

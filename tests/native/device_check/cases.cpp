@@ -39,6 +39,7 @@ struct Run {
   int64_t T, B;
   bool tight, saves;
   int launches;
+  bool sums = true;  // as in cuda::Shape
 };
 typedef std::vector<Run> Runs;
 const Runs kRuns = {
@@ -49,8 +50,17 @@ const Runs kEmulatedRuns = {
 const Runs kEmulatedWideRuns = {{3, 8, false, true, 1}, {2, 11, true, true, 1}};
 constexpr int64_t kEmulatedWide = 220, kEmulatedWidest = 512;
 
-const Runs& runs_of(int64_t H) {
-  return !is_emulated() ? kRuns : H < kEmulatedWide ? kEmulatedRuns : kEmulatedWideRuns;
+// Backward in a cluster both ways: sums are exchanged, and da.
+Runs runs_of(const Case& c, int64_t H) {
+  Runs runs = !is_emulated() ? kRuns : H < kEmulatedWide ? kEmulatedRuns : kEmulatedWideRuns;
+  if (c.team != Team::kCluster || !c.backward) return runs;
+  Runs both;
+  for (const bool sums : {false, true})
+    for (Run run : runs) {
+      run.sums = sums;
+      both.push_back(run);
+    }
+  return both;
 }
 
 template <class E>
@@ -79,12 +89,13 @@ Outcome run_case(const Case& c) {
   double excess = -1;
   bool odd = true;
   const int64_t H = is_emulated() ? std::min(c.H, kEmulatedWidest) : c.H;
-  for (const Run& run : runs_of(H)) {
+  for (const Run& run : runs_of(c, H)) {
     odd = !odd;
     if (run.tight && c.team == Team::kBlock) continue;  // it never takes several times 8 rows
     const bool packed = c.form == Form::kPacked, reverse = c.form == Form::kReverse || (packed && odd);
     const Walk walk(run.T, run.B, reverse, packed, odd);
-    const Setup setup{c.mode, H, walk, plan_for({c.mode, c.type, c.team, H, run.B, c.backward, run.tight})};
+    const Setup setup{c.mode, H, walk,
+                      plan_for({c.mode, c.type, c.team, H, run.B, c.backward, run.tight, run.sums})};
     const std::string where = " (T = " + std::to_string(walk.T) + ", B = " + std::to_string(walk.B) + ")";
     const std::string why = obstacle(setup.plan, run.B);
     if (!why.empty()) {

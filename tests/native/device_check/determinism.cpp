@@ -23,6 +23,7 @@ constexpr Shape kShapes[] = {
     {Mode::kLstm, Type::kBfloat16, Team::kCluster, 256, 16, false, false},
     {Mode::kLstm, Type::kBfloat16, Team::kCluster, 512, 16, false, false},
     {Mode::kLstm, Type::kBfloat16, Team::kCluster, 200, 17, true, false},
+    {Mode::kLstm, Type::kBfloat16, Team::kCluster, 640, 16, false, false},
     {Mode::kLstm, Type::kBfloat16, Team::kCluster, 300, 16, false, true},
     {Mode::kLstm, Type::kBfloat16, Team::kGrid, 1024, 8, false, false},
     {Mode::kLstm, Type::kBfloat16, Team::kGrid, 320, 16, true, true},

@@ -45,7 +45,7 @@ struct Common {
         G(facts_of(s.mode).gates),
         S(facts_of(s.mode).slots),
         Hp(padded(s.H)),
-        Hw(cuda::travelling(s.H, G, backward)),
+        Hw(s.plan.units ? s.plan.blocks * s.plan.units : cuda::travelling(s.H, G, backward)),
         // backwards as the second of two directions, whose numbers stand side by side
         ldy(s.walk.reverse ? 2 * s.H : s.H),
         column(s.walk.reverse ? s.H : 0),

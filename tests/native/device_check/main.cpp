@@ -59,6 +59,7 @@ std::string describe(const cuda::ResidentPlan& p) {
       .whole("split", p.split)
       .whole("held", p.held)
       .whole("batches", p.batches)
+      .whole("units", p.units)
       .whole("bytes", p.bytes)
       .str();
 }

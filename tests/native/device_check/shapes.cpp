@@ -42,8 +42,9 @@ cuda::ResidentPlan plan_for(const Wanted& w) {
     for (int n = 1; n <= cuda::kMostBlocks; ++n)
       device.clusters[n] = n > blocks ? 0 : std::min(device.clusters[n], at_once);
     const int bytes = w.type == Type::kTf32 ? 4 : 2;
-    const cuda::ResidentPlan plan =
-        cuda::make_plan({w.mode, bytes, true, w.H, w.B, false, w.backward, device});
+    cuda::Shape shape{w.mode, bytes, true, w.H, w.B, false, w.backward, device};
+    shape.sums = w.sums;
+    const cuda::ResidentPlan plan = cuda::make_plan(shape);
     return cuda::is_resident(plan) && plan.team == w.team ? plan : cuda::kOneLaunchAStep;
   };
   const int most = w.team == Team::kGrid ? kMultiprocessors : cuda::kMostBlocks;

@@ -52,6 +52,7 @@ struct Wanted {
   cuda::Team team;
   int64_t H, B;
   bool backward, tight;
+  bool sums = true;  // as in cuda::Shape
 };
 cuda::ResidentPlan plan_for(const Wanted& wanted);
 

@@ -12,22 +12,35 @@ struct Timed {
   Type type;
   int64_t B, H;
   bool backward;
+  bool sums = true;  // as in cuda::Shape
 };
 constexpr Timed kTimed[] = {
-    {Mode::kLstm, Type::kBfloat16, 16, 64, false},  {Mode::kLstm, Type::kBfloat16, 16, 128, false},
-    {Mode::kLstm, Type::kBfloat16, 16, 256, false}, {Mode::kLstm, Type::kBfloat16, 16, 512, false},
-    {Mode::kLstm, Type::kBfloat16, 16, 768, false}, {Mode::kLstm, Type::kBfloat16, 16, 1024, false},
-    {Mode::kLstm, Type::kBfloat16, 64, 256, false}, {Mode::kLstm, Type::kBfloat16, 64, 512, false},
-    {Mode::kGru, Type::kBfloat16, 16, 512, false},  {Mode::kLstm, Type::kHalf, 16, 512, false},
-    {Mode::kLstm, Type::kTf32, 16, 256, false},     {Mode::kLstm, Type::kBfloat16, 16, 512, true},
+    {Mode::kLstm, Type::kBfloat16, 16, 64, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 128, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 256, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 512, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 768, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 1024, false},
+    {Mode::kLstm, Type::kBfloat16, 64, 256, false},
+    {Mode::kLstm, Type::kBfloat16, 64, 512, false},
+    {Mode::kGru, Type::kBfloat16, 16, 512, false},
+    {Mode::kLstm, Type::kHalf, 16, 512, false},
+    {Mode::kLstm, Type::kTf32, 16, 256, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 512, true},
+    {Mode::kLstm, Type::kBfloat16, 16, 256, true},
+    {Mode::kLstm, Type::kBfloat16, 64, 512, true},
+    {Mode::kLstm, Type::kBfloat16, 16, 512, true, false},
+    {Mode::kLstm, Type::kBfloat16, 16, 256, true, false},
 };
 
 template <class E>
 Outcome run_timed(const Timed& timed) {
   const Walk walk(is_emulated() ? 2 : 1024, timed.B, false, false, false);
   const int64_t H = width_here(timed.H);
-  const cuda::ResidentPlan plan = cuda::make_plan({timed.mode, static_cast<int>(sizeof(E)), true, H, timed.B,
-                                                   false, timed.backward, cuda::current_device()});
+  cuda::Shape shape{timed.mode,     static_cast<int>(sizeof(E)), true, H, timed.B, false,
+                    timed.backward, cuda::current_device()};
+  shape.sums = timed.sums;
+  const cuda::ResidentPlan plan = cuda::make_plan(shape);
   const std::string why = obstacle(plan, timed.B);
   if (!why.empty()) return skipped(why);
   const Setup setup{timed.mode, H, walk, plan};
@@ -53,7 +66,7 @@ void add_times(Checks& checks) {
   for (const Timed& timed : kTimed) {
     const std::string name = std::string("time-") + facts_of(timed.mode).name + '-' + name_of(timed.type) +
                              "-b" + std::to_string(timed.B) + "-h" + std::to_string(timed.H) +
-                             (timed.backward ? "-backward" : "");
+                             (timed.backward ? "-backward" : "") + (timed.sums ? "" : "-gathered");
     checks.push_back({"time", name, [timed] {
                         return with_element(timed.type,
                                             [&](auto e) { return run_timed<decltype(e)>(timed); });
