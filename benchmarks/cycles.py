@@ -47,7 +47,7 @@ SECTIONS = {
 # What a plain walk (sequences of equal length, no resets, not at its ends, nobody lost) never reads or writes
 ABSENT = re.compile(r"\b(offsets|sizes|lengths|resets|anew|patience|failed|dcs|cs|dhn|dcn|h0|c0)\b")
 # and the functions that it never calls
-NEVER = r"\bwait_longer\("
+NEVER = r"\bwait_longer\(|\bleave\(tile, "
 # a test that lets it pass by what is for the last step, and for backward
 PASSED_BY = "if (more_than_y(last))"
 # What every step has, by the kind of team: a way without it is not a step's.
@@ -196,9 +196,8 @@ def _foreign(case, plan, sums, never):
             others = in_receive or "STRONG.GPU" in one.operation
         else:
             others = one.name in ("SYNCS", "STAS")
-        # where warps share sums, the last one has another part; and where clusters exchange them
-        another = plan["split"] > case.wholes or plan["units"]
-        expects = another and one.name == "SYNCS" and _within(one, r"\bexpect\(")
+        # where warps share sums, the last one has another part
+        expects = plan["split"] > case.wholes and one.name == "SYNCS" and _within(one, r"\bexpect\(")
         held = not plan["held"] and one.name in ("HMMA", "LDS") and _held(one)
         leaves = (
             one.name == "STS"

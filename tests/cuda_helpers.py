@@ -216,6 +216,21 @@ def resident_case(seed, H=None):
     return [mode, x, numbers(D, B, H), c0, *weights, sizes, form == "batch"], dtype, numbers
 
 
+def resident_near(dtype):
+    """near(found, expected) for results of the resident kernel beside the stepwise one's: of h, rounded for
+    the products."""
+    tolerance = {torch.bfloat16: 0.03, torch.float16: 4e-3, torch.float32: 4e-3}[dtype]
+
+    def near(found, expected):
+        assert [t.dtype for t in found] == [t.dtype for t in expected]
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            if b.numel():
+                apart = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-2)
+                assert apart <= tolerance, i
+
+    return near
+
+
 def plans_of(seed, **device):
     """Forward's and backward's, of a case on a device."""
     (mode, _, h0, *_), dtype, _ = resident_case(seed)

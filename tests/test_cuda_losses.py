@@ -64,28 +64,6 @@ def test_who_waits_in_vain_gives_up_with_nan_and_the_next_call_says_so(emulated,
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("mode", GATES)
-def test_what_came_before_is_not_taken_for_what_is_lost(emulated, losing, mode):
-    """Backward, a cluster that exchanges sums: one of them is lost when all buffers have been used before."""
-    ops_of, T, B = torch.ops.rnnfast_emulated, 12, 8
-    H = 257 if GATES[mode] == 1 else 130
-    rows = GATES[mode] * H
-    weights = [draw(rows, 3), draw(rows, H).mul(0.03), None, None, None, *[None] * 5]
-    c0 = draw(1, B, H) if MODES[mode]["has_cell"] else None
-    arguments = [mode, draw(T, B, 3), draw(1, B, H), c0, *weights, None, False]
-    arguments = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in arguments]
-    saved = emulated["recurrent"](*arguments, True)
-    given = [saved[0], None, None, *arguments, saved[0], *saved[3:5], [True] * GRADIENTS]
-    losing(16000, -1)
-    dh0 = emulated["recurrent_backward"](*given)[1]
-    plan = emulated_run()
-    blocks, sums = plan["blocks"], plan["blocks"] * plan["units"] // 16
-    assert 2 * blocks * sums * 32 < 16000 < (T - 1) * blocks * sums * 32  # stores of 16 bytes
-    assert dh0.isnan().all()
-    losing(0, -1)
-    assert ops_of.take_failure()
-
-
 def test_a_lost_row_that_has_not_begun_is_nan_too(emulated, losing):
     """Of a PackedSequence in reverse: rows that wait for their begin pass on h0 as it came."""
     ops_of, H, lengths = torch.ops.rnnfast_emulated, 257, [7, 7, 3]

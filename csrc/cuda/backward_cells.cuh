@@ -14,10 +14,13 @@ struct BackwardCells {
   typedef typename ComputeType<E>::type A;
   static constexpr int G = Cell::kGates, S = Cell::kSlots;
   // What was saved of a step, and dy. Numbers of a tensor stay as they are until they are needed: to make
-  // floats of them would be to wait for them.
+  // floats of them would be to wait for them. h before the step is one where all rows come from the step
+  // before.
+  typedef std::conditional_t<kPlain, E, A> Before;
   struct Saved {
     A state[S][kCells], c[kCells], c_before[kCells];
-    E before[kCells], dy[kCells];
+    Before before[kCells];
+    E dy[kCells];
   };
   // dL/d(pre-activations), which a step may not have
   struct Made {
@@ -59,18 +62,23 @@ struct BackwardCells {
       const unsigned at_before = least(static_cast<unsigned>(before.place(p.rows, b)), last);
       const A* const gates = row_at(p.gates + of, at, S * thread.Hp * size);
 #pragma unroll
-      for (unsigned j = 0; j < S; ++j) saved.state[j][n] = gates[j * static_cast<unsigned>(thread.Hp)];
+      for (int j = 0; j < S; ++j) saved.state[j][n] = *row_at(gates, j, thread.Hp * size);
       if (Cell::kHasCell) saved.c[n] = *row_at(p.cells + of, at, thread.Hp * size);
       saved.dy[n] = p.dy ? *row_at(p.dy + of, at, ldy) : E{};
-      const bool begin = begins_now(s, b);
+      const bool begin = begins_now(s, b), reset = is_reset(s, b, n);
       const int64_t first = int64_t{least(b, thread.batch - 1)} * thread.H + of;
       if (Cell::kHasCell) {
         const A* const from = begin ? p.c0 + first : row_at(p.cells + of, at_before, thread.Hp * size);
         saved.c_before[n] = *from;
-        if (is_reset(s, b, n))
-          saved.c_before[n] = p.resets.c[int64_t{made_anew(b)} * p.H + thread.unit_of(n)];
+        if (reset) saved.c_before[n] = p.resets.c[first];
       }
-      if (Cell::kBlends) saved.before[n] = *row_at(p.y + of, at_before, ldy);
+      if (Cell::kBlends) {
+        const E* const h_before = row_at(p.y + of, at_before, ldy);
+        if constexpr (kPlain)
+          saved.before[n] = *h_before;
+        else
+          saved.before[n] = reset ? p.resets.h[first] : begin ? p.h0[first] : A(widened(*h_before));
+      }
     }
   }
   RNNFAST_INLINE bool begins_now(int s, int row) const {
@@ -91,15 +99,11 @@ struct BackwardCells {
   // h before step s, for a cell that blends it
   RNNFAST_INLINE A state_before(int s, int tile, int n, const Saved& saved) const {
     if constexpr (!Cell::kBlends) return 0;
+    if constexpr (!kPlain) return saved.before[n];
+    if (s > 0) return widened(saved.before[n]);
     const Thread& thread = self();
-    const auto& p = thread.p;
-    const int b = thread.batch_row(tile, n);
-    const auto of = [&](const A* rows) {
-      return rows[int64_t{least(made_anew(b), thread.batch - 1)} * p.H +
-                  least(thread.unit_of(n), thread.H - 1)];
-    };
-    if (is_reset(s, b, n)) return of(p.resets.h);
-    return begins_now(s, b) ? of(p.h0) : A(widened(saved.before[n]));
+    const int b = least(made_anew(thread.batch_row(tile, n)), thread.batch - 1);
+    return thread.p.h0[int64_t{b} * thread.H + least(thread.unit_of(n), thread.H - 1)];
   }
   // of the tile after this one, of this step or the one before
   RNNFAST_INLINE void load_next(int s, int tile, const Steps& now, Saved& saved) const {
@@ -130,6 +134,15 @@ struct BackwardCells {
     const int64_t at = thread.batch_row(tile, n) * thread.p.H + thread.unit_of(n);
     thread.p.dh0[at] = dh;
     if (Cell::kHasCell) thread.p.dc0[at] = thread.dc_of(tile, n);
+  }
+
+  // and of all cells of a tile, where its rows began in the first step
+  RNNFAST_INLINE void leave_first(int tile, const A* dh) const {
+    const Thread& thread = self();
+#pragma unroll
+    for (int n = 0; n < kCells; ++n)
+      if (thread.mine(tile, n) && takes_part(thread.p.rows, 0, thread.batch_row(tile, n)))
+        leave(tile, n, dh[n]);
   }
 
   RNNFAST_INLINE Pair take_part(int s, int tile, const A* dh) const {
@@ -186,7 +199,7 @@ struct BackwardCells {
     const auto put = [&](const auto(&values)[G][kCells], E* row, int n) {
 #pragma unroll
       for (int g = 0; g < G; ++g)
-        if (wanted.has(n)) narrow(values[g][n], row[static_cast<unsigned>(g * thread.H)]);
+        if (wanted.has(n)) narrow(values[g][n], *row_at(row, g, thread.H * static_cast<int>(sizeof(E))));
     };
 #pragma unroll
     for (int n = 0; n < kCells; ++n) {

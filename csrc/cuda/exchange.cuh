@@ -40,7 +40,7 @@ struct alignas(n * sizeof(V)) Several {
 // [rows, ld] in shared memory. How it goes there depends on who needs it:
 //   one block: into the buffer, and a barrier of the block ends the step;
 //   a cluster: 16 bytes at a time into the buffers of all its blocks, each of which counts what arrived of
-//   each tile of 8 rows;
+//   each tile of 8 rows (a kernel may send something else there, and elsewhere: resident_scatter.cuh);
 //   a part of the grid: through global memory, in packets that carry the number of their step: whoever needs
 //   one reads it until the number is right.
 // Steps take two buffers (of packets: places) in turn, which is enough: who sends for a step has all of the
@@ -67,7 +67,7 @@ struct Exchange {
   RNNFAST_INLINE uint64_t* arrival(int step, int tile) const {
     return arrivals.from(2 * tile + (step & 1)).get();
   }
-  // by one thread, of the last warp: where warps share sums it does no cells
+  // by one thread, of the last warp: where warps share sums of its block it does no cells
   RNNFAST_INLINE void expect(int step, int tile) const {
     if (!expects) return;
     const uint32_t bytes = static_cast<uint32_t>(kBatch * numbers * sizeof(E));

@@ -176,7 +176,8 @@ constexpr int scatter_sums(int length) {
 enum class Team { kBlock, kCluster, kGrid };  // one block; a cluster; a part of a grid that runs all at once
 struct ResidentPlan {
   int tiles;    // instructions of a warp for two gates (slots) forward, whose W its registers hold: 4 or 8
-                // of one block, kMostTiles of larger teams; 0 of a deep transition
+                // of one block, kMostTiles of larger teams; 0 of a deep transition; with `units` all of
+                // whose W the registers hold
   int held;     // instructions of a warp more, whose W is in shared memory; without both: one launch a step
   int blocks;   // of a team
   int warps;    // of a block

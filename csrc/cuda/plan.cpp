@@ -108,16 +108,17 @@ Cycles cycles_of(int64_t gates, bool backward) {
 }
 
 // The same where a cluster exchanges sums: what a step takes with one cell for a thread, and for a second
-// one; for each sum that a warp sends; for instructions one after another; for more parts than are read at
-// once; and for each instruction whose W is in shared memory, of which all warps read 4 KiB, 128 bytes a
-// cycle.
+// one; for each sum that a warp sends; for instructions one after another, in two chains where there are but
+// two sums; for more parts than are read at once; and for each instruction whose W is in shared memory, of
+// which all warps read 4 KiB, 128 bytes a cycle.
 int64_t cycles_of_scatter(const ResidentPlan& p, const Sums& sums) {
-  const int64_t cells = p.units * kBatch / (32 * kScatterWarps),
-                length = scatter_length(sums.gates, p.units, sums.bytes);
-  const int64_t product = 15 * divide_up(sums_of_blocks(p), kScatterWarps) + 17 * length + 32 * p.held;
-  const int64_t gathered = p.blocks * cells > kMostBlocks ? 155 : 0;
-  return (p.batches == 1 ? kWay : 0) +
-         p.batches * (730 + 90 * sums.gates + 100 * (cells - 1) + product + gathered);
+  const int64_t more = p.units * kBatch / (32 * kScatterWarps) - 1;  // cells of a thread than one
+  const int length = scatter_length(sums.gates, p.units, sums.bytes);
+  const int64_t chain = (scatter_sums(length) > 2 ? 17 : 8) * length;
+  const int64_t product = chain + 15 * divide_up(sums_of_blocks(p), kScatterWarps) + 32 * p.held;
+  const int64_t cells = 730 + 90 * sums.gates + more * (60 + 45 * sums.gates);
+  const int64_t gathered = p.blocks * (more + 1) > kMostBlocks ? 155 : 0;
+  return (p.batches == 1 ? kWay : 0) + p.batches * (cells + product + gathered);
 }
 
 int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
@@ -201,8 +202,9 @@ Weighed scatter_plan(const Shape& s, const Sums& sums, int units) {
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
 // of 128 units, with 64 registers. Wider layers take several blocks of twelve warps with 88 registers for W:
-// a cluster if there is one that holds it, else a part of the grid. What the registers do not hold of W goes
-// to shared memory.
+// a cluster if there is one that holds it, else a part of the grid; or backward a cluster of blocks of eight
+// warps with 128 registers for W, which exchange sums. What the registers do not hold of W goes to shared
+// memory.
 ResidentPlan resident_plan(const Shape& s) {
   const Sums sums = sums_of(s);
   if (s.H <= 8 * sums.tile) {

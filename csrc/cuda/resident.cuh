@@ -1,5 +1,6 @@
 // Whole sequences in one launch: W stays in the registers of the threads that use it, as operands of the
-// matrix instruction, and only h (backward: dL/d(pre-activations)) travels, through shared memory.
+// matrix instruction, and only h (backward: dL/d(pre-activations)) travels, through shared memory. (Where
+// blocks exchange sums backward, see resident_scatter.cuh.)
 // A team of blocks (one, a cluster, or for wide layers a part of the grid) works on 8 rows of the batch, the
 // columns of the instruction; the units are shared out among its warps. Each thread ends up with all gates of
 // a unit for two rows, and does their cells. Teams of several blocks (kTeam) may give a unit to several

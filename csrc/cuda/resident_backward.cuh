@@ -144,10 +144,7 @@ RNNFAST_KERNEL void __launch_bounds__(most_threads(kTiles), 1)
   }
   for (int tile = 0; tile < thread.my.batches; ++tile) {
     thread.carry(0, tile, w, dh);
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-      if (thread.mine(tile, n) && takes_part(p.rows, 0, thread.my.batch_row(tile, n)))
-        thread.leave(tile, n, dh[n]);
+    thread.leave_first(tile, dh);
   }
   thread.exchange.end();
 }

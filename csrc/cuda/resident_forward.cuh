@@ -301,12 +301,12 @@ struct ForwardThread {
     A* const place[2] = {place_of_row(p.gates, S * p.Hp, tile, k, step, 0),
                          place_of_row(p.gates, S * p.Hp, tile, k, step, 1)};
     if (saves_gates()) {
-      const unsigned Hp = static_cast<unsigned>(p.Hp);
+      const int apart = static_cast<int>(p.Hp * sizeof(A));
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (unsigned j = 0; j < S; ++j)
-          if (wanted.has(n)) place[n][j * Hp] = gate_of(sum, k, j, n);
+        for (int j = 0; j < S; ++j)
+          if (wanted.has(n)) *row_at(place[n], j, apart) = gate_of(sum, k, j, n);
       if (Cell::kHasCell) put(p.cells, p.Hp, tile, k, step, wanted, made.c);
     }
     if (Cell::kHasCell && saves_cells()) put(p.cs, p.ldc, tile, k, step, wanted, made.c);

@@ -54,7 +54,8 @@ struct ScatterThread : BackwardCells<ScatterThread<Cell, E, kUnits, kPlain>, Cel
   // this thread's first cell of a tile: in the block, its unit; and of all
   int local = my.warp / 4 * kSumUnits + my.lane / 2, row = my.warp % 4 * 2 + my.lane % 2;
   int unit = kept(my.rank * kUnits + local), first = kept(my.team * my.rows + row);
-  int first_owner = kept(my.rank + my.warp / kGroups), mine_of_owner = my.warp % kGroups;
+  // of this warp's sums: the block that has the first one's units, and which of each block's 16 they are
+  int first_owner = kept(my.rank + my.warp / kGroups), part_of_owner = my.warp % kGroups;
   SharedMemory shared;
   Exchange<A, Team::kCluster> exchange = take_exchange<A, Team::kCluster>(shared, my, my.ld);
   Shared<E> da = shared.take<E>(2 * kDas);  // of this step and the one before, in turn
@@ -62,7 +63,7 @@ struct ScatterThread : BackwardCells<ScatterThread<Cell, E, kUnits, kPlain>, Cel
   Shared<E> das_of_cells = da.from(row * kLd + local).kept();
   Shared<E> operand = da.from(my.lane / 4 * kLd + my.lane % 4 * kWord<E>).kept();
   // where this lane's numbers of a sum from this block stand
-  int to = kept(my.rank * kPart + mine_of_owner * kSumNumbers + (my.lane % 4 * kWarpUnits + my.lane / 4) * 4);
+  int to = kept(my.rank * kPart + part_of_owner * kSumNumbers + (my.lane % 4 * kWarpUnits + my.lane / 4) * 4);
   int held = my.links.held / kLength;  // sums of a warp whose W is in shared memory
   // [sums that registers do not hold, kLength, kLanes, 4], of this warp's first one, from this lane's on
   Shared<uint32_t> weights =
@@ -107,7 +108,7 @@ struct ScatterThread : BackwardCells<ScatterThread<Cell, E, kUnits, kPlain>, Cel
   RNNFAST_INLINE void each_weight(int i, const F& f) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int of = owner_of(i) * kUnits + mine_of_owner * kSumUnits + my.lane / 4 * 2 + half;
+      const int of = owner_of(i) * kUnits + part_of_owner * kSumUnits + my.lane / 4 * 2 + half;
       const bool is = has_sum(i) && of < H;
       const int bytes = static_cast<int>(p.ldw) * static_cast<int>(sizeof(E));
       const E* const first = made_here(row_at(p.w_hh_t, is ? of : 0, bytes)) + my.rank * kUnits;
@@ -251,10 +252,7 @@ RNNFAST_KERNEL void __launch_bounds__(kScatterThreads, 1)
   }
   for (int tile = 0; tile < thread.my.batches; ++tile) {
     thread.gather(0, tile, dh);
-#pragma unroll
-    for (int n = 0; n < Thread::kCells; ++n)
-      if (thread.mine(tile, n) && takes_part(p.rows, 0, thread.batch_row(tile, n)))
-        thread.leave(tile, n, dh[n]);
+    thread.leave_first(tile, dh);
   }
   thread.exchange.end();
 }

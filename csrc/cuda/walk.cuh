@@ -39,7 +39,7 @@ struct Steps {
   RNNFAST_INLINE int place(const Rows& r, int b) const { return at + b * static_cast<int>(r.stride); }
 };
 
-// What two rows next to each other do in a step: a bit each
+// What two rows next to each other do in a step, or a thread's cells, where they are others: a bit each
 struct Pair {
   int bits = 0;
 

@@ -49,7 +49,7 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
         });
   // of a device that loses what is sent, blocks have little patience
   m.def("lose(int each, int silent_block) -> ()", [](int64_t each, int64_t silent_block) {
-    rnnfast::cuda::loses_each = static_cast<int>(each);
+    rnnfast::cuda::loses_each = static_cast<int>(each), rnnfast::cuda::stores = 0;
     rnnfast::cuda::silent_block = static_cast<int>(silent_block);
     rnnfast::cuda::device.patience = each || silent_block >= 0 ? 300'000 : rnnfast::cuda::kPatience;
   });

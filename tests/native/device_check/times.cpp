@@ -66,7 +66,7 @@ void add_times(Checks& checks) {
   for (const Timed& timed : kTimed) {
     const std::string name = std::string("time-") + facts_of(timed.mode).name + '-' + name_of(timed.type) +
                              "-b" + std::to_string(timed.B) + "-h" + std::to_string(timed.H) +
-                             (timed.backward ? "-backward" : "") + (timed.sums ? "" : "-gathered");
+                             (timed.backward ? "-backward" : "") + (timed.sums ? "" : "-da");
     checks.push_back({"time", name, [timed] {
                         return with_element(timed.type,
                                             [&](auto e) { return run_timed<decltype(e)>(timed); });

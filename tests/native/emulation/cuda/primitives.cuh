@@ -25,6 +25,7 @@ namespace rnnfast::cuda {
 
 // of what is sent to another block every so many stores never arrive; 0: all do
 inline int loses_each = 0;
+inline int64_t stores = 0;  // to other blocks, since that was said
 // of the kernel that runs so many threads have waited for the one before it
 inline int64_t waited = 0;
 constexpr bool kBeginsEarly = true;
@@ -97,8 +98,7 @@ inline int64_t nanoseconds() { return Cluster::current()->nanoseconds(); }
 
 // whether a store to another block is one of those that never arrive
 inline bool is_lost() {
-  static int64_t count = 0;
-  return Cluster::current()->block() == silent_block || (loses_each && ++count % loses_each == 0);
+  return Cluster::current()->block() == silent_block || (loses_each && ++stores % loses_each == 0);
 }
 struct Quad {
   alignas(16) uint32_t word[4];
