@@ -107,7 +107,7 @@ def of_plan(found):
             ("cluster", 16, 8, 1, 0, 2, 32),
         ),
         (dict(mode="lstm", bytes=2, H=768, B=64, clusters_of_16=7), ("cluster", 16, 12, 2, 13, 2)),
-        (dict(mode="lstm", bytes=2, H=768, clusters_of_16=0), ("grid", 48, 12, 6, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=768, clusters_of_16=0), ("grid", 48, 10, 5, 0, 1)),
         # with many rows smaller clusters, of which more run at once, though some of W is in shared memory
         (dict(mode="lstm", bytes=2, H=300, B=128), ("cluster", 7, 12, 2, 0, 1)),
         (dict(mode="lstm", bytes=2, H=300, B=256), ("cluster", 4, 10, 1, 8, 1)),

@@ -48,7 +48,7 @@ struct alignas(n * sizeof(V)) Several {
 // receives the next step is past a barrier behind which no warp reads what came for this one.
 // Who waits in vain is lost: it tells the host, reads NaN from then on, waits no more, and goes on sending to
 // the last step, so that all others end too.
-template <class E, Team kTeam>
+template <class E, Team kTeam, int kPairs = 1>
 struct Exchange {
   const Links& links;
   Shared<uint64_t> arrivals;  // of a cluster: [tiles, 2], a mbarrier for each 8 rows of each buffer
@@ -203,7 +203,6 @@ struct Exchange {
   // one), and of that every so many pairs: each of its loads takes as long as a product, so several are under
   // way at once.
   static constexpr int kGroups = kBatch / kWord<E>;
-  static constexpr int kPairs = kPacketPairs;
   static constexpr int kTurns = 64;  // some 30 microseconds
 
   // What came on a grid for `step` of the tile from `row` on: the pairs i, i + apart .. of this thread's
@@ -213,36 +212,48 @@ struct Exchange {
     const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
     const int group = row / kWord<E> + thread_index() % kGroups;
     const int apart = block_size() / kGroups, last = numbers / 2 - 1;
-    const uint64_t* const from = places + ((step & 1) * (rows / kWord<E>)+group) * numbers;
+    const uint64_t* const from = made_here(places + ((step & 1) * (rows / kWord<E>)+group) * numbers);
     PacketPair pair[kPairs];
     Patience patience{links};
     for (int turn = 1;; ++turn) {
-      uint32_t stale = 0;
+      uint32_t stale[2] = {};  // two chains, for the latency
 #pragma unroll
       for (int j = 0; j < kPairs; ++j)
         pair[j] = load_packets(row_at(from, least(made_anew(i) + j * apart, last), sizeof(PacketPair)));
 #pragma unroll
       for (int j = 0; j < kPairs; ++j)
 #pragma unroll
-        for (int n = 0; n < 2; ++n) stale |= static_cast<uint32_t>(pair[j].packet[n] >> 32) ^ wanted;
-      if (lost || !stale) break;
+        for (int n = 0; n < 2; ++n) stale[n] |= static_cast<uint32_t>(pair[j].packet[n] >> 32) ^ wanted;
+      if (lost || !(stale[0] | stale[1])) break;
       if (turn % kTurns == 0) lost = patience.ends();
       pause(turn);
     }
-    const Shared<E> to = buffer(step).from(group * kWord<E> * ld);
+    if (lost)
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j)
+#pragma unroll
+        for (int n = 0; n < 2; ++n) pair[j].packet[n] = kNanWord<E>;
+    const Shared<E> to = buffer(step).from(group * kWord<E> * ld), below = to.from(ld);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       const int k = 2 * least(made_anew(i) + j * apart, last);
-      E values[2][kWord<E>];
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-        numbers_of(lost ? kNanWord<E> : static_cast<uint32_t>(pair[j].packet[n]), values[n]);
-#pragma unroll
-      for (int n = 0; n < kWord<E>; ++n) {
-        const Several<E, 2> both{{values[0][n], values[1][n]}};
-        *reinterpret_cast<Several<E, 2>*>(to.from(n * ld + k).get()) = both;
+      const uint32_t words[2] = {static_cast<uint32_t>(pair[j].packet[0]),
+                                 static_cast<uint32_t>(pair[j].packet[1])};
+      if constexpr (kWord<E> == 2) {  // of halves each word has those of two rows
+        store_two(to.from(k), (words[0] & 0xffffu) | words[1] << 16);
+        store_two(below.from(k), words[0] >> 16 | (words[1] & 0xffff0000u));
+      } else {
+        Several<E, 2> both;
+        for (int n = 0; n < 2; ++n) numbers_of(words[n], both.number + n);
+        *reinterpret_cast<Several<E, 2>*>(to.from(k).get()) = both;
       }
     }
+  }
+  // two numbers next to each other
+  RNNFAST_INLINE static void store_two(const Shared<E>& place, uint32_t word) {
+    Several<E, 2> both;
+    numbers_of(word, both.number);
+    *reinterpret_cast<Several<E, 2>*>(place.get()) = both;
   }
 
   // What was sent of a tile for `step`, counted from 1, stands in its buffer. One tile's is on its way while

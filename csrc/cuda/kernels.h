@@ -140,9 +140,13 @@ const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const Backwa
 // (16 halves, or 8 floats, of which it reads TF32); a warp has 8 units for each sum of a thread; shared rows
 // are 16 bytes apart, so that a warp's loads meet all banks.
 constexpr int kBatch = 8, kWords = 8, kWarpUnits = 8, kSkewBytes = 16;
-constexpr int kMostTiles = 11;   // instructions of a warp whose part of W its registers hold, which leaves
-constexpr int kMostWarps = 12;   // room for so many warps in a block
-constexpr int kPacketPairs = 4;  // that a thread of a grid asks for at once
+constexpr int kMostTiles = 11;  // instructions of a warp whose part of W its registers hold, which leaves
+constexpr int kMostWarps = 12;  // room for so many warps in a block
+// Pairs of packets that a thread of a grid asks for at once: as many as its registers hold beside W, on
+// Hopper or on older devices. plain: as is_plain says.
+constexpr int packet_pairs(int64_t bytes, bool backward, bool plain, bool hopper) {
+  return (backward ? hopper : plain && bytes == 2) ? 6 : 4;
+}
 template <class E>
 constexpr int kWord = 4 / static_cast<int>(sizeof(E));  // numbers
 template <class E>

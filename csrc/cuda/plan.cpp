@@ -95,16 +95,16 @@ int64_t bytes_of(const ResidentPlan& p, const Sums& sums, bool backward) {
 
 // Cycles that a tile of 8 rows takes a team in a step, as benchmarks.cycles reckons them: with W in registers
 // and a sum for each warp; for each instruction whose W is in shared memory, and to begin with those; for
-// each warp that shares a sum; and for what a thread of a grid asks for at once.
+// each warp that shares a sum.
 struct Cycles {
-  int64_t tile, held, first_held, part, packets;
+  int64_t tile, held, first_held, part;
 };
 // What a team sends is on its way for so long: an estimate. Of several tiles one's is while the others are
 // worked on.
 constexpr int64_t kWay = 400;
 Cycles cycles_of(int64_t gates, bool backward) {
-  if (backward) return {640 + 283 * gates, 44, 0, 38, 470};
-  return gates == 1 ? Cycles{1227, 50, 88, 62, 463} : Cycles{1300, 57, 80, 65, 463};
+  if (backward) return {640 + 283 * gates, 44, 0, 38};
+  return gates == 1 ? Cycles{1227, 50, 88, 62} : Cycles{1300, 57, 80, 65};
 }
 
 // The same where a cluster exchanges sums: what a step takes with one cell for a thread, and for a second
@@ -127,9 +127,10 @@ int64_t cycles_of(const ResidentPlan& p, const Shape& s, const Sums& sums) {
   const int64_t of_held = p.held ? c.first_held + c.held * p.held : 0;
   // a thread takes packets of a word's rows (two of halves)
   const int64_t sharers = 32 * p.warps * (4 / s.bytes) / kBatch;
-  const int64_t asks = p.team == Team::kGrid ? divide_up(sums.numbers / 2, kPacketPairs * sharers) : 0;
-  const int64_t way = p.batches == 1 ? kWay : 0;
-  return way + p.batches * (c.tile + of_held + c.part * p.split + c.packets * asks);
+  const int pairs = packet_pairs(s.bytes, s.backward, /*plain=*/true, s.device.capability >= 90);
+  const int64_t asks = p.team == Team::kGrid ? divide_up(sums.numbers / 2, pairs * sharers) : 0;
+  const int64_t way = p.batches == 1 ? kWay : 0, round = 60 + 80 * pairs;  // of packets
+  return way + p.batches * (c.tile + of_held + c.part * p.split + round * asks);
 }
 
 // A plan, and the cycles of a step for all rows; teams that are not there at once come one after the other

@@ -187,19 +187,20 @@ RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
   return __builtin_bit_cast(Chunk<E>, *reinterpret_cast<const uint4*>(p));
 }
 
-// whether kernels that follow one another (launch_blocks) may begin early
+// whether this is compiled for Hopper or later, where kernels that follow one another (launch_blocks) may
+// begin early
 #if __CUDA_ARCH__ >= 900
-constexpr bool kBeginsEarly = true;
+constexpr bool kHopper = true;
 #else
-constexpr bool kBeginsEarly = false;
+constexpr bool kHopper = false;
 #endif
 // the next one may, from here on
 RNNFAST_INLINE void let_next_begin() {
-  if constexpr (kBeginsEarly) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  if constexpr (kHopper) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 // all before it in the stream have ended, and what they wrote is there
 RNNFAST_INLINE void wait_for_previous() {
-  if constexpr (kBeginsEarly) asm volatile("griddepcontrol.wait;" ::: "memory");
+  if constexpr (kHopper) asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // asks for the line of p in the nearest cache

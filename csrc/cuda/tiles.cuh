@@ -149,7 +149,7 @@ RNNFAST_INLINE void add_products(A* sum, const Part& part, const A* const* w, co
 // there, come into the nearest cache.
 template <class W, int n>
 RNNFAST_INLINE void wait_with(const W* const (&rows)[n], int64_t apart, int64_t k, int64_t K) {
-  for (; kBeginsEarly && k < K; k += apart)
+  for (; kHopper && k < K; k += apart)
 #pragma unroll
     for (int i = 0; i < n; ++i) prefetch(rows[i] + k);
   wait_for_previous();

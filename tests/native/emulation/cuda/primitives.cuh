@@ -28,7 +28,7 @@ inline int loses_each = 0;
 inline int64_t stores = 0;  // to other blocks, since that was said
 // of the kernel that runs so many threads have waited for the one before it
 inline int64_t waited = 0;
-constexpr bool kBeginsEarly = true;
+constexpr bool kHopper = true;
 inline void let_next_begin() {}
 inline void wait_for_previous() { ++waited; }
 // so many kernels have been started
