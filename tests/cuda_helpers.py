@@ -217,12 +217,12 @@ def resident_case(seed, H=None):
 
 
 def resident_near(dtype):
-    """near(found, expected) for results of the resident kernel beside the stepwise one's: of h, rounded for
-    the products."""
+    """near(found, expected): results of the resident kernel beside the stepwise one's, which differ by how h
+    is rounded for the products."""
     tolerance = {torch.bfloat16: 0.03, torch.float16: 4e-3, torch.float32: 4e-3}[dtype]
 
     def near(found, expected):
-        assert [t.dtype for t in found] == [t.dtype for t in expected]
+        assert [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in expected]
         for i, (a, b) in enumerate(zip(found, expected, strict=True)):
             if b.numel():
                 apart = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-2)

@@ -17,8 +17,8 @@ class Case:
     """A layer whose rows end early and begin anew, of layer_case's or resident_case's arguments.
 
     layer: up to `save`, of padded x. episodes: lengths, resets, reset_h, reset_c. beyond: of each row of x,
-    whether it comes after its sequence's end. what: "lengths", "resets" (of one direction) or "both", drawn
-    if it is not said.
+    whether it comes after its sequence's end. what: "lengths", "resets" (of one direction) or "both", with a
+    state of its own for each row that is reset; drawn if it is not said.
     """
 
     def __init__(self, seed, arguments, dtype, numbers, what=None):
@@ -34,8 +34,7 @@ class Case:
         shape = self.layer[1].shape[:2]
         T = shape[batch_first]
         drawn = rng.choice(["lengths", "resets", "both"]) if D == 1 else "lengths"
-        rate = rng.choice([0, 0.2, 0.2, 1]) if what is None else 0.3
-        what = what or drawn
+        said, what = what, what or drawn
         lengths = resets = reset_h = reset_c = None
         self.beyond = torch.zeros(shape, dtype=torch.bool)
         if what != "resets":
@@ -43,8 +42,9 @@ class Case:
             times = torch.arange(T).view((1, T) if batch_first else (T, 1))
             self.beyond = times >= (lengths.unsqueeze(1) if batch_first else lengths)
         if what != "lengths":
+            rate = 0.3 if said else rng.choice([0, 0.2, 0.2, 1])
             resets = torch.tensor([[rng.random() < rate for _ in range(shape[1])] for _ in range(shape[0])])
-            rows = rng.choice([None, 1, B])
+            rows = B if said else rng.choice([None, 1, B])
             if rows:
                 reset_h = numbers(1, rows, P)
                 reset_c = numbers(1, rows, arguments[3].size(2)) if self.has_cell else None

@@ -37,6 +37,7 @@ SUMS = [
     Shape("gru", torch.float32, 300, 17, 10, 10, 32, 3, 12),
     Shape("rnn_tanh", torch.bfloat16, 300, 17, 5, 5, 64, 3, 0),
     Shape("rnn_relu", torch.float16, 768, 7, 132, 12, 64, 1, 0),
+    Shape("rnn_tanh", torch.bfloat16, 1024, 2, 132, 16, 64, 1, 0),
 ]
 DA = [
     Shape("lstm", torch.bfloat16, 520, 3, 132, 11, 0, 1, 12),

@@ -14,8 +14,8 @@ struct BackwardCells {
   typedef typename ComputeType<E>::type A;
   static constexpr int G = Cell::kGates, S = Cell::kSlots;
   // What was saved of a step, and dy. Numbers of a tensor stay as they are until they are needed: to make
-  // floats of them would be to wait for them. h before the step is one where all rows come from the step
-  // before.
+  // floats of them would be to wait for them. So does h before the step in plain walks, where y has it but
+  // for step 0; in others it is one of three, and chosen here.
   typedef std::conditional_t<kPlain, E, A> Before;
   struct Saved {
     A state[S][kCells], c[kCells], c_before[kCells];

@@ -48,7 +48,7 @@ struct alignas(n * sizeof(V)) Several {
 // receives the next step is past a barrier behind which no warp reads what came for this one.
 // Who waits in vain is lost: it tells the host, reads NaN from then on, waits no more, and goes on sending to
 // the last step, so that all others end too.
-template <class E, Team kTeam, int kPairs = 1>
+template <class E, Team kTeam, int kPacketPairs = 1>
 struct Exchange {
   const Links& links;
   Shared<uint64_t> arrivals;  // of a cluster: [tiles, 2], a mbarrier for each 8 rows of each buffer
@@ -209,19 +209,20 @@ struct Exchange {
   // group. Beyond the last pair that one is taken once more. All are asked for again as long as one is stale:
   // to ask for that one alone would take twice the registers, and while one is late most are.
   RNNFAST_INLINE void take_packets(int step, int row, int i) {
+    static_assert(kPacketPairs > 1, "one pair at a time would wait for each");
     const uint32_t wanted = static_cast<uint32_t>(links.first_step + step);
     const int group = row / kWord<E> + thread_index() % kGroups;
     const int apart = block_size() / kGroups, last = numbers / 2 - 1;
     const uint64_t* const from = made_here(places + ((step & 1) * (rows / kWord<E>)+group) * numbers);
-    PacketPair pair[kPairs];
+    PacketPair pair[kPacketPairs];
     Patience patience{links};
     for (int turn = 1;; ++turn) {
       uint32_t stale[2] = {};  // two chains, for the latency
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j)
+      for (int j = 0; j < kPacketPairs; ++j)
         pair[j] = load_packets(row_at(from, least(made_anew(i) + j * apart, last), sizeof(PacketPair)));
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j)
+      for (int j = 0; j < kPacketPairs; ++j)
 #pragma unroll
         for (int n = 0; n < 2; ++n) stale[n] |= static_cast<uint32_t>(pair[j].packet[n] >> 32) ^ wanted;
       if (lost || !(stale[0] | stale[1])) break;
@@ -230,29 +231,29 @@ struct Exchange {
     }
     if (lost)
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j)
+      for (int j = 0; j < kPacketPairs; ++j)
 #pragma unroll
         for (int n = 0; n < 2; ++n) pair[j].packet[n] = kNanWord<E>;
     const Shared<E> to = buffer(step).from(group * kWord<E> * ld), below = to.from(ld);
 #pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
+    for (int j = 0; j < kPacketPairs; ++j) {
       const int k = 2 * least(made_anew(i) + j * apart, last);
-      const uint32_t words[2] = {static_cast<uint32_t>(pair[j].packet[0]),
-                                 static_cast<uint32_t>(pair[j].packet[1])};
+      const uint32_t one = static_cast<uint32_t>(pair[j].packet[0]);
+      const uint32_t next = static_cast<uint32_t>(pair[j].packet[1]);
       if constexpr (kWord<E> == 2) {  // of halves each word has those of two rows
-        store_two(to.from(k), (words[0] & 0xffffu) | words[1] << 16);
-        store_two(below.from(k), words[0] >> 16 | (words[1] & 0xffff0000u));
+        store_two(to.from(k), word_of_row(one, next, 0));
+        store_two(below.from(k), word_of_row(next, one, 1));
       } else {
-        Several<E, 2> both;
-        for (int n = 0; n < 2; ++n) numbers_of(words[n], both.number + n);
-        *reinterpret_cast<Several<E, 2>*>(to.from(k).get()) = both;
+        store_two(to.from(k), one, next);
       }
     }
   }
-  // two numbers next to each other
-  RNNFAST_INLINE static void store_two(const Shared<E>& place, uint32_t word) {
+  // two numbers next to each other, of one word or of two
+  template <class... Words>
+  RNNFAST_INLINE static void store_two(const Shared<E>& place, Words... words) {
     Several<E, 2> both;
-    numbers_of(word, both.number);
+    int i = 0;
+    ((numbers_of(words, both.number + i), i += kWord<E>), ...);
     *reinterpret_cast<Several<E, 2>*>(place.get()) = both;
   }
 
@@ -265,7 +266,7 @@ struct Exchange {
       }
       expect(step + 2, tile);
     } else if constexpr (kTeam == Team::kGrid) {
-      for (int i = thread_index() / kGroups; i < numbers / 2; i += kPairs * (block_size() / kGroups))
+      for (int i = thread_index() / kGroups; i < numbers / 2; i += kPacketPairs * (block_size() / kGroups))
         take_packets(step, tile * kBatch, i);
       if (lost) *links.failed = 1;
       block_barrier();

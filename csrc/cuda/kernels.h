@@ -142,8 +142,8 @@ const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const Backwa
 constexpr int kBatch = 8, kWords = 8, kWarpUnits = 8, kSkewBytes = 16;
 constexpr int kMostTiles = 11;  // instructions of a warp whose part of W its registers hold, which leaves
 constexpr int kMostWarps = 12;  // room for so many warps in a block
-// Pairs of packets that a thread of a grid asks for at once: as many as its registers hold beside W, on
-// Hopper or on older devices. plain: as is_plain says.
+// Pairs of packets that a thread of a grid asks for at once: as many as its registers hold beside W. Backward
+// they hold more as compiled for Hopper; forward in halves, where the walk is plain (is_plain).
 constexpr int packet_pairs(int64_t bytes, bool backward, bool plain, bool hopper) {
   return (backward ? hopper : plain && bytes == 2) ? 6 : 4;
 }
@@ -180,8 +180,8 @@ constexpr int scatter_sums(int length) {
 enum class Team { kBlock, kCluster, kGrid };  // one block; a cluster; a part of a grid that runs all at once
 struct ResidentPlan {
   int tiles;    // instructions of a warp for two gates (slots) forward, whose W its registers hold: 4 or 8
-                // of one block, kMostTiles of larger teams; 0 of a deep transition; with `units` all of
-                // whose W the registers hold
+                // of one block, kMostTiles of larger teams; 0 of a deep transition. Where there are
+                // `units`: all instructions of a warp whose W its registers hold
   int held;     // instructions of a warp more, whose W is in shared memory; without both: one launch a step
   int blocks;   // of a team
   int warps;    // of a block

@@ -30,8 +30,8 @@ struct BackwardThread
   int steps = static_cast<int>(p.steps);
   SharedMemory shared;
   int numbers = G * static_cast<int>(p.Hw);  // of a row of da: gate after gate
-  static constexpr int kPairs = packet_pairs(sizeof(E), true, kPlain, kHopper);
-  Exchange<E, kTeam, kPairs> exchange = take_exchange<E, kTeam, kPairs>(shared, my, numbers);
+  static constexpr int kPacketPairs = packet_pairs(sizeof(E), true, kPlain, kHopper);
+  Exchange<E, kTeam, kPacketPairs> exchange = take_exchange<E, kTeam, kPacketPairs>(shared, my, numbers);
   W weights{shared, my};
   Parts<A, 4, 2> parts = take_parts<A, 4, 2>(shared, my.warps, my.lane);
   // [batches, 2, threads] each, from this thread's on: dL/dc, and the part of dL/dh that does not pass W_hh

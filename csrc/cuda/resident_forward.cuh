@@ -65,8 +65,8 @@ struct ForwardThread {
   static constexpr bool kKnows = kSeveral && (S == G || sizeof(E) == 2);
   int saves = kKnows ? kept((p.gates ? 1 : 0) | (p.cs ? 2 : 0)) : 0;
   SharedMemory shared;
-  static constexpr int kPairs = packet_pairs(sizeof(E), false, kPlain, kHopper);
-  Exchange<E, kTeam, kPairs> exchange = take_exchange<E, kTeam, kPairs>(shared, my, p.Hw);
+  static constexpr int kPacketPairs = packet_pairs(sizeof(E), false, kPlain, kHopper);
+  Exchange<E, kTeam, kPacketPairs> exchange = take_exchange<E, kTeam, kPacketPairs>(shared, my, p.Hw);
   W weights{shared, my};
   // [warps, kWarpUnits], of this thread's unit on
   Shared<Several<A, kSums>> bias =

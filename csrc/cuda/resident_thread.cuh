@@ -86,14 +86,14 @@ struct SharedMemory {
 };
 
 // `numbers`: of a row that travel
-template <class E, Team kTeam, int kPairs = 1, class AnyPlace>
-RNNFAST_INLINE Exchange<E, kTeam, kPairs> take_exchange(SharedMemory& shared, const AnyPlace& my,
-                                                        int64_t numbers) {
+template <class E, Team kTeam, int kPacketPairs = 1, class AnyPlace>
+RNNFAST_INLINE Exchange<E, kTeam, kPacketPairs> take_exchange(SharedMemory& shared, const AnyPlace& my,
+                                                              int64_t numbers) {
   const Shared<uint64_t> arrivals = shared.take<uint64_t>(2 * my.batches);
   uint64_t* const places = my.links.places + int64_t{my.team} * my.rows * numbers * 2 / kWord<E>;
   const int size = my.rows * my.ld;
-  const Exchange<E, kTeam, kPairs> exchange{my.links, arrivals, shared.take<E>(0),         my.rows,
-                                            my.ld,    size,     static_cast<int>(numbers), places};
+  const Exchange<E, kTeam, kPacketPairs> exchange{my.links, arrivals, shared.take<E>(0),         my.rows,
+                                                  my.ld,    size,     static_cast<int>(numbers), places};
   shared.take<E>(exchange.kBuffers * size);
   return exchange;
 }
