@@ -18,7 +18,7 @@ struct Shape {
   int directions = 1;    // of the layer
   int64_t steps = 0;     // of the walk; 0: many
   bool lengths = false;  // rows may have fewer
-  bool sums = true;  // a cluster may exchange sums backward: a test or a measurement of all others says no
+  bool sums = true;      // whether a cluster may exchange sums backward; tests and measurements compare
 };
 
 constexpr ResidentPlan kOneLaunchAStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, false, 0};

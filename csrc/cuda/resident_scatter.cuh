@@ -129,6 +129,7 @@ struct ScatterThread : BackwardCells<ScatterThread<Cell, E, kUnits, kPlain>, Cel
       each_weight(kOwn + i, [&](int t, int word, uint32_t number) { held_of(i, t)[word] = number; });
   }
 
+  // dL/dh of this thread's cells in the last step, and what parts are added to in the others
   RNNFAST_INLINE void begin_with(int tile, A* dh) const {
 #pragma unroll
     for (int n = 0; n < kCells; ++n) dh[n] = direct_of(tile, n);
