@@ -153,7 +153,7 @@ def set_cuda_kernel(name: str | None) -> None:
     TF32 (where torch's products are: `torch.backends.cuda.matmul.fp32_precision`) of 512. It is chosen where
     there are more than a few steps, and not so many rows that a launch a layer takes less.
     RNNFAST_CUDA_KERNEL forces from the start. Where nothing is forced, a call of one step and few rows takes
-    neither, but "single": one launch that makes the input product, too.
+    neither, but "single": one launch that makes the input product, too, and backward two with all gradients.
 
     Raises:
         RuntimeError: there is no such kernel; at the next call, if the resident one is forced and cannot take

@@ -65,14 +65,15 @@ REGISTERS = {
 }
 CELLS = len(_C.cells())
 # the cells forward and backward, two projections, three of the deep transition, all of them with floats
-# and again with TF32; the cells, two ways, in one block of two widths, in a cluster and on a grid, each for
-# plain walks and for all others; backward where a cluster exchanges sums, with blocks of two widths (of an
-# LSTM in TF32 one); the deep transition, two ways, in one block and in a cluster
+# and again with TF32; of a single step the cells forward (and with TF32), and twice backward; the cells, two
+# ways, in one block of two widths, in a cluster and on a grid, each for plain walks and for all others;
+# backward where a cluster exchanges sums, with blocks of two widths (of an LSTM in TF32 one); the deep
+# transition, two ways, in one block and in a cluster
 KERNELS = {
     "stepwise": 2 * CELLS + 5,
     "stepwise_f32": 2 * (2 * CELLS + 5),
-    "single": CELLS,
-    "single_f32": 2 * CELLS,
+    "single": 3 * CELLS,
+    "single_f32": 4 * CELLS,
     "resident": 4 * 2 * 2 * CELLS,
     **{f"resident_scatter_{element}": 2 * 2 * CELLS for element in ("bf16", "f16")},
     "resident_scatter_tf32": 2 * (2 * CELLS - 1),

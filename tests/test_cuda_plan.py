@@ -143,7 +143,17 @@ def of_plan(found):
         (dict(mode="lstm", bytes=4, H=64, T=2), None),
         (dict(mode="lstm", bytes=4, H=64, T=1, lengths=True), None),
         (dict(mode="lstm", bytes=4, H=64, T=1, projected=True), None),
-        (dict(mode="lstm", bytes=4, H=64, T=1, backward=True), None),
+        # backward, too, where its products are few enough to be plain multiply-adds
+        (dict(mode="lstm", bytes=4, H=64, T=1, backward=True), "single"),
+        (dict(mode="lstm", bytes=2, H=512, I=512, T=1, B=64, backward=True), "single"),
+        (dict(mode="lstm", bytes=2, H=1024, I=1024, T=1, B=16, backward=True), "single"),
+        (dict(mode="lstm", bytes=4, H=1024, I=1024, T=1, B=32, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=1024, I=8, T=1, B=32, backward=True), "single"),
+        (dict(mode="lstm", bytes=8, H=1024, I=1024, T=1, B=16, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=1024, T=1, B=8, multiprocessors=8, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=64, T=1, lengths=True, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=64, T=1, projected=True, backward=True), None),
+        (dict(mode="lstm", bytes=4, H=64, T=2, backward=True), None),
     ],
 )
 def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):

@@ -1,4 +1,5 @@
-"""The only step of a call on a GPU, which takes one launch: beside the CPU's and the stepwise kernel."""
+"""The only step of a call on a GPU, which takes one launch and backward two: beside the CPU's and the
+stepwise kernels."""
 
 import random
 
@@ -22,14 +23,15 @@ def anywhere(t, rng):
 
 
 class Case:
-    """A call of one step: every cell, dtype and form, sizes around tiles and 16 bytes, all resets."""
+    """A call of one step: every cell, dtype and form, sizes around tiles and 16 bytes, all resets; B: of more
+    rows than forward takes at once, if need be."""
 
-    def __init__(self, seed, dtype=None, H=None):
+    def __init__(self, seed, dtype=None, H=None, B=None):
         rng = self.rng = random.Random(seed)
         mode = list(GATES)[seed % len(GATES)]
         self.dtype = dtype = dtype or list(TOLERANCE)[seed // 4 % 4]
         most = MOST_ROWS[dtype]
-        self.B = B = rng.choice([1, 2, most - 1, most, rng.randint(1, most)])
+        self.B = B = B or rng.choice([1, 2, most - 1, most, rng.randint(1, most)])
         inputs, H = rng.choice([0, 1, 3, 8, 16, 64, 130]), H or rng.choice([1, 5, 8, 16, 17, 32, 40, 65])
         self.D = D = rng.choice([1, 1, 2])
 
@@ -76,6 +78,35 @@ def run(on_gpu, kernel, case, save=True):
     return results
 
 
+def gradients(on_gpu, kernel, case, results, cotangents, needs):
+    """By this kernel, of what a forward saved."""
+    on_gpu.set_kernel("stepwise" if kernel == "stepwise" else "")
+    saved = results[0], *results[3:5]
+    found = case.backward(lambda *given: on_gpu("recurrent_backward", *given), cotangents, saved, needs)
+    assert on_gpu.last_run()["kernel"] == kernel
+    return found
+
+
+def in_double(values):
+    """The same numbers, in lists of lists, as float64."""
+    if isinstance(values, (list, tuple)):
+        return [in_double(value) for value in values]
+    return values.double() if isinstance(values, torch.Tensor) and values.is_floating_point() else values
+
+
+def compare_backward(on_gpu, case, found):
+    """To the last bits of the dtype, beside a launch a step in float64 of what the GPU has saved."""
+    cotangents, needs = case.cotangents(found), [case.rng.random() < 0.9 for _ in range(GRADIENTS)]
+    single = gradients(on_gpu, "single", case, found, cotangents, needs)
+    arguments = case.backward(lambda *given: given, cotangents, (found[0], *found[3:5]), needs)
+    on_gpu.set_kernel("stepwise")
+    eps = torch.finfo(case.dtype).eps
+    for i, (a, b) in enumerate(zip(single, on_gpu("recurrent_backward", *in_double(arguments)), strict=True)):
+        # the second direction adds to what the first has rounded
+        rounded = eps * b.abs().max() if i == 0 and case.D == 2 and b.numel() else 0
+        torch.testing.assert_close(a, b.to(case.dtype), rtol=4 * eps, atol=4e-6 + rounded)
+
+
 def compare(on_gpu, case):
     expected = case.forward(ops.recurrent)
     found = run(on_gpu, "single", case)
@@ -87,14 +118,7 @@ def compare(on_gpu, case):
     assert [t.shape for t in inference[3:5]] == [(0,)] * 2
     for i in (0, 1, 2, 5):
         assert torch.equal(inference[i], found[i])
-    # what it saves suits backward
-    cotangents, needs = case.cotangents(expected), [case.rng.random() < 0.9 for _ in range(GRADIENTS)]
-
-    def gradients(results):
-        saved = results[0], *results[3:5]
-        return case.backward(lambda *given: on_gpu("recurrent_backward", *given), cotangents, saved, needs)
-
-    assert_near(gradients(found), gradients(stepwise), case.dtype)
+    compare_backward(on_gpu, case, found)
 
 
 @pytest.mark.parametrize("seed", range(160))
@@ -115,16 +139,62 @@ def test_one_step_of_tf32_takes_one_launch(on_gpu, seed):
 
 
 @pytest.mark.parametrize("seed", range(32))
-def test_nothing_but_one_launch_for_each_direction_is_asked_of_the_device(emulated, seed):
-    case, launches = Case(seed), torch.ops.rnnfast_emulated.launches
+def test_backward_of_more_rows_than_forward_takes_at_once(on_gpu, seed):
+    case = Case(seed, B=[9, 16, 33, 70][seed // 16 * 2 + seed % 2], H=[5, 8, 40][seed % 3])
+    on_gpu.set_kernel("")
+    compare_backward(on_gpu, case, case.forward(lambda *given: on_gpu("recurrent", *given)))
+
+
+def asked_of_the_device(call):
+    """Launches of our own kernels, and the names of what torch was asked for."""
+    launches = torch.ops.rnnfast_emulated.launches
     before = launches()
     with torch.profiler.profile() as profile:
-        case.forward(emulated["recurrent"], save=False)
-    assert launches() - before == case.D
+        call()
     others = {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
-    on_the_host = {"aten::item", "aten::_local_scalar_dense", "aten::select", "aten::as_strided"}
-    sizes = on_the_host if case.layer[-2] is not None else set()  # batch_sizes of packed rows
-    assert others <= {"aten::empty", "aten::to"} | sizes  # without a copy `to` does nothing
+    # without a copy `to` does nothing
+    return launches() - before, others - {"aten::empty", "aten::to"}
+
+
+ON_THE_HOST = {"aten::item", "aten::_local_scalar_dense", "aten::select", "aten::as_strided"}
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_nothing_but_one_launch_for_each_direction_is_asked_of_the_device(emulated, seed):
+    case = Case(seed)
+    launches, others = asked_of_the_device(lambda: case.forward(emulated["recurrent"], save=False))
+    assert launches == case.D
+    sizes = ON_THE_HOST if case.layer[-2] is not None else set()  # batch_sizes of packed rows
+    assert others <= sizes
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_backward_asks_for_two_launches_for_each_direction(emulated, seed):
+    case = Case(seed)
+    results = case.forward(emulated["recurrent"])
+    cotangents, saved = case.cotangents(results), (results[0], *results[3:5])
+    launches, others = asked_of_the_device(
+        lambda: case.backward(emulated["recurrent_backward"], cotangents, saved, [True] * GRADIENTS)
+    )
+    assert launches == 2 * case.D
+    of_states = {"aten::sum", "aten::fill_", "aten::_to_copy", "aten::copy_", "aten::empty_strided"}
+    assert others <= ON_THE_HOST | (of_states if case.episodes[2] is not None else set())
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_infinity_and_nan_spread_backward_as_by_a_launch_a_step(on_gpu, seed):
+    case = Case(seed)
+    found = run(on_gpu, "single", case)
+    cotangents = case.cotangents(found)
+    for t, value in ((cotangents[0], torch.nan), (cotangents[1], torch.inf), (case.layer[1], -torch.inf)):
+        if t is not None and t.numel() and case.rng.random() < 0.7:
+            t.view(-1)[case.rng.randrange(t.numel())] = value
+    single, stepwise = (
+        gradients(on_gpu, kernel, case, found, cotangents, [True] * GRADIENTS)
+        for kernel in ("single", "stepwise")
+    )
+    for a, b in zip(single, stepwise, strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
 
 
 @pytest.mark.parametrize("seed", range(32))

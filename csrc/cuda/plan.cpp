@@ -260,15 +260,27 @@ Weighed deep_plan(const DeepShape& s) {
   return best;
 }
 
+constexpr int64_t kLaunch = 4400;  // cycles until the next one runs, an estimate
+
+// Whether one step backward takes less by the two launches of SingleBackward, whose products are plain
+// multiply-adds, than by thirteen, among them torch's products. A multiprocessor makes 128 multiply-adds a
+// cycle in float, of which half are reckoned with.
+bool single_takes_less(const Shape& s) {
+  const int64_t rows = divide_up(s.B, kSingleTile) * kSingleTile;
+  const int64_t multiply_adds = 2 * rows * facts_of(s.mode).gates * s.H * (s.inputs + s.H);
+  return multiply_adds <= 10 * kLaunch * s.device.multiprocessors * (s.bytes == 8 ? 32 : 64);
+}
+
 }  // namespace
 
-// A call of one step, of as many rows as one tile has, is a launch that reads everything as it is. Both
-// directions of a layer run side by side where a team is no grid: however few clusters there are at once,
-// those of both in one row take no longer than two rows.
+// A call of one step, of as many rows as one tile has, is a launch that reads everything as it is; backward
+// two launches (see single_takes_less). Both directions of a layer run side by side where a team is no grid:
+// however few clusters there are at once, those of both in one row take no longer than two rows.
 ResidentPlan make_plan(const Shape& s) {
   const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
   const bool few = s.B <= (matrix ? kSingleMatrixRows : kSingleRows);
-  if (s.steps == 1 && few && !s.lengths && !s.projected && !s.backward) return kSingleStep;
+  if (s.steps == 1 && (s.backward ? single_takes_less(s) : few) && !s.lengths && !s.projected)
+    return kSingleStep;
   if (!matrix || s.projected || s.device.capability < 80) return kOneLaunchAStep;
   const ResidentPlan both = resident_plan(s);
   if (is_resident(both) || s.directions == 1) return both;
@@ -286,7 +298,6 @@ bool two_at_once(const ResidentPlan& plan, int64_t batch, const Device& device) 
 
 // Before the one launch the weights are gathered, by one for each layer and more.
 ResidentPlan make_deep_plan(const DeepShape& s) {
-  constexpr int64_t kLaunch = 4400;  // cycles, an estimate
   const Weighed best = deep_plan(s);
   const int64_t layers = s.depth * (s.steps ? s.steps : int64_t{1} << 20), before = 2 + 2 * s.depth;
   const bool less = kLaunch * before + layers * best.cycles <= kLaunch * layers;

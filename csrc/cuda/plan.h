@@ -18,6 +18,7 @@ struct Shape {
   int directions = 1;    // of the layer
   int64_t steps = 0;     // of the walk; 0: many
   bool lengths = false;  // rows may have fewer
+  int64_t inputs = 0;    // width of x
   bool sums = true;      // whether a cluster may exchange sums backward; tests and measurements compare
 };
 

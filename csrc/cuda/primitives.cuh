@@ -186,6 +186,10 @@ template <class E>
 RNNFAST_INLINE Chunk<E> load_chunk(const E* p) {
   return __builtin_bit_cast(Chunk<E>, *reinterpret_cast<const uint4*>(p));
 }
+template <class E>
+RNNFAST_INLINE void store_chunk(E* p, const Chunk<E>& chunk) {
+  *reinterpret_cast<uint4*>(p) = __builtin_bit_cast(uint4, chunk);
+}
 
 // whether this is compiled for Hopper or later, where kernels that follow one another (launch_blocks) may
 // begin early

@@ -6,6 +6,29 @@
 
 namespace rnnfast::cuda {
 
+// Row b of the state that the step begins from, or null for zeros
+template <class Layer>
+RNNFAST_INLINE bool begins_anew(const Layer& p, int64_t b) {
+  return p.anew && p.anew[b];
+}
+template <class Layer>
+RNNFAST_INLINE const typename Layer::Element* hidden_before(const Layer& p, int64_t b) {
+  if (!begins_anew(p, b)) return p.h0 + b * p.H;
+  return p.reset_h ? p.reset_h + b * p.ld_reset_h : nullptr;
+}
+template <class Layer>
+RNNFAST_INLINE const typename Layer::Element* cell_before(const Layer& p, int64_t b) {
+  if (!begins_anew(p, b)) return p.c0 + b * p.H;
+  return p.reset_c ? p.reset_c + b * p.ld_reset_c : nullptr;
+}
+// whether rows of n numbers that begin at these all begin at multiples of 16 bytes
+template <class E>
+bool all_even(int64_t n, std::initializer_list<const E*> first) {
+  bool all = n * sizeof(E) % 16 == 0;
+  for (const E* of : first) all &= reinterpret_cast<uintptr_t>(of) % 16 == 0;
+  return all;
+}
+
 template <class Cell, class Element>
 struct SingleTask {
   typedef Element W, R;
@@ -29,17 +52,9 @@ struct SingleTask {
   RNNFAST_INLINE const W* weights(int64_t unit, int slot, int part) const {
     return (part == kOfInput ? p.w_ih : p.w_hh) + (most(gate(slot, part), 0) * p.H + unit) * length(part);
   }
-  RNNFAST_INLINE bool begins_anew(int64_t b) const { return p.anew && p.anew[b]; }
-  // row b of a state, or null for zeros
-  RNNFAST_INLINE const W* state(const W* given, const W* reset, int64_t ld_reset, int64_t b) const {
-    if (!begins_anew(b)) return given + b * p.H;
-    return reset ? reset + b * ld_reset : nullptr;
-  }
-  RNNFAST_INLINE const W* hidden(int64_t b) const { return state(p.h0, p.reset_h, p.ld_reset_h, b); }
   RNNFAST_INLINE const W* row(int64_t b, int part) const {
-    return part == kOfInput ? p.x + b * p.I : hidden(b);
+    return part == kOfInput ? p.x + b * p.I : hidden_before(p, b);
   }
-  RNNFAST_INLINE static A number(const W* row, int64_t unit) { return row ? A(widened(row[unit])) : A(0); }
 
   RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
     A slots[S], cell{}, blended{};
@@ -47,11 +62,11 @@ struct SingleTask {
     for (int j = 0; j < S; ++j) slots[j] = sums[j];
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-      slots[g] += bias<A>(p.b_ih, g * p.H + unit);
-      slots[hidden_slot<Cell>(g)] += bias<A>(p.b_hh, g * p.H + unit);
+      slots[g] += number(p.b_ih, g * p.H + unit);
+      slots[hidden_slot<Cell>(g)] += number(p.b_hh, g * p.H + unit);
     }
-    if (Cell::kHasCell) cell = number(state(p.c0, p.reset_c, p.ld_reset_c, b), unit);
-    if (Cell::kBlends) blended = number(hidden(b), unit);
+    if (Cell::kHasCell) cell = number(cell_before(p, b), unit);
+    if (Cell::kBlends) blended = number(hidden_before(p, b), unit);
     const A value = Cell::forward(slots, cell, blended);
     save<Cell>(p, b, unit, slots, cell);
     narrow(value, p.y[b * p.ldy + unit]);
@@ -65,12 +80,8 @@ constexpr int kParts<SingleTask<Cell, E>> = 2;
 template <class E>
 const char* single_step(Mode mode, const SingleStep<E>& p, void* stream) {
   static_assert(kSingleRows == kRows && kSingleMatrixRows == kMatrixTiles * 8);
-  const auto even = [](int64_t n, std::initializer_list<const E*> first) {
-    bool all = n * sizeof(E) % 16 == 0;
-    for (const E* of : first) all &= reinterpret_cast<uintptr_t>(of) % 16 == 0;
-    return all;
-  };
-  const bool of_input = even(p.I, {p.x, p.w_ih}), of_hidden = even(p.H, {p.h0, p.w_hh, p.reset_h});
+  const bool of_input = all_even<E>(p.I, {p.x, p.w_ih});
+  const bool of_hidden = all_even<E>(p.H, {p.h0, p.w_hh, p.reset_h});
   return with_cell(mode, [&](auto cell) {
     return launch_tiles(SingleTask<decltype(cell), E>{p, {of_input, of_hidden}}, false, stream);
   });

@@ -20,10 +20,10 @@ RNNFAST_BOTH constexpr int hidden_slot(int g) {
   return Cell::kSlots > Cell::kGates && g == Cell::kGates - 1 ? Cell::kSlots - 1 : g;
 }
 
-// a number of a bias, or of none
-template <class A, class E>
-RNNFAST_INLINE A bias(const E* of, int64_t i) {
-  return of ? A(widened(of[i])) : A(0);
+// a number of a row, or of none: 0
+template <class E>
+RNNFAST_INLINE typename ComputeType<E>::type number(const E* row, int64_t i) {
+  return row ? widened(row[i]) : 0;
 }
 
 // What backward reads of a row and unit, and c of every step
@@ -69,8 +69,8 @@ struct ForwardTask {
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       const int64_t of_gate = g * p.H + unit;
-      state[g] += input[b * G * p.H + of_gate] + bias<A>(p.b_ih, of_gate);
-      state[hidden_slot<Cell>(g)] += sums[g] + bias<A>(p.b_hh, of_gate);
+      state[g] += input[b * G * p.H + of_gate] + number(p.b_ih, of_gate);
+      state[hidden_slot<Cell>(g)] += sums[g] + number(p.b_hh, of_gate);
     }
     const bool anew = has(p.resets, at);
     if (Cell::kHasCell) cell = anew ? p.resets.c[b * p.H + unit] : p.c[b * p.Hp + unit];

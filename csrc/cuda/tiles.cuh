@@ -50,6 +50,17 @@ RNNFAST_INLINE Words<W> load_words(const R* p, bool present) {
   return words;
 }
 
+// 16 bytes of a row from number k on, of which so many are left; they may begin anywhere. Zeros beyond the
+// end.
+template <class E>
+RNNFAST_INLINE Chunk<E> load_rest(const E* of, int64_t k, int64_t left) {
+  Chunk<E> chunk{};
+#pragma unroll
+  for (int i = 0; i < Chunk<E>::kNumbers; ++i)
+    if (i < left) chunk.number[i] = of[k + i];
+  return chunk;
+}
+
 template <class Task>
 constexpr int kParts = 1;
 
@@ -91,12 +102,7 @@ struct PartOf {
       return load_chunk(of + k);
     } else {
       if (of && task.even(part)) return load_chunk(of + k);
-      const int64_t left = of ? task.length(part) - k : 0;
-      Chunk<E> chunk{};
-#pragma unroll
-      for (int i = 0; i < Chunk<E>::kNumbers; ++i)
-        if (i < left) chunk.number[i] = of[k + i];
-      return chunk;
+      return load_rest(of, k, of ? task.length(part) - k : 0);
     }
   }
   template <class W, class R>
@@ -108,17 +114,19 @@ struct PartOf {
   }
 };
 
-// sum[0] = what all lanes have in sum[lane], for 2 kWidth sums: each exchange adds up two halves of the sums
-// in two halves of the lanes
-template <int kWidth, class A>
+// Of so many sums each group of kApart lanes gets its share, added up over all groups: group i has in sum[0]
+// and on what all have in sum[i share] and on. Each exchange adds up two halves of the sums in two halves of
+// the lanes.
+template <int kSums, int kApart, int kMask = kLanes / 2, class A>
 RNNFAST_INLINE void fold(A* sum, int lane) {
-  const bool upper = lane & kWidth;
+  constexpr int kHalf = kSums / 2;
+  const bool upper = lane & kMask;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    const A kept = upper ? sum[i + kWidth] : sum[i], given = upper ? sum[i] : sum[i + kWidth];
-    sum[i] = kept + shuffle_xor(given, kWidth);
+  for (int i = 0; i < kHalf; ++i) {
+    const A kept = upper ? sum[i + kHalf] : sum[i], given = upper ? sum[i] : sum[i + kHalf];
+    sum[i] = kept + shuffle_xor(given, kMask);
   }
-  if constexpr (kWidth > 1) fold<kWidth / 2>(sum, lane);
+  if constexpr (kMask > kApart) fold<kHalf, kApart, kMask / 2>(sum, lane);
 }
 
 // sum[column * kRows + r] += the sum over k of w[column][k] row[r][k]. The lanes share out the sum over K, so
@@ -181,7 +189,7 @@ RNNFAST_KERNEL void run_tiles(Task task) {
     for (int r = 0; r < kRows; ++r) row[r] = part.row(least<int64_t>(first + r, rows - 1));
     add_products(sum_of, part, w, row, lane);
   }
-  fold<kLanes / 2>(sum_of, lane);
+  fold<kLanes, 1>(sum_of, lane);
   const A sum = sum_of[0];
   // one lane finishes a unit of a row
   A sums[Task::kSums];

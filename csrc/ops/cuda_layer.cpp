@@ -28,12 +28,14 @@ Shape shape_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& epi
           device,
           static_cast<int>(s.D),
           s.T,
-          episodes.lengths.defined()};
+          episodes.lengths.defined(),
+          s.I};
 }
 
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
 // kernel has them as arguments. A resident kernel counts rows in 32 bits.
 ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& episodes, bool backward) {
+  if (s.N == 0) return kOneLaunchAStep;  // and no launch
   check_waited();
   const bool countable = s.N <= std::numeric_limits<int32_t>::max();
   const bool resident = countable && !(s.packed && capturing(current_stream(x.device())));
@@ -44,8 +46,9 @@ ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, const EpisodeArgument
 
 class Backward : public LayerBackward {
  public:
-  Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a)
+  Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, const ResidentPlan& planned)
       : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)),
+        plan(planned),
         tf32(tf32_allowed()),
         type(accumulation_type(input)),
         device_episodes(kBackward, sizes, a.episodes, input) {
@@ -72,10 +75,10 @@ class Backward : public LayerBackward {
   }
 
  private:
+  const ResidentPlan plan;
   const bool tf32;
   const at::ScalarType type;
   const DeviceEpisodes device_episodes;
-  ResidentPlan plan = kOneLaunchAStep;
   std::array<DirectionGradients, 2> made;  // of a direction and, side by side, of the next
 
   // [N, n], padded, of which a kernel fills the rows that take part
@@ -169,7 +172,6 @@ class Backward : public LayerBackward {
   }
 
   DirectionGradients through_time(int64_t d) override {
-    if (d == 0) plan = plan_of(s, input, episodes, /*backward=*/true);
     const int i = static_cast<int>(d) % plan.directions;
     if (i == 0) run_from(d);
     if (is_resident(plan) && wants(d, kWhh))
@@ -224,7 +226,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   const c10::OptionalDeviceGuard guard(l.x.device());
   const at::TensorOptions element = l.x.options().memory_format(at::MemoryFormat::Contiguous);
   const at::TensorOptions options = element.dtype(accumulation_type(l.x));
-  const ResidentPlan plan = s.N > 0 ? plan_of(s, l.x, a.episodes, /*backward=*/false) : kOneLaunchAStep;
+  const ResidentPlan plan = plan_of(s, l.x, a.episodes, /*backward=*/false);
   const auto empty = [&](bool needed, std::vector<int64_t> sizes, const at::TensorOptions& of) {
     return at::empty(needed ? at::IntArrayRef(sizes) : at::IntArrayRef({0}), of);
   };
@@ -274,7 +276,11 @@ RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {
   check_episodes(kBackward, s, a.layer.x, a.episodes);
   check_layer_backward(kBackward, s, a, {s.D, s.N, s.slots, padded(s.H)}, {s.D, s.N, padded(s.H)});
   const c10::OptionalDeviceGuard guard(a.layer.x.device());
-  return Backward(s, a).run();
+  const ResidentPlan plan = plan_of(s, a.layer.x, a.episodes, /*backward=*/true);
+  if (plan.single)
+    return with_element(a.layer.x.scalar_type(),
+                        [&](auto e) { return run_single_backward<decltype(e)>(s, a); });
+  return Backward(s, a, plan).run();
 }
 
 }  // namespace rnnfast::cuda

@@ -7,18 +7,26 @@
 
 namespace rnnfast {
 
-LayerBackward::LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, WalkStorage rows)
-    : s(sizes), input(a.layer.x), episodes(a.episodes), walk(std::move(rows)), wanted(a.needs) {
+std::array<bool, kGradients> wanted_gradients(const LayerSizes& s, const RecurrentBackwardArguments& a) {
+  std::array<bool, kGradients> wanted = a.needs;
   const Weights& w = a.layer.weights[0];
   wanted[kDc0] &= s.has_cell;
-  wanted[kDresetH] &= episodes.reset_h.defined();
-  wanted[kDresetC] &= episodes.reset_c.defined();
+  wanted[kDresetH] &= a.episodes.reset_h.defined();
+  wanted[kDresetC] &= a.episodes.reset_c.defined();
   for (int64_t d = 0; d < 2; ++d) {
     const bool given[kWeights] = {true, true, w.b_ih.defined(), w.b_hh.defined(), s.projected};
     for (const Weight each : {kWih, kWhh, kBih, kBhh, kWhr})
       wanted[place_of(d, each)] &= d < s.D && given[each];
   }
+  return wanted;
 }
+
+LayerBackward::LayerBackward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, WalkStorage rows)
+    : s(sizes),
+      input(a.layer.x),
+      episodes(a.episodes),
+      walk(std::move(rows)),
+      wanted(wanted_gradients(sizes, a)) {}
 
 RecurrentGradients LayerBackward::run() {
   RecurrentGradients grads;

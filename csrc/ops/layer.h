@@ -34,6 +34,12 @@ constexpr int place_of(int64_t direction, Weight w) {
 }
 constexpr int kDx = 0, kDh0 = 1, kDc0 = 2;
 
+// which gradients are needed, of tensors that were given
+std::array<bool, kGradients> wanted_gradients(const LayerSizes& s, const RecurrentBackwardArguments& a);
+inline bool wants(const std::array<bool, kGradients>& wanted, int64_t direction, Weight w) {
+  return wanted[place_of(direction, w)];
+}
+
 // What backward through time leaves of one direction, of the N rows of its walk
 struct DirectionGradients {
   Tensor da;          // [N, G H]: dL/d(W_hh h + b_hh)
@@ -51,13 +57,13 @@ class LayerBackward {
   RecurrentGradients run();
 
   Walk direction(int64_t d) const { return reversed(walk.walk, d == 1); }
-  bool wants(int64_t d, Weight w) const { return wanted[place_of(d, w)]; }
+  bool wants(int64_t d, Weight w) const { return rnnfast::wants(wanted, d, w); }
 
   const LayerSizes s;
   const Tensor& input;  // x as it came
   const EpisodeArguments& episodes;
-  const WalkStorage walk;               // of the direction that begins with the first step
-  std::array<bool, kGradients> wanted;  // needed, of tensors that were given
+  const WalkStorage walk;  // of the direction that begins with the first step
+  const std::array<bool, kGradients> wanted;
   std::array<WeightsOf<Tensor>, 2> weights;
   Tensor x;                   // [., I], of which the walk tells the rows
   Tensor h0, c0;              // [D, B, P], [D, B, H] or None

@@ -211,15 +211,23 @@ struct Chunk {
   static constexpr int kNumbers = 16 / sizeof(E);
   alignas(16) E number[kNumbers];
 };
-template <class E>
-Chunk<E> load_chunk(const E* p) {
+inline void check_chunk(const void* p, const char* what) {
   if (reinterpret_cast<uintptr_t>(p) % 16) {
-    std::fprintf(stderr, "emulation: a load of 16 bytes at %p\n", static_cast<const void*>(p));
+    std::fprintf(stderr, "emulation: a %s of 16 bytes at %p\n", what, p);
     std::abort();
   }
+}
+template <class E>
+Chunk<E> load_chunk(const E* p) {
+  check_chunk(p, "load");
   Chunk<E> chunk;
   std::memcpy(&chunk, p, sizeof chunk);
   return chunk;
+}
+template <class E>
+void store_chunk(E* p, const Chunk<E>& chunk) {
+  check_chunk(p, "store");
+  std::memcpy(p, &chunk, sizeof chunk);
 }
 
 inline void narrow_operand(float v, float& to) {
