@@ -18,7 +18,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 from rnnfast import _C, info
 
 FLAGS = ["-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas"]
-OF_OPS = [f"csrc/ops/{name}.cpp" for name in ("cuda_layer", "cuda_deep", "layer", "checks")]
+OF_OPS = [f"csrc/ops/{name}.cpp" for name in ("cuda_layer", "cuda_deep", "layer", "checks", "autograd")]
 SOURCES = ["tests/native/emulated_ops.cpp", *OF_OPS, "csrc/cuda/plan.cpp"]
 OPS = ("recurrent", "recurrent_backward", "deep_transition", "deep_transition_backward")
 
@@ -49,7 +49,15 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, tor
 @pytest.fixture(scope="session")
 def emulated(programs):
     """The ops of a GPU, emulated: name -> an op on CPU tensors."""
-    command = [*COMPILER, "-std=c++20", *FLAGS, *EMULATION, *(f"-isystem{path}" for path in include_paths())]
+    library = "-DRNNFAST_LIBRARY=rnnfast_emulated"
+    command = [
+        *COMPILER,
+        "-std=c++20",
+        *FLAGS,
+        library,
+        *EMULATION,
+        *(f"-isystem{path}" for path in include_paths()),
+    ]
     made = compiling.compile_all(programs, [ROOT / source for source in SOURCES], *command)
     objects = compiling.files(made) + device_check.emulated_kernels(programs)
     links = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]

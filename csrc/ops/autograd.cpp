@@ -13,6 +13,12 @@
 #include <string>
 
 #include "ops/arguments.h"
+#include "ops/overlap_backward.h"
+
+// whose ops: those of the emulated device have this kernel, too
+#ifndef RNNFAST_LIBRARY
+#define RNNFAST_LIBRARY rnnfast
+#endif
 
 namespace rnnfast {
 namespace {
@@ -26,7 +32,8 @@ using torch::jit::last;
 using torch::jit::peek;
 
 OperatorHandle find_op(const std::string& name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "");
+  return c10::Dispatcher::singleton().findSchemaOrThrow((C10_STRINGIZE(RNNFAST_LIBRARY) "::" + name).c_str(),
+                                                        "");
 }
 
 size_t find(const std::vector<Argument>& among, const std::string& name) {
@@ -128,6 +135,7 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
   // the places, then in the order of sources what is no tensor, then the versions of the outputs that may
   // change, each of which is kept by its name
   static constexpr const char* kKept = "kept";
+  static constexpr const char* kPlace = "place";  // of a layer in a stack
 
   // tensors: all that are given of the call on the stack, which takes the results; those with a gradient are
   // what autograd gives it a graph of
@@ -155,6 +163,10 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
       kept.push_back(static_cast<int64_t>(result._version()));
     }
     ctx->saved_data[kKept] = std::move(kept);
+    if (cuda::Stack* const stack_of_layers = cuda::Stack::current()) {
+      const auto [number, layer] = stack_of_layers->next_place();
+      ctx->saved_data[kPlace] = std::vector<int64_t>{number, layer};
+    }
     // The last output is made where it is asked for, else it is of size [0] and has no gradient.
     variable_list results;
     for (const size_t i : op.differentiable(places))
@@ -215,6 +227,10 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
         changed |=
             ctx->saved_data[op.outputs[s.index].name()].toTensor()._version() != (next_kept++)->toInt();
     if (changed) run_again(op, stack);
+    std::optional<cuda::Stack::Place> place;
+    if (const auto found = ctx->saved_data.find(kPlace); found != ctx->saved_data.end() && !changed)
+      place = {found->second.toIntVector()[0], found->second.toIntVector()[1]};
+    const cuda::PlaceInStack in_stack(place);
     at::GradMode::is_enabled() ? op.backward.callBoxed(stack) : call_below(op.backward, stack);
 
     variable_list all(places.back() + kRest);
@@ -292,21 +308,21 @@ void record(const OperatorHandle& handle, Stack* stack) {
 
 struct Recurrent {
   static const Derivative& derivative() {
-    static const Derivative instance("rnnfast::recurrent");
+    static const Derivative instance("recurrent");
     return instance;
   }
 };
 
 struct DeepTransition {
   static const Derivative& derivative() {
-    static const Derivative instance("rnnfast::deep_transition");
+    static const Derivative instance("deep_transition");
     return instance;
   }
 };
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rnnfast, Autograd, m) {
+TORCH_LIBRARY_IMPL(RNNFAST_LIBRARY, Autograd, m) {
   m.impl("recurrent", torch::CppFunction::makeFromBoxedFunction<&record<Recurrent>>());
   m.impl("deep_transition", torch::CppFunction::makeFromBoxedFunction<&record<DeepTransition>>());
 }

@@ -9,6 +9,7 @@
 #include "cuda/plan.h"
 #include "ops/cuda_forward.h"
 #include "ops/cuda_single.h"
+#include "ops/overlap_backward.h"
 
 namespace rnnfast::cuda {
 namespace {
@@ -46,9 +47,11 @@ ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, const EpisodeArgument
 
 class Backward : public LayerBackward {
  public:
-  Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, const ResidentPlan& planned)
+  Backward(const LayerSizes& sizes, const RecurrentBackwardArguments& a, const ResidentPlan& planned,
+           BackwardLane& on)
       : LayerBackward(sizes, a, walk_of(sizes, a.layer.batch_sizes)),
         plan(planned),
+        lane(on),
         tf32(tf32_allowed()),
         type(accumulation_type(input)),
         device_episodes(kBackward, sizes, a.episodes, input) {
@@ -76,10 +79,12 @@ class Backward : public LayerBackward {
 
  private:
   const ResidentPlan plan;
+  BackwardLane& lane;
   const bool tf32;
   const at::ScalarType type;
   const DeviceEpisodes device_episodes;
   std::array<DirectionGradients, 2> made;  // of a direction and, side by side, of the next
+  Tensor dx_of_lane;                       // [N, I], made where the lane is
 
   // [N, n], padded, of which a kernel fills the rows that take part
   Tensor rows_to_fill(int64_t n, const at::TensorOptions& options) const {
@@ -110,7 +115,54 @@ class Backward : public LayerBackward {
     ResidentBackward<E> of[2];
     std::array<std::array<Tensor, 3>, 2> kept;
     for (int i = 0; i < plan.directions; ++i) of[i] = resident_direction<E>(made[i], first + i, kept[i]);
-    check_launch(resident_backward<E>(s.mode, of, plan, current_stream(y.device())));
+    const auto launch = [&] {
+      check_launch(resident_backward<E>(s.mode, of, plan, current_stream(y.device())));
+    };
+    if (!lane.is_open()) return launch();
+    const ResidentBackward<E> whole = of[0];
+    if (wanted[kDx]) dx_of_lane = at::empty({s.N, s.I}, y.options());
+    for (int64_t end = s.T; end > 0;) {
+      const int64_t begin = std::max<int64_t>(end - lane.chunk(s.T), 0);
+      lane.wait_for(begin);
+      std::array<Tensor, 2> before;
+      of[0] = part_of(whole, begin, end, before);
+      launch();
+      if (wanted[kDx]) make_input_gradient(begin, end);
+      lane.done(begin);
+      end = begin;
+    }
+  }
+  // The steps begin .. end - 1 of a plain walk as a walk of their own: the state before them was saved, and
+  // its gradient from the steps after them is where those have left it. `before` has to live until the
+  // launch.
+  template <class E>
+  ResidentBackward<E> part_of(ResidentBackward<E> p, int64_t begin, int64_t end,
+                              std::array<Tensor, 2>& before) const {
+    typedef typename ComputeType<E>::type A;
+    if (end < s.T) p.dhn = p.dh0, p.dcn = p.dc0;
+    if (begin > 0) {
+      const int64_t at = p.rows.first + (begin - 1) * p.rows.step;
+      const auto rows = [&](const Tensor& of, int64_t ld) {
+        return of.as_strided({s.B, s.H}, {p.rows.stride * ld, 1}, of.storage_offset() + at * ld)
+            .to(type)
+            .contiguous();
+      };
+      before = {rows(y, p.ldy), s.has_cell ? rows(cells, p.Hp) : Tensor()};
+      p.h0 = in<A>(before[0]), p.c0 = in<A>(before[1]);
+    }
+    p.steps = p.rows.steps = end - begin;
+    p.rows.first += begin * p.rows.step;
+    return p;
+  }
+  // dx of these steps
+  void make_input_gradient(int64_t begin, int64_t end) {
+    const int64_t n = end - begin, time = s.batch_first ? 1 : 0;
+    const auto steps = [&](const Tensor& rows) {
+      return rows.view({s.batch_first ? s.B : s.T, s.batch_first ? s.T : s.B, rows.size(1)})
+          .narrow(time, begin, n);
+    };
+    const Tensor to = steps(dx_of_lane), from = steps(made[0].dx).narrow(2, 0, s.gates * s.H);
+    to.copy_(product(from.reshape({n * s.B, from.size(2)}), weights[0].w_ih, tf32).view(to.sizes()));
   }
   // `kept` has to live until the launch
   template <class E>
@@ -174,6 +226,8 @@ class Backward : public LayerBackward {
   DirectionGradients through_time(int64_t d) override {
     const int i = static_cast<int>(d) % plan.directions;
     if (i == 0) run_from(d);
+    lane.join({x, y, h0, dh0, dc0, made[0].da, made[0].dx, dx_of_lane});
+    lane.give(dx_of_lane);
     if (is_resident(plan) && wants(d, kWhh))
       made[i].h_previous = previous_states(s, direction(d), device_episodes, y, h0[d], d);
     return std::move(made[i]);
@@ -197,7 +251,7 @@ class Backward : public LayerBackward {
   }
 
   void add_input_gradient(Tensor& dx, const DirectionGradients& r, int64_t d) override {
-    const Tensor of_direction = product(r.dx, weights[d].w_ih, tf32);
+    const Tensor of_direction = dx_of_lane.defined() ? dx_of_lane : product(r.dx, weights[d].w_ih, tf32);
     dx = d ? dx.add_(of_direction) : of_direction;
   }
 
@@ -280,7 +334,11 @@ RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {
   if (plan.single)
     return with_element(a.layer.x.scalar_type(),
                         [&](auto e) { return run_single_backward<decltype(e)>(s, a); });
-  return Backward(s, a, plan).run();
+  const bool plain = !s.packed && !a.episodes.lengths.defined() && !a.episodes.resets.defined();
+  const bool alone = !a.dhn.defined() && !a.dcn.defined() && !a.dcs.defined();
+  BackwardLane lane(a.dy, alone, a.layer.x.device(), s.T,
+                    plain && s.D == 1 && two_at_once(plan, s.B, planned_device(current_device())));
+  return Backward(s, a, plan, lane).run();
 }
 
 }  // namespace rnnfast::cuda

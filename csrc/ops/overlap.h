@@ -5,6 +5,7 @@
 #include <ATen/SavedTensorHooks.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -30,6 +31,12 @@ class Stack {
     } catch (...) {  // of a device that has failed, and says so at the next call, too
     }
   }
+  // which stack, of all of this process, and which of its layers from the first on
+  struct Place {
+    int64_t stack, layer;
+  };
+  // the next layer's, for its backward
+  Place next_place() { return {number_, recorded_++}; }
   // the caller's stream goes on when all layers are done
   void join() {
     current() = nullptr;
@@ -48,9 +55,15 @@ class Stack {
 
  private:
   friend class Lane;
+  static int64_t next_number() {
+    static std::atomic<int64_t> number{0};
+    return number++;
+  }
   const at::Device device_;
   const int64_t layers_;
   const Stream caller_;
+  const int64_t number_ = next_number();
+  int64_t recorded_ = 0;
   size_t lanes_ = 0;
   Tensor below_;                                  // what the layer below gives,
   std::vector<std::pair<int64_t, Moment>> done_;  // and when so many of its steps are done

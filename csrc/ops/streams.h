@@ -1,5 +1,6 @@
 // What a stack of layers asks of a device's streams. A twin of this file under tests/ keeps a record instead.
 #pragma once
+#include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -27,6 +28,9 @@ inline Stream side_stream(const c10::Device& device, size_t lane) {
   streams.push_back(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
   return streams.back();
 }
+
+// memory of another stream that this one reads from here on: it is given away only when that is done
+inline void used_on(const at::Tensor& t, const Stream& stream) { t.record_stream(stream); }
 
 // A point in a stream's work, for which another one can wait
 class Moment {

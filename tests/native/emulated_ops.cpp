@@ -10,7 +10,7 @@
 #include "cuda/primitives.cuh"
 #include "ops/on_stack.h"
 #include "ops/ops.h"
-#include "ops/overlap.h"
+#include "ops/overlap_backward.h"
 #include "ops/rows.h"
 
 namespace rnnfast::cuda {
@@ -59,6 +59,9 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
     rnnfast::cuda::stack.emplace(at::Device(at::kCPU), layers);
   });
   m.def("close_stack() -> ()", [] { rnnfast::cuda::stack.reset(); });
+  // of the next call backward
+  m.def("place_in_stack(int stack, int layer) -> ()",
+        [](int64_t stack, int64_t layer) { rnnfast::cuda::PlaceInStack::current() = {stack, layer}; });
   // [stream, the one that it waited for, launches before that moment, launches before the wait] of each
   m.def("waits() -> int[]", [] {
     std::vector<int64_t> all;

@@ -21,10 +21,12 @@ int64_t launches_so_far();
 class StreamGuard {
  public:
   StreamGuard() = default;
-  ~StreamGuard() {
-    if (before_) stream_now = *before_;
-  }
+  ~StreamGuard() { reset(); }
   void reset_stream(const Stream& stream) { before_ = stream_now, stream_now = stream.number; }
+  void reset() {
+    if (before_) stream_now = *before_;
+    before_.reset();
+  }
 
  private:
   std::optional<int64_t> before_;
@@ -32,6 +34,9 @@ class StreamGuard {
 
 inline Stream stream_of(const c10::Device&) { return {stream_now}; }
 inline Stream side_stream(const c10::Device&, size_t lane) { return {static_cast<int64_t>(lane) + 1}; }
+
+template <class Tensor>
+void used_on(const Tensor&, const Stream&) {}
 
 // stream, the one that it waited for, launches before the moment, launches before it waited
 inline std::vector<std::array<int64_t, 4>> waits;
