@@ -47,15 +47,19 @@ class Row:
     layers: int = 1
     directions: int = 1
     packed: bool = False
+    projected: int = 0  # to so many units, where there is a projection
 
     @property
     def name(self) -> str:
         parts = [self.cell.lower(), f"b{self.batch}", f"h{self.hidden}", self.dtype]
         parts += [f"t{self.steps}"] * (self.steps != 1024) + [f"l{self.layers}"] * (self.layers > 1)
-        return "-".join(parts + ["d2"] * (self.directions > 1) + ["packed"] * self.packed)
+        parts += ["d2"] * (self.directions > 1) + ["packed"] * self.packed
+        return "-".join(parts + [f"p{self.projected}"] * (self.projected > 0))
 
     def standard(self, mode: str) -> bool:
         """Whether torch has cuDNN run this without a persistent kernel (aten/native/cudnn/RNN.cpp)."""
+        if self.projected:
+            return True
         if self.packed or self.layers > 1 or self.directions > 1:
             return self.packed or self.hidden > self.small(mode)
         static = (
@@ -94,6 +98,7 @@ def rows() -> list[Row]:
         *(Row(cell, 16, 512, "bf16", layers=3) for cell in ("LSTM", "GRU")),
         *(Row(cell, 16, 512, "bf16", directions=2) for cell in ("LSTM", "GRU")),
         *(Row(cell, 64, 256, "bf16", steps=400, packed=True) for cell in ("LSTM", "GRU")),
+        Row("LSTM", 16, 512, "bf16", projected=128),
         *(Row(*size, steps=1) for size in (("LSTM", 1, 256, "fp32"), ("GRU", 8, 256, "bf16"))),
         Row("LSTM", 32, 512, "bf16", steps=1),
         *(Row("LSTM", 16, hidden, "fp16") for hidden in (256, 512)),
@@ -125,6 +130,8 @@ def calls_of(row: Row, device: str) -> dict[str, dict[str, Callable]]:
         "device": device,
         "dtype": dtype,
     }
+    if row.projected:
+        options["proj_size"] = row.projected
     theirs = getattr(torch.nn, row.cell)(row.hidden, row.hidden, **options)
     ours = getattr(rnnfast, row.cell)(row.hidden, row.hidden, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -135,7 +142,9 @@ def calls_of(row: Row, device: str) -> dict[str, dict[str, Callable]]:
         leaf = x.data.requires_grad_()
     else:
         leaf = x.requires_grad_()
-    dy = torch.randn(*leaf.shape[:-1], row.hidden * row.directions, device=device, dtype=dtype)
+    dy = torch.randn(
+        *leaf.shape[:-1], (row.projected or row.hidden) * row.directions, device=device, dtype=dtype
+    )
 
     def data(output):
         return output.data if row.packed else output

@@ -146,9 +146,10 @@ def cuda_kernel() -> str:
 def set_cuda_kernel(name: str | None) -> None:
     """Force "stepwise" (one launch a step, any layer) or "resident" (one for all steps); None chooses.
 
-    The resident kernel takes layers without projection that fit the device, on an H100 an LSTM with 8 rows of
-    the batch or fewer of 2112 units (backward: 1760) in bfloat16 or float16, and in float32 where TF32 is
-    allowed (`torch.backends.cudnn.rnn.fp32_precision`) of 1152 (backward: 880); fewer units with more rows.
+    The resident kernel takes layers (with a projection those without lengths and resets) that fit the device,
+    on an H100 an LSTM with 8 rows of the batch or fewer of 2112 units (backward: 1760) in bfloat16 or
+    float16, and in float32 where TF32 is allowed (`torch.backends.cudnn.rnn.fp32_precision`) of 1152
+    (backward: 880); fewer units with more rows.
     It takes a deep transition of up to 8 layers, in one block or a cluster: three layers of 704 units, in
     TF32 (where torch's products are: `torch.backends.cuda.matmul.fp32_precision`) of 512. It is chosen where
     there are more than a few steps, and not so many rows that a launch a layer takes less.

@@ -27,15 +27,17 @@ def test_the_rows_of_the_gpu_bench_are_named_once_and_few():
         (gpu.Row("GRU", 16, 512, "fp16"), True, True),
         (gpu.Row("RNN", 16, 256, "bf16"), False, False),
         (gpu.Row("LSTM", 16, 64, "bf16", packed=True), True, True),
+        (gpu.Row("LSTM", 16, 64, "bf16", projected=16), True, True),
     ],
 )
 def test_which_algorithm_of_cudnn_a_row_meets(row, forward, training):
     assert (row.standard("forward"), row.standard("training")) == (forward, training)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_gpu_bench_measures_and_compares(packed):
-    row = gpu.Row("LSTM", 3, 5, "fp32", steps=4, layers=2, directions=2, packed=packed)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("form", [{}, {"packed": True}, {"projected": 2}], ids=str)
+def test_the_gpu_bench_measures_and_compares(form):
+    row = gpu.Row("LSTM", 3, 5, "fp32", steps=4, layers=2, directions=2, **form)
     result = gpu.run([row], "cpu", 2, 1e-4, "here")
     assert [r["mode"] for r in result["rows"]] == ["forward", "training"]
     for r in result["rows"]:

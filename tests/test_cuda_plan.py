@@ -130,7 +130,13 @@ def of_plan(found):
         (dict(mode="lstm", bytes=4, H=64), None),
         (dict(mode="lstm", bytes=8, H=64, tf32=True), None),
         (dict(mode="gru", bytes=2, H=20, capability=75), None),
-        (dict(mode="lstm", bytes=2, H=64, projected=True), None),
+        # a projection is folded into W_hh; not with rows that end or begin anew, nor for a few steps
+        (dict(mode="lstm", bytes=2, H=64, projected=True), ("block", 1, 8, 1, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=64, projected=True, T=8, backward=True), ("block", 1, 8, 2, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=64, projected=True, T=7), None),
+        (dict(mode="lstm", bytes=2, H=64, projected=True, lengths=True), None),
+        (dict(mode="lstm", bytes=2, H=64, projected=True, resets=True), None),
+        (dict(mode="lstm", bytes=2, H=64, resets=True), ("block", 1, 8, 1, 0, 1)),
         # a call of one step takes a launch for all of it, if it has no more rows than a tile
         (dict(mode="lstm", bytes=2, H=512, T=1, B=32), "single"),
         (dict(mode="lstm", bytes=2, H=512, T=1, B=33), ("cluster", 16, 12, 3, 0, 1)),
@@ -146,6 +152,7 @@ def of_plan(found):
         # backward, too, where its products are few enough to be plain multiply-adds
         (dict(mode="lstm", bytes=4, H=64, T=1, backward=True), "single"),
         (dict(mode="lstm", bytes=2, H=512, I=512, T=1, B=64, backward=True), "single"),
+        (dict(mode="lstm", bytes=4, H=8, I=8, T=1, B=65, backward=True), None),
         (dict(mode="lstm", bytes=2, H=1024, I=1024, T=1, B=16, backward=True), "single"),
         (dict(mode="lstm", bytes=4, H=1024, I=1024, T=1, B=32, backward=True), None),
         (dict(mode="lstm", bytes=4, H=1024, I=8, T=1, B=32, backward=True), "single"),

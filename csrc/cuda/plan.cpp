@@ -266,9 +266,18 @@ constexpr int64_t kLaunch = 4400;  // cycles until the next one runs, an estimat
 // multiply-adds, than by thirteen, among them torch's products. A multiprocessor makes 128 multiply-adds a
 // cycle in float, of which half are reckoned with.
 bool single_takes_less(const Shape& s) {
+  constexpr int64_t kMostRows = 64;  // a thread adds them up one after the other
+  if (s.B > kMostRows) return false;
   const int64_t rows = divide_up(s.B, kSingleTile) * kSingleTile;
   const int64_t multiply_adds = 2 * rows * facts_of(s.mode).gates * s.H * (s.inputs + s.H);
   return multiply_adds <= 10 * kLaunch * s.device.multiprocessors * (s.bytes == 8 ? 32 : 64);
+}
+
+// Whether a layer with a projection is one without, to its kernel (ops/cuda_folded.h): that takes some ten
+// launches beside the one, where each step has two otherwise. A row that begins anew in the middle cannot be.
+bool folds(const Shape& s) {
+  constexpr int64_t kLeastSteps = 8;
+  return !s.lengths && !s.resets && (s.steps == 0 || s.steps >= kLeastSteps);
 }
 
 }  // namespace
@@ -281,7 +290,7 @@ ResidentPlan make_plan(const Shape& s) {
   const bool few = s.B <= (matrix ? kSingleMatrixRows : kSingleRows);
   if (s.steps == 1 && (s.backward ? single_takes_less(s) : few) && !s.lengths && !s.projected)
     return kSingleStep;
-  if (!matrix || s.projected || s.device.capability < 80) return kOneLaunchAStep;
+  if (!matrix || s.device.capability < 80 || (s.projected && !folds(s))) return kOneLaunchAStep;
   const ResidentPlan both = resident_plan(s);
   if (is_resident(both) || s.directions == 1) return both;
   Shape one = s;
@@ -372,7 +381,8 @@ ResidentPlan choose_plan(const Shape& shape) {
   if (now == kResident && !is_resident(plan))
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
-        "allowed) float32, without projection, and no wider and with no larger a batch than the device's "
+        "allowed) float32, with a projection only without lengths and resets, and no wider and with no "
+        "larger a batch than the device's "
         "registers and shared memory hold");
   return plan;
 }

@@ -19,6 +19,7 @@ struct Shape {
   int64_t steps = 0;     // of the walk; 0: many
   bool lengths = false;  // rows may have fewer
   int64_t inputs = 0;    // width of x
+  bool resets = false;   // rows may begin anew
   bool sums = true;      // whether a cluster may exchange sums backward; tests and measurements compare
 };
 

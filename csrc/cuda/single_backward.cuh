@@ -42,8 +42,6 @@ RNNFAST_INLINE void hand_on(A gradient, bool anew, E* of_state, A* of_reset, int
 // A thread for each unit of a row, and for those that fill up the last tile.
 template <class Cell, class E>
 struct SingleCells {
-  typedef typename ComputeType<E>::type A;
-  static constexpr int G = Cell::kGates;
   SingleBackward<E> p;
   int64_t numbers;  // rows, a multiple of a tile, times units
 };
@@ -158,7 +156,7 @@ struct SingleProducts {
                   column = (part == kOfInput ? chunk : chunk - chunks_ih) * kNumbers;
     const A* const d = part == kOfInput ? p.dg : p.da;
     A sum[kTurnedRows][kNumbers] = {};
-#pragma unroll 2
+#pragma unroll 4
     for (int64_t b = 0; b < p.B; ++b) {
       const E* const from = part == kOfInput ? p.x + b * n : hidden_before(p, b);
       const Chunk<E> columns = from ? load(from, column, n, part) : Chunk<E>{};

@@ -135,7 +135,8 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
   // the places, then in the order of sources what is no tensor, then the versions of the outputs that may
   // change, each of which is kept by its name
   static constexpr const char* kKept = "kept";
-  static constexpr const char* kPlace = "place";  // of a layer in a stack
+  // of a layer in a stack: numbers by themselves, for a compiled graph takes those for what may change
+  static constexpr const char *kStack = "stack", *kLayer = "layer";
 
   // tensors: all that are given of the call on the stack, which takes the results; those with a gradient are
   // what autograd gives it a graph of
@@ -165,7 +166,7 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
     ctx->saved_data[kKept] = std::move(kept);
     if (cuda::Stack* const stack_of_layers = cuda::Stack::current()) {
       const auto [number, layer] = stack_of_layers->next_place();
-      ctx->saved_data[kPlace] = std::vector<int64_t>{number, layer};
+      ctx->saved_data[kStack] = number, ctx->saved_data[kLayer] = layer;
     }
     // The last output is made where it is asked for, else it is of size [0] and has no gradient.
     variable_list results;
@@ -228,8 +229,8 @@ struct Recorded : torch::autograd::Function<Recorded<Op>> {
             ctx->saved_data[op.outputs[s.index].name()].toTensor()._version() != (next_kept++)->toInt();
     if (changed) run_again(op, stack);
     std::optional<cuda::Stack::Place> place;
-    if (const auto found = ctx->saved_data.find(kPlace); found != ctx->saved_data.end() && !changed)
-      place = {found->second.toIntVector()[0], found->second.toIntVector()[1]};
+    if (ctx->saved_data.count(kStack) && !changed)
+      place = {ctx->saved_data[kStack].toInt(), ctx->saved_data[kLayer].toInt()};
     const cuda::PlaceInStack in_stack(place);
     at::GradMode::is_enabled() ? op.backward.callBoxed(stack) : call_below(op.backward, stack);
 

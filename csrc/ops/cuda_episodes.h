@@ -73,11 +73,10 @@ inline Tensor previous_states(const LayerSizes& s, const Walk& walk, const Devic
     for (int64_t t = 0; t < s.T; ++t)
       for (int64_t b = 0; b < walk.sizes[t]; ++b)
         index[walk.offsets[t] + b] = b >= walk.begins(t) ? b : s.B + walk.row(walk.before(t), b);
-    const Tensor on_device = y.is_cuda() ? from.pin_memory().to(y.device(), /*non_blocking=*/true) : from;
-    return at::index_select(at::cat({first, y.narrow(1, d * s.H, s.H)}), 0, on_device);
+    return at::index_select(at::cat({first, y.narrow(1, d * s.P, s.P)}), 0, on_device(from, y));
   }
   const int64_t time = s.batch_first ? 1 : 0;
-  const Tensor rest = y.narrow(2, d * s.H, s.H).narrow(time, walk.reverse ? 1 : 0, s.T - 1);
+  const Tensor rest = y.narrow(2, d * s.P, s.P).narrow(time, walk.reverse ? 1 : 0, s.T - 1);
   const Tensor begin = first.unsqueeze(time);
   Tensor states = walk.reverse ? at::cat({rest, begin}, time) : at::cat({begin, rest}, time);
   if (episodes.lengths.defined() && walk.reverse) {
@@ -87,7 +86,7 @@ inline Tensor previous_states(const LayerSizes& s, const Walk& walk, const Devic
   if (episodes.resets.defined())
     states = at::where(episodes.resets.unsqueeze(2), episodes.reset_h[d].to(y.scalar_type()).unsqueeze(time),
                        states);
-  return episodes.without_beyond(s, states.view({s.N, s.H}));
+  return episodes.without_beyond(s, states.view({s.N, s.P}));
 }
 
 }  // namespace rnnfast::cuda

@@ -1,6 +1,7 @@
 // The recurrent layer's forward on a GPU: the product over the inputs of many steps, and the kernels of the
 // steps.
 #pragma once
+#include "ops/cuda_folded.h"
 #include "ops/cuda_resident.h"
 #include "ops/layer.h"
 #include "ops/overlap.h"
@@ -30,7 +31,7 @@ struct LayerForward {
   Tensor cell(int64_t d) const { return s.has_cell ? padded_state(c0[d], hn.options()) : Tensor(); }
 };
 
-// the rows of x of the steps begin .. end - 1, one step after the other
+// the rows of x, or of what has such rows, of the steps begin .. end - 1, one step after the other
 inline Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, int64_t begin, int64_t end) {
   if (s.packed) {
     const int64_t first = walk.offsets[begin];
@@ -38,7 +39,7 @@ inline Tensor rows_of(const LayerSizes& s, const Walk& walk, const Tensor& x, in
   }
   const Tensor steps =
       s.batch_first ? x.narrow(1, begin, end - begin).transpose(0, 1) : x.narrow(0, begin, end - begin);
-  return steps.reshape({(end - begin) * s.B, s.I});
+  return steps.reshape({(end - begin) * s.B, x.size(-1)});
 }
 
 // so many steps' x W_ih^T are made at once, of so many directions
@@ -124,11 +125,16 @@ class ResidentDirection {
         d(direction),
         walk(f.direction(d)),
         team(plan.team),
-        h(f.hidden(d)),
+        h(f.s.projected ? padded_zeros(f.s.B, f.s.H, f.hn.options()) : f.hidden(d)),
         c(f.cell(d)),
-        w_hh(padded_rows(f.weights[d].w_hh, kTile<E> * (plan.tiles + plan.held) * plan.split)) {
+        w_hh(padded_rows(recurrent_weight(f.weights[d].w_hh, f.weights[d].w_hr, tf32_allowed()),
+                         kTile<E> * (plan.tiles + plan.held) * plan.split)) {
     const LayerSizes& s = f.s;
     const Weights& w = f.weights[d];
+    if (s.projected) {
+      of_h0 = product_in(accumulation_type(f.x), f.h0[d].to(f.x.scalar_type()), w.w_hh.t(), tf32_allowed());
+      m = at::empty({s.N, s.H}, f.y.options());
+    }
     p.H = s.H, p.Hp = padded(s.H), p.Hw = travelling(s.H, s.gates, false), p.batch = s.B;
     p.links = links_of(plan, s.B, p.Hw * 2 / kWord<E>, h, places);
     p.w_hh = in<E>(w_hh), p.ldw = w_hh.size(1), p.b_ih = in<E>(w.b_ih), p.b_hh = in<E>(w.b_hh);
@@ -136,7 +142,7 @@ class ResidentDirection {
     p.resets = f.episodes.of_direction<A>(s, d);
     p.rows = p.input_rows = rows_of(s, walk, f.episodes, f.y, sizes);
     if (!s.packed) p.input_rows.step = walk.reverse ? -s.B : s.B, p.input_rows.stride = 1;
-    p.y = out<E>(f.y, d * s.H), p.ldy = s.D * s.H;
+    p.y = s.projected ? out<E>(m) : out<E>(f.y, d * s.H), p.ldy = s.projected ? s.H : s.D * s.H;
     p.cs = out<E>(f.cs, d * s.H), p.ldc = s.D * s.H;
     p.gates = out<A>(f.gates, d * s.N * s.slots * p.Hp);
     p.cells = out<A>(f.cells, d * s.N * p.Hp);
@@ -145,6 +151,12 @@ class ResidentDirection {
   // of the steps begin .. end - 1, until the next call of this
   const ResidentForward<E>& steps(int64_t begin, int64_t end) {
     input = input_of(f, d, begin, end);
+    if (f.s.projected)
+      each_beginning(walk, begin, end, [&](int64_t t, int64_t b, int64_t n) {
+        const int64_t row =
+            f.s.packed ? walk.offsets[t] - walk.offsets[input.first] : (t - input.first) * f.s.B;
+        input.product.narrow(0, row + b, n).add_(of_h0.narrow(0, b, n));
+      });
     p.steps = end - begin, p.links.first_step = begin;
     p.input = in<A>(input.product), p.inputs = input.product.size(0);
     before = team == Team::kGrid ? h.clone() : h;
@@ -154,7 +166,33 @@ class ResidentDirection {
     return p;
   }
 
-  void finish() const { keep_last(f, d, h, c); }
+  // y of these steps, after their launch
+  void project(int64_t begin, int64_t end) const {
+    const LayerSizes& s = f.s;
+    if (!s.projected) return;
+    const int64_t first = std::min(walk.time(begin), walk.time(end - 1)), n = end - begin;
+    const auto in_order_of_x = [&](const Tensor& rows) {
+      if (s.packed) return rows;
+      return rows.view({s.batch_first ? s.B : s.T, s.batch_first ? s.T : s.B, rows.size(-1)});
+    };
+    const Tensor from = rows_of(s, walk, in_order_of_x(m), first, first + n);
+    const Tensor made = product(from, f.weights[d].w_hr.t(), tf32_allowed());
+    if (s.packed) {
+      f.y.narrow(0, walk.offsets[first], made.size(0)).narrow(1, d * s.P, s.P).copy_(made);
+      return;
+    }
+    const Tensor to = f.y.narrow(2, d * s.P, s.P).narrow(s.batch_first ? 1 : 0, first, n);
+    (s.batch_first ? to.transpose(0, 1) : to).copy_(made.view({n, s.B, s.P}));
+  }
+
+  void finish() const {
+    keep_last(f, d, f.s.projected ? Tensor() : h, c);
+    if (!f.s.projected) return;
+    const Tensor y = f.y.view({f.s.N, f.s.D * f.s.P}).narrow(1, d * f.s.P, f.s.P);
+    each_end(walk, [&](int64_t t, int64_t b, int64_t n) {
+      f.hn.select(0, d).narrow(0, b, n).copy_(rows_at(walk, y, t, b, n));
+    });
+  }
 
  private:
   typedef typename ComputeType<E>::type A;
@@ -163,6 +201,7 @@ class ResidentDirection {
   const Walk walk;
   const Team team;
   const Tensor h, c, w_hh;
+  Tensor of_h0, m;  // of a projection: W_hh h0, [B, G H]; o tanh(c), [N, H] in the order of y
   Tensor places, sizes, before;
   InputOfSteps input;
   ResidentForward<E> p{};
@@ -180,6 +219,7 @@ void forward_resident(const LayerForward& f, int64_t d, const ResidentPlan& plan
     ResidentForward<E> of[2];
     for (int i = 0; i < plan.directions; ++i) of[i] = directions[i].steps(begin, end);
     check_launch(resident_forward<E>(f.s.mode, of, plan, current_stream(f.x.device())));
+    for (const auto& direction : directions) direction.project(begin, end);
     lane.done(end);
   }
   for (const auto& direction : directions) direction.finish();

@@ -30,7 +30,8 @@ Shape shape_of(const LayerSizes& s, const Tensor& x, const EpisodeArguments& epi
           static_cast<int>(s.D),
           s.T,
           episodes.lengths.defined(),
-          s.I};
+          s.I,
+          episodes.resets.defined()};
 }
 
 // A graph would replay the copy of a PackedSequence's sizes from memory that is long gone; the stepwise
@@ -113,7 +114,7 @@ class Backward : public LayerBackward {
   template <class E>
   void resident(int64_t first) {
     ResidentBackward<E> of[2];
-    std::array<std::array<Tensor, 3>, 2> kept;
+    std::array<std::vector<Tensor>, 2> kept;
     for (int i = 0; i < plan.directions; ++i) of[i] = resident_direction<E>(made[i], first + i, kept[i]);
     const auto launch = [&] {
       check_launch(resident_backward<E>(s.mode, of, plan, current_stream(y.device())));
@@ -147,13 +148,14 @@ class Backward : public LayerBackward {
             .to(type)
             .contiguous();
       };
-      before = {rows(y, p.ldy), s.has_cell ? rows(cells, p.Hp) : Tensor()};
+      before = {blends() ? rows(y, p.ldy) : Tensor(), s.has_cell ? rows(cells, p.Hp) : Tensor()};
       p.h0 = in<A>(before[0]), p.c0 = in<A>(before[1]);
     }
     p.steps = p.rows.steps = end - begin;
     p.rows.first += begin * p.rows.step;
     return p;
   }
+  bool blends() const { return s.slots > s.gates; }
   // dx of these steps
   void make_input_gradient(int64_t begin, int64_t end) {
     const int64_t n = end - begin, time = s.batch_first ? 1 : 0;
@@ -167,19 +169,52 @@ class Backward : public LayerBackward {
   // `kept` has to live until the launch
   template <class E>
   ResidentBackward<E> resident_direction(const DirectionGradients& r, int64_t d,
-                                         std::array<Tensor, 3>& kept) const {
-    auto& [places, sizes, w_hh] = kept;
+                                         std::vector<Tensor>& kept) const {
+    Tensor places, sizes;
     ResidentBackward<E> p{};
     fill(p, r, d);
+    if (s.projected) fold(p, d, kept);
     p.steps = s.T, p.batch = s.B, p.N = s.N;
     p.Hw = plan.units ? plan.blocks * plan.units : travelling(s.H, s.gates, true);
     p.links = links_of(plan, s.B, s.gates * p.Hw * 2 / kWord<E>, y, places);
-    const Tensor gates_apart =
-        at::constant_pad_nd(weights[d].w_hh.view({s.gates, s.H, s.H}), {0, 0, 0, p.Hw - s.H});
-    w_hh = padded_rows(gates_apart.view({s.gates * p.Hw, s.H}).t());
+    const Tensor w = recurrent_weight(weights[d].w_hh, weights[d].w_hr, tf32);
+    const Tensor gates_apart = at::constant_pad_nd(w.view({s.gates, s.H, s.H}), {0, 0, 0, p.Hw - s.H});
+    const Tensor w_hh = padded_rows(gates_apart.view({s.gates * p.Hw, s.H}).t());
     p.w_hh_t = in<E>(w_hh), p.ldw = w_hh.size(1);
     p.rows = rows_of(s, direction(d), device_episodes, y, sizes);
+    kept.insert(kept.end(), {places, sizes, w_hh});
     return p;
+  }
+  // With a projection the kernel goes from the gradients of m = o tanh(c) to those of the gates; see
+  // cuda_folded.h. No cell that has one reads h or y.
+  template <class E>
+  void fold(ResidentBackward<E>& p, int64_t d, std::vector<Tensor>& kept) const {
+    typedef typename ComputeType<E>::type A;
+    const Tensor& w_hr = weights[d].w_hr;
+    const auto of_m = [&](const Tensor& dh) { return product(dh, w_hr.to(dh.scalar_type()), tf32); };
+    const Tensor dm = dy.defined() ? of_m(of_direction(dy, d)) : Tensor();
+    const Tensor dmn = dhn.defined() ? of_m(dhn[d]) : Tensor(), dm0 = at::empty({s.B, s.H}, dh0.options());
+    p.dy = in<E>(dm), p.dhn = in<A>(dmn), p.dh0 = out<A>(dm0), p.ldy = s.H;
+    kept.insert(kept.end(), {dm, dmn, dm0});
+  }
+  // And after it: what the products of the weights' gradients are made of, and dh0.
+  void unfold(DirectionGradients& r, int64_t d) const {
+    const Walk walk = direction(d);
+    const Tensor carried = product_in(type, r.da, weights[d].w_hh, tf32);  // dL/dh, from the step after
+    each_beginning(walk, 0, s.T, [&](int64_t t, int64_t b, int64_t n) {
+      dh0.select(0, d).narrow(0, b, n).copy_(rows_at(walk, carried, t, b, n));
+    });
+    if (!wants(d, kWhr)) return;
+    const Tensor last = dhn.defined() ? dhn[d] : at::zeros({s.B, s.P}, carried.options());
+    const Tensor dh = rows_after(s, walk, carried, last);
+    r.dprojected = (dy.defined() ? dh.add(of_direction(dy, d)) : dh).to(y.scalar_type());
+    const auto of_units = [&](const Tensor& saved) { return saved.narrow(-1, 0, s.H); };
+    const Tensor output_gate = of_units(gates[d].select(1, s.gates - 1));  // as Lstm::output has it
+    r.hidden = output_gate.mul(of_units(cells[d]).tanh()).to(y.scalar_type());
+  }
+  // rows [N, P] of what is as y
+  Tensor of_direction(const Tensor& t, int64_t d) const {
+    return t.view({s.N, s.D * s.P}).narrow(1, d * s.P, s.P);
   }
 
   template <class E>
@@ -227,7 +262,7 @@ class Backward : public LayerBackward {
     const int i = static_cast<int>(d) % plan.directions;
     if (i == 0) run_from(d);
     lane.join({x, y, h0, dh0, dc0, made[0].da, made[0].dx, dx_of_lane});
-    lane.give(dx_of_lane);
+    if (is_resident(plan) && s.projected) unfold(made[i], d);
     if (is_resident(plan) && wants(d, kWhh))
       made[i].h_previous = previous_states(s, direction(d), device_episodes, y, h0[d], d);
     return std::move(made[i]);
@@ -246,7 +281,7 @@ class Backward : public LayerBackward {
       DirectionGradients& r = made[i];
       r.da = r.da.narrow(1, 0, GH);
       r.dx = r.dx.narrow(1, 0, GH);
-      if (s.projected) r.dprojected = r.dprojected.narrow(1, 0, s.P);
+      if (r.dprojected.defined()) r.dprojected = r.dprojected.narrow(1, 0, s.P);
     }
   }
 
@@ -335,10 +370,12 @@ RecurrentGradients recurrent_backward(const RecurrentBackwardArguments& a) {
     return with_element(a.layer.x.scalar_type(),
                         [&](auto e) { return run_single_backward<decltype(e)>(s, a); });
   const bool plain = !s.packed && !a.episodes.lengths.defined() && !a.episodes.resets.defined();
-  const bool alone = !a.dhn.defined() && !a.dcn.defined() && !a.dcs.defined();
-  BackwardLane lane(a.dy, alone, a.layer.x.device(), s.T,
-                    plain && s.D == 1 && two_at_once(plan, s.B, planned_device(current_device())));
-  return Backward(s, a, plan, lane).run();
+  const bool overlaps =
+      plain && s.D == 1 && !s.projected && two_at_once(plan, s.B, planned_device(current_device()));
+  BackwardLane lane({a.dy, a.dhn, a.dcn, a.dcs}, a.layer.x.device(), s.T, overlaps);
+  const RecurrentGradients grads = Backward(s, a, plan, lane).run();
+  if (a.needs[kDx]) lane.give(grads[kDx]);
+  return grads;
 }
 
 }  // namespace rnnfast::cuda

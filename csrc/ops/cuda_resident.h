@@ -20,8 +20,7 @@ inline Rows rows_of(const LayerSizes& s, const Walk& walk, const DeviceEpisodes&
   const Tensor both = at::empty({2, s.T}, at::kLong);
   std::copy_n(walk.offsets, s.T, both.mutable_data_ptr<int64_t>());
   std::copy_n(walk.sizes, s.T, both.mutable_data_ptr<int64_t>() + s.T);
-  // from pinned memory: the host does not wait
-  sizes = like.is_cuda() ? both.pin_memory().to(like.device(), /*non_blocking=*/true) : both;
+  sizes = on_device(both, like);
   rows.offsets = sizes.const_data_ptr<int64_t>(), rows.sizes = rows.offsets + s.T, rows.stride = 1;
   return rows;
 }

@@ -43,6 +43,11 @@ inline Tensor dense(const Tensor& t, at::ScalarType type) {
   return t.defined() ? t.to(type).contiguous() : t;
 }
 
+// what the host has made, on the device of `like`: from pinned memory, so that the host does not wait
+inline Tensor on_device(const Tensor& t, const Tensor& like) {
+  return like.is_cuda() ? t.pin_memory().to(like.device(), /*non_blocking=*/true) : t;
+}
+
 // [rows, n] as a product reads it: padded with zeros to so many columns, beginning at a multiple of 16 bytes
 inline Tensor padded_rows(const Tensor& t, int64_t columns) {
   const int64_t n = t.size(-1);

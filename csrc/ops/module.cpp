@@ -167,11 +167,12 @@ py::dict cuda_plan_dict(const std::string& mode, int bytes, int64_t H, int64_t B
   const bool backward = named.take<bool>("backward", false), lengths = named.take<bool>("lengths", false);
   const int directions = named.take<int>("directions", 1);
   const int64_t steps = named.take<int64_t>("T", 0), inputs = named.take<int64_t>("I", 0);
+  const bool resets = named.take<bool>("resets", false);
   const cuda::Device device = take_device(named);
   named.finish();
   return whole_dict_of(
       cuda::choose_plan(cuda::Shape{parse_mode("cuda_plan", mode), bytes, tf32, H, B, projected, backward,
-                                    device, directions, steps, lengths, inputs}));
+                                    device, directions, steps, lengths, inputs, resets}));
 }
 
 // The same of a deep transition of so many layers, none wider than `width`

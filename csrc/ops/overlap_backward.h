@@ -18,26 +18,53 @@ struct PlaceInStack {
   }
 };
 
+// What a layer is given backward: the gradients of its outputs, each of which may be None
+struct Given {
+  const Tensor &dy, &dhn, &dcn, &dcs;
+};
+
+// A tensor as it is now: its memory, and how often that was changed
+class Snapshot {
+ public:
+  Snapshot() = default;
+  explicit Snapshot(const Tensor& t) {
+    if (!t.defined() || t.is_inference()) return;  // of which no changes are counted
+    memory_ = t.storage().getWeakStorageImpl();
+    begin_ = t.const_data_ptr(), version_ = t._version();
+  }
+  // Whether t is in that memory, unchanged, and begins there; changes behind autograd's back (t.data) nobody
+  // counts.
+  bool is(const Tensor& t) const { return shares(t) && t.const_data_ptr() == begin_; }
+  bool shares(const Tensor& t) const {
+    return memory_ && t.defined() && !t.is_inference() && t._version() == version_ &&
+           memory_->lock().get() == t.storage().unsafeGetStorageImpl();
+  }
+
+ private:
+  std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> memory_;
+  const void* begin_ = nullptr;
+  uint32_t version_ = 0;
+};
+
 // A layer's backward, on a stream of its own until `join` where that pays; else nothing
 class BackwardLane {
  public:
-  // dy: what the layer is given, alone: and nothing but that
-  BackwardLane(const Tensor& dy, bool alone, const at::Device& device, int64_t steps, bool overlaps) {
+  BackwardLane(const Given& given, const at::Device& device, int64_t steps, bool overlaps) {
     Above above = std::exchange(Above::last(), {});
     const auto place = std::exchange(PlaceInStack::current(), std::nullopt);
     if (!overlaps || !place) return;
-    const bool follows = alone && above.gave(dy, *place);
+    const bool follows = above.gave(given, *place);
     const int64_t layers = follows ? above.layers : place->layer + 1, chunks = Lane::chunks(steps, layers);
     if (layers < 2 || chunks < 2) return;
     place_ = *place, layers_ = layers;
     chunk_ = (steps - 1) / chunks + 1;
     caller_ = stream_of(device);
     stream_ = side_stream(device, place_.layer);
-    if (!follows) above = {};
-    begin_ = follows ? std::move(above.begin) : std::optional<Moment>(std::in_place, *caller_);
+    if (!follows) above = {{}, 0, {}, Snapshot(given.dhn), Snapshot(given.dcn), {}, Moment(*caller_)};
     // all that the layer reads beside dy was there before the stack's backward began
-    begin_->block(*stream_);
-    above_ = std::move(above.done);
+    above.begin->block(*stream_);
+    above_ = std::exchange(above.done, {});
+    last_ = std::move(above);
     guard_.reset_stream(*stream_);
   }
   BackwardLane(const BackwardLane&) = delete;
@@ -72,44 +99,36 @@ class BackwardLane {
     for (const Tensor& t : made)
       if (t.defined()) used_on(t, *caller_);
   }
-  // after `join`: dx is all that the layer below is given, if nobody changes it
+  // after `join`: dx is the dy of the layer below, if nobody changes it
   void give(const Tensor& dx) {
-    if (begin_ && place_.layer > 0 && dx.defined())
-      Above::last() = {place_, layers_, dx, std::move(done_), std::move(begin_)};
+    if (!last_.begin || place_.layer == 0) return;
+    last_.place = place_, last_.layers = layers_, last_.dx = Snapshot(dx), last_.done = std::move(done_);
+    Above::last() = std::move(last_);
   }
 
  private:
   // The layer whose backward was the last one of this thread
   struct Above {
     Stack::Place place{};
-    int64_t layers = 0;
-    std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> memory;  // of dx
-    const void* dx = nullptr;
-    uint32_t version = 0;
-    std::vector<std::pair<int64_t, Moment>> done;
-    std::optional<Moment> begin;
-
-    Above() = default;
-    Above(const Stack::Place& of, int64_t n, const Tensor& t,
-          std::vector<std::pair<int64_t, Moment>>&& moments, std::optional<Moment>&& first)
-        : place(of),
-          layers(n),
-          memory(t.storage().getWeakStorageImpl()),
-          dx(t.const_data_ptr()),
-          version(t._version()),
-          done(std::move(moments)),
-          begin(std::move(first)) {}
+    int64_t layers = 0;                            // that go side by side
+    Snapshot dx;                                   // what it gave,
+    Snapshot dhn, dcn;                             // what the first of these layers was given,
+    std::vector<std::pair<int64_t, Moment>> done;  // when dx of so many steps was there,
+    std::optional<Moment> begin;                   // and when the first of them began
 
     static Above& last() {
       static thread_local Above above;
       return above;
     }
-    // whether this is dx as it was, for the layer below
-    bool gave(const Tensor& dy, const Stack::Place& below) const {
-      if (!begin || below.stack != place.stack || below.layer + 1 != place.layer || !dy.defined())
-        return false;
-      return memory->lock().get() == dy.storage().unsafeGetStorageImpl() && dy.const_data_ptr() == dx &&
-             dy.is_contiguous() && !dy.is_inference() && dy._version() == version;
+    // Whether that is dx, for the layer below, and nothing else that may have been made since `begin`: of h_n
+    // of all layers a gradient is a part of one tensor.
+    bool gave(const Given& given, const Stack::Place& below) const {
+      const auto was_there = [](const Tensor& t, const Snapshot& before) {
+        return !t.defined() || before.shares(t);
+      };
+      return begin && below.stack == place.stack && below.layer + 1 == place.layer && dx.is(given.dy) &&
+             given.dy.is_contiguous() && was_there(given.dhn, dhn) && was_there(given.dcn, dcn) &&
+             !given.dcs.defined();
     }
   };
 
@@ -117,7 +136,7 @@ class BackwardLane {
   int64_t layers_ = 0, chunk_ = 0;
   std::optional<Stream> caller_, stream_;
   StreamGuard guard_;
-  std::optional<Moment> begin_;
+  Above last_;  // for the layer below
   std::vector<std::pair<int64_t, Moment>> above_, done_;
   size_t next_ = 0;
 };

@@ -25,7 +25,8 @@ inline Stream side_stream(const c10::Device& device, size_t lane) {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const Stream& stream : streams)
     if (stream.device() == device && lane-- == 0) return stream;
-  streams.push_back(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
+  for (size_t more = 0; more <= lane; ++more)
+    streams.push_back(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
   return streams.back();
 }
 

@@ -1,13 +1,13 @@
-// The streams of a device that does all work when it is asked for it: a record of who waited for what.
+// The streams of a device that does all work when it is asked for it: a record of who waited for what. A
+// profiler hears of moments, and of tensors that another stream reads.
 #pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
+
 #include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
-
-namespace c10 {
-struct Device;
-}
 
 namespace rnnfast::cuda {
 
@@ -35,15 +35,16 @@ class StreamGuard {
 inline Stream stream_of(const c10::Device&) { return {stream_now}; }
 inline Stream side_stream(const c10::Device&, size_t lane) { return {static_cast<int64_t>(lane) + 1}; }
 
-template <class Tensor>
-void used_on(const Tensor&, const Stream&) {}
+inline void used_on(const at::Tensor&, const Stream&) { RECORD_FUNCTION("streams::used_on", {}); }
 
 // stream, the one that it waited for, launches before the moment, launches before it waited
 inline std::vector<std::array<int64_t, 4>> waits;
 
 class Moment {
  public:
-  explicit Moment(const Stream& stream) : stream_(stream.number), launches_(launches_so_far()) {}
+  explicit Moment(const Stream& stream) : stream_(stream.number), launches_(launches_so_far()) {
+    RECORD_FUNCTION("streams::moment", {});
+  }
   void block(const Stream& stream) const {
     waits.push_back({stream.number, stream_, launches_, launches_so_far()});
   }
