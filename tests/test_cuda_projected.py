@@ -109,8 +109,8 @@ def test_y_of_the_last_step_is_h_n_and_products_in_chunks_change_nothing(emulate
         torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
 
 
-# W_hh W_hr is rounded, where a launch a step rounds h. (Of weights so large that errors grow from step to step,
-# the same one in each step counts for more: not asserted.)
+# W_hh W_hr is rounded, where a launch a step rounds h. (Of weights so large that errors grow from step to
+# step, the same one in each step counts for more: not asserted.)
 @pytest.mark.parametrize("dtype", range(3), ids=["bf16", "fp16", "tf32"])
 def test_it_is_as_exact_as_a_launch_a_step(on_gpu, both_ways, dtype):
     case = Case([18, 19, 20][dtype], T=60)
