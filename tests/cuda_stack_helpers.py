@@ -9,15 +9,16 @@ LAYERS_OF_A_STACK, STEPS = 3, 200
 CHUNKS = 2  # of 96 steps at least
 
 
-def layers(mode, H, B=3, inputs=5, directions=1, dtype=torch.bfloat16):
-    """Of each layer the arguments of the op behind x."""
+def layers(mode, H, B=3, inputs=5, directions=1, dtype=torch.bfloat16, P=None):
+    """Of each layer the arguments of the op behind x; with a projection to P units."""
     found = []
     for k in range(LAYERS_OF_A_STACK):
-        rows, reads = GATES[mode] * H, directions * H if k else inputs
-        one = [draw(rows, reads, seed=k).mul(reads**-0.5), draw(rows, H, seed=10 + k).mul(H**-0.5)]
-        weights = [*one, draw(rows, seed=20 + k), None, None]
+        width = P or H
+        rows, reads = GATES[mode] * H, directions * width if k else inputs
+        one = [draw(rows, reads, seed=k).mul(reads**-0.5), draw(rows, width, seed=10 + k).mul(width**-0.5)]
+        weights = [*one, draw(rows, seed=20 + k), None, draw(P, H, seed=50 + k).mul(H**-0.5) if P else None]
         weights += weights if directions == 2 else [None] * 5
-        states = [draw(directions, B, H, seed=30 + k), draw(directions, B, H, seed=40 + k)]
+        states = [draw(directions, B, width, seed=30 + k), draw(directions, B, H, seed=40 + k)]
         if not MODES[mode]["has_cell"]:
             states[1] = None
         found.append([t if t is None else t.to(dtype) for t in (*states, *weights)])

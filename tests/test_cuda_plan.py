@@ -132,8 +132,10 @@ def of_plan(found):
         (dict(mode="gru", bytes=2, H=20, capability=75), None),
         # a projection is folded into W_hh; not with rows that end or begin anew, nor for a few steps
         (dict(mode="lstm", bytes=2, H=64, projected=True), ("block", 1, 8, 1, 0, 1)),
-        (dict(mode="lstm", bytes=2, H=64, projected=True, T=8, backward=True), ("block", 1, 8, 2, 0, 1)),
-        (dict(mode="lstm", bytes=2, H=64, projected=True, T=7), None),
+        (dict(mode="lstm", bytes=2, H=64, projected=True, T=16, backward=True), ("block", 1, 8, 2, 0, 1)),
+        (dict(mode="lstm", bytes=2, H=64, projected=True, T=15), None),
+        (dict(mode="lstm", bytes=4, H=64, projected=True, T=40, tf32=True), ("block", 1, 8, 1, 0, 1)),
+        (dict(mode="lstm", bytes=4, H=64, projected=True, T=39, tf32=True), None),
         (dict(mode="lstm", bytes=2, H=64, projected=True, lengths=True), None),
         (dict(mode="lstm", bytes=2, H=64, projected=True, resets=True), None),
         (dict(mode="lstm", bytes=2, H=64, resets=True), ("block", 1, 8, 1, 0, 1)),

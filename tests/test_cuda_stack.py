@@ -41,14 +41,14 @@ def assert_waited(first):
 
 
 @pytest.mark.parametrize("H", [40, 129], ids=["block", "cluster"])
-@pytest.mark.parametrize("mode", ["lstm", "gru", "rnn_tanh"])
-def test_chunks_of_all_layers_change_nothing(emulated, mode, H):
-    batch_first = (H == 40) == (mode == "lstm")
+@pytest.mark.parametrize("mode, P", [("lstm", None), ("lstm", 24), ("gru", None), ("rnn_tanh", None)])
+def test_chunks_of_all_layers_change_nothing(emulated, mode, P, H):
+    batch_first, stack = (H == 40) == (mode == "lstm"), layers(mode, H, P=P)
     x = draw(*(3, STEPS)[:: 1 if batch_first else -1], 5).bfloat16()
-    expected, launches = run(emulated, mode, x, layers(mode, H), batch_first=batch_first)
+    expected, launches = run(emulated, mode, x, stack, batch_first=batch_first)
     assert launches == LAYERS_OF_A_STACK
     before = torch.ops.rnnfast_emulated.launches()
-    found, launches = run_side_by_side(emulated, mode, x, layers(mode, H), batch_first=batch_first)
+    found, launches = run_side_by_side(emulated, mode, x, stack, batch_first=batch_first)
     assert launches == LAYERS_OF_A_STACK * CHUNKS
     assert_same(found, expected)
     assert_waited(before)
@@ -209,11 +209,13 @@ def test_what_looks_at_each_layer_keeps_them_one_after_the_other(opened):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("kind", ["stack", "deep transition"])
+@pytest.mark.parametrize("kind", ["stack", "projection", "deep transition"])
 def test_a_graph_captures_them_and_replays_bit_for_bit(kind):
     torch.manual_seed(0)
     if kind == "stack":
         module = rnnfast.LSTM(16, 256, 3, batch_first=True)
+    elif kind == "projection":
+        module = rnnfast.LSTM(16, 256, 2, batch_first=True, bidirectional=True, proj_size=64)
     else:
         module = rnnfast.DeepTransitionRNN(16, 256, depth=3)
     module = module.to("cuda", torch.bfloat16)

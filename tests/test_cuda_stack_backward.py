@@ -158,12 +158,21 @@ def test_a_compiled_backward_of_a_stack_is_compiled_no_more_than_twice(emulated)
     assert len(graphs) <= 2  # the second one for any number of a stack
 
 
-WHY_NOT_BACKWARD = ["lengths", "resets", "stepwise", "another stack", "states", "first layer alone"]
+WHY_NOT_BACKWARD = [
+    "lengths",
+    "resets",
+    "projection",
+    "stepwise",
+    "another stack",
+    "states",
+    "first layer alone",
+]
 
 
 @pytest.mark.parametrize("why", WHY_NOT_BACKWARD)
 def test_what_does_not_run_side_by_side_backward(emulated, record, why):
-    x, stack, more = draw(STEPS, 3, 5).bfloat16(), layers("lstm", 40), [None] * 4
+    x, more = draw(STEPS, 3, 5).bfloat16(), [None] * 4
+    stack = layers("lstm", 40, P=24 if why == "projection" else None)
     if why == "lengths":
         more[0] = torch.tensor([STEPS, 1, 37])
     if why == "resets":

@@ -273,11 +273,12 @@ bool single_takes_less(const Shape& s) {
   return multiply_adds <= 10 * kLaunch * s.device.multiprocessors * (s.bytes == 8 ? 32 : 64);
 }
 
-// Whether a layer with a projection is one without, to its kernel (ops/cuda_folded.h): that takes some ten
-// launches beside the one, where each step has two otherwise. A row that begins anew in the middle cannot be.
+// Whether a layer with a projection is one without, to its kernel (ops/cuda_folded.h): that takes some thirty
+// launches more, or of TF32, whose products are of floats in two parts, eighty; a launch a step takes two in
+// each. A row that begins anew in the middle cannot be.
 bool folds(const Shape& s) {
-  constexpr int64_t kLeastSteps = 8;
-  return !s.lengths && !s.resets && (s.steps == 0 || s.steps >= kLeastSteps);
+  const int64_t least_steps = s.bytes == 2 ? 16 : 40;
+  return !s.lengths && !s.resets && (s.steps == 0 || s.steps >= least_steps);
 }
 
 }  // namespace

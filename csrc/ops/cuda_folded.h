@@ -7,7 +7,8 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 
-#include <limits>
+#include <algorithm>
+#include <vector>
 
 #include "ops/cuda_tensors.h"
 #include "ops/layer.h"
@@ -38,30 +39,36 @@ void each_beginning(const Walk& walk, int64_t begin, int64_t end, const F& f) {
     if (b < walk.sizes[t]) f(t, b, walk.sizes[t] - b);
   }
 }
-// or their last one
-template <class F>
-void each_end(const Walk& walk, const F& f) {
-  for (int64_t t = 0; t < walk.steps; ++t)
-    if (const int64_t b = walk.ends(t); b < walk.sizes[t]) f(t, b, walk.sizes[t] - b);
+
+inline Tensor index_on(const Tensor& like, at::ArrayRef<int64_t> numbers) {
+  const Tensor index = at::empty({static_cast<int64_t>(numbers.size())}, at::kLong);
+  std::copy(numbers.begin(), numbers.end(), index.mutable_data_ptr<int64_t>());
+  return on_device(index, like);
 }
 
-// of rows [N, n] in the order of y the rows b .. b + count - 1 of time step t
-inline Tensor rows_at(const Walk& walk, const Tensor& rows, int64_t t, int64_t b, int64_t count) {
-  const int64_t ld = rows.stride(0);
-  return rows.as_strided({count, rows.size(1)}, {walk.row_stride * ld, rows.stride(1)},
-                         rows.storage_offset() + walk.row(t, b) * ld);
+// [B, n]: what each sequence has in its first or last step of the walk, of rows [N, n] in the order of y
+inline Tensor of_sequences(const LayerSizes& s, const Walk& walk, const Tensor& rows, bool last) {
+  if (s.packed) {
+    std::vector<int64_t> from(s.B);
+    each_beginning(reversed(walk, walk.reverse != last), 0, s.T, [&](int64_t t, int64_t b, int64_t n) {
+      for (int64_t i = b; i < b + n; ++i) from[i] = walk.row(t, i);
+    });
+    return rows.index_select(0, index_on(rows, from));
+  }
+  const int64_t ld = rows.stride(0), t = walk.time(last ? s.T - 1 : 0);
+  return rows.as_strided({s.B, rows.size(1)}, {walk.row_stride * ld, rows.stride(1)},
+                         rows.storage_offset() + walk.row(t, 0) * ld);
 }
 
 // Of each row of y, in its order, what `rows` [N, n] has in the step after it, and `last` [B, n] where there
 // is none
 inline Tensor rows_after(const LayerSizes& s, const Walk& walk, const Tensor& rows, const Tensor& last) {
   if (s.packed) {
-    const Tensor from = at::empty({s.N}, at::kLong);
-    int64_t* const index = from.mutable_data_ptr<int64_t>();
+    std::vector<int64_t> from(s.N);
     for (int64_t t = 0; t < s.T; ++t)
       for (int64_t b = 0; b < walk.sizes[t]; ++b)
-        index[walk.row(t, b)] = b >= walk.ends(t) ? b : s.B + walk.row(walk.reverse ? t - 1 : t + 1, b);
-    return at::index_select(at::cat({last, rows}), 0, on_device(from, rows));
+        from[walk.row(t, b)] = b >= walk.ends(t) ? b : s.B + walk.row(walk.reverse ? t - 1 : t + 1, b);
+    return at::index_select(at::cat({last, rows}), 0, index_on(rows, from));
   }
   const int64_t time = s.batch_first ? 1 : 0;
   const Tensor steps = rows.view({s.batch_first ? s.B : s.T, s.batch_first ? s.T : s.B, rows.size(1)});

@@ -151,12 +151,7 @@ class ResidentDirection {
   // of the steps begin .. end - 1, until the next call of this
   const ResidentForward<E>& steps(int64_t begin, int64_t end) {
     input = input_of(f, d, begin, end);
-    if (f.s.projected)
-      each_beginning(walk, begin, end, [&](int64_t t, int64_t b, int64_t n) {
-        const int64_t row =
-            f.s.packed ? walk.offsets[t] - walk.offsets[input.first] : (t - input.first) * f.s.B;
-        input.product.narrow(0, row + b, n).add_(of_h0.narrow(0, b, n));
-      });
+    if (f.s.projected) add_h0(begin, end);
     p.steps = end - begin, p.links.first_step = begin;
     p.input = in<A>(input.product), p.inputs = input.product.size(0);
     before = team == Team::kGrid ? h.clone() : h;
@@ -189,13 +184,29 @@ class ResidentDirection {
     keep_last(f, d, f.s.projected ? Tensor() : h, c);
     if (!f.s.projected) return;
     const Tensor y = f.y.view({f.s.N, f.s.D * f.s.P}).narrow(1, d * f.s.P, f.s.P);
-    each_end(walk, [&](int64_t t, int64_t b, int64_t n) {
-      f.hn.select(0, d).narrow(0, b, n).copy_(rows_at(walk, y, t, b, n));
-    });
+    f.hn.select(0, d).copy_(of_sequences(f.s, walk, y, /*last=*/true));
   }
 
  private:
   typedef typename ComputeType<E>::type A;
+
+  // what h0 gives to the first step of each sequence, where that is one of these
+  void add_h0(int64_t begin, int64_t end) {
+    const LayerSizes& s = f.s;
+    std::vector<int64_t> rows, sequences;
+    each_beginning(walk, begin, end, [&](int64_t t, int64_t b, int64_t n) {
+      const int64_t row = s.packed ? walk.offsets[t] - walk.offsets[input.first] : (t - input.first) * s.B;
+      for (int64_t i = b; i < b + n; ++i) rows.push_back(row + i), sequences.push_back(i);
+    });
+    if (rows.empty()) return;
+    if (!s.packed) {
+      input.product.narrow(0, rows[0], s.B).add_(of_h0);
+      return;
+    }
+    const Tensor to = index_on(of_h0, rows), from = index_on(of_h0, sequences);
+    input.product.index_add_(0, to, of_h0.index_select(0, from));
+  }
+
   const LayerForward& f;
   const int64_t d;
   const Walk walk;

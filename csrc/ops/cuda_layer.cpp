@@ -200,13 +200,12 @@ class Backward : public LayerBackward {
   // And after it: what the products of the weights' gradients are made of, and dh0.
   void unfold(DirectionGradients& r, int64_t d) const {
     const Walk walk = direction(d);
-    const Tensor carried = product_in(type, r.da, weights[d].w_hh, tf32);  // dL/dh, from the step after
-    each_beginning(walk, 0, s.T, [&](int64_t t, int64_t b, int64_t n) {
-      dh0.select(0, d).narrow(0, b, n).copy_(rows_at(walk, carried, t, b, n));
-    });
+    // dL/dh, from the da of the step after
+    const auto carried = [&](const Tensor& da) { return product_in(type, da, weights[d].w_hh, tf32); };
+    if (wanted[kDh0]) dh0.select(0, d).copy_(carried(of_sequences(s, walk, r.da, /*last=*/false)));
     if (!wants(d, kWhr)) return;
-    const Tensor last = dhn.defined() ? dhn[d] : at::zeros({s.B, s.P}, carried.options());
-    const Tensor dh = rows_after(s, walk, carried, last);
+    const Tensor last = dhn.defined() ? dhn[d] : at::zeros({s.B, s.P}, dh0.options());
+    const Tensor dh = rows_after(s, walk, carried(r.da), last);
     r.dprojected = (dy.defined() ? dh.add(of_direction(dy, d)) : dh).to(y.scalar_type());
     const auto of_units = [&](const Tensor& saved) { return saved.narrow(-1, 0, s.H); };
     const Tensor output_gate = of_units(gates[d].select(1, s.gates - 1));  // as Lstm::output has it
@@ -343,7 +342,7 @@ RecurrentResult recurrent(const RecurrentArguments& a) {
   Lane lane(l.x, y, s.T, s.D == 1 && !s.packed && two_at_once(plan, s.B, planned_device(current_device())));
   const auto& [w_ih, w_hh, b_ih, b_hh, w_hr] = l.weights[0];
   const auto& [_, lengths, resets, reset_h, reset_c] = a.episodes;
-  lane.keep({l.x, l.h0, l.c0, w_ih, w_hh, b_ih, b_hh, lengths, resets, reset_h, reset_c});
+  lane.keep({l.x, l.h0, l.c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths, resets, reset_h, reset_c});
   lane.keep({y, h, c, gates, cells, cs});
   const bool wide = element.dtype() != options.dtype();  // the kernels' states are floats
   const auto [hn, cn] = wide ? states(options) : std::pair{h, c};
