@@ -383,8 +383,7 @@ ResidentPlan choose_plan(const Shape& shape) {
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "
         "allowed) float32, with a projection only without lengths and resets, and no wider and with no "
-        "larger a batch than the device's "
-        "registers and shared memory hold");
+        "larger a batch than the device's registers and shared memory hold");
   return plan;
 }
 
