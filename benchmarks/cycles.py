@@ -5,7 +5,8 @@
 compiles the kernels for Hopper (nvcc), disassembles them (nvdisasm) and follows one warp through a step, that
 with part 0 of the sums, along the branches that take longest, as the plan of the shape has them. A section's
 instructions are found by the source line of the call they were made of. Not counted is what a GPU adds:
-other warps on the same scheduler, lines that miss the second cache, the way between blocks.
+other warps on the same scheduler, lines that miss the second cache, the way between blocks. Of a launch a
+step it is a stage of the large tiles ("tiles"), 64 bytes of each row of W and of the batch.
 """
 
 import argparse
@@ -23,7 +24,7 @@ CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 SOURCES = [
     CUDA / f"resident_{name}.cu"
     for name in ("bf16", "tf32", "scatter_bf16", "scatter_tf32", "deep_bf16", "deep_tf32")
-]
+] + [CUDA / "stepwise_bf16.cu"]
 LARGEST = 16  # blocks of a cluster
 SUM_UNITS = 16  # of a cluster that exchanges sums: whose parts an instruction makes
 SCHEDULERS = 4  # of a multiprocessor: each begins an instruction of one of its warps a cycle
@@ -35,8 +36,8 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1, DEEP: 1}
 # A section's calls; the innermost call of an instruction that stands here names its section. What has none
 # belongs to that of the instruction before it.
 SECTIONS = {
-    "receive": r"exchange\.receive\(",
-    "product": r"\bproduct\(|\bcarry\(",
+    "receive": r"exchange\.receive\(|\bmy\.copy\(|\bwait_for_copies",
+    "product": r"\bproduct\(|\bcarry\(|\bmy\.multiply\(",
     "inputs": r"load_(input|next|saved)\(|begin_sum\(|walk\.go\(",
     "sums": r"\badd_parts\(|\bparts\.|\bgather\(|\bbegin_with\(",
     "cells": r"\bcells\(|Cell::|\bdoing\(|\btake_part\(|\bactivate\(|\bpass_back\(",
@@ -96,6 +97,9 @@ CASES = [
     *(Case(DEEP, hidden, backward, not backward) for backward in (False, True) for hidden in (128, 256, 512)),
     *(Case(DEEP, 256, backward, not backward, tf32=True) for backward in (False, True)),
 ]
+# the tiles of a step of many rows
+TASKS = {"forward": "ForwardTask", "backward": "CarryTask"}
+TILES = [("lstm", "forward"), ("gru", "forward"), ("rnn_tanh", "forward"), ("lstm", "backward")]
 
 
 class Reckoned(NamedTuple):
@@ -272,12 +276,29 @@ def reckon(functions, case, plan):
     for name in (*ESSENTIAL["scatter" if plan["units"] else plan["team"]], *functions_of_cells):
         if not any(one.operation.startswith(name) for one in way):
             raise sass.Error(f"{case}: the way found has no {name}")
+    walked = sass.walk(sass.unrolled(way, _rounds(case, plan, sums)), absent)
+    return Reckoned(str(case), plan, _sections(walked))
+
+
+def _sections(walked):
     sections, section = dict.fromkeys(SECTIONS, (0, 0)), "rest"
-    for one, cycles in sass.walk(sass.unrolled(way, _rounds(case, plan, sums)), absent):
+    for one, cycles in walked:
         section = section_of(sass.sources(one), section)
         n, sum_of = sections[section]
         sections[section] = n + 1, sum_of + cycles
-    return Reckoned(str(case), plan, sections)
+    return sections
+
+
+def reckon_tiles(functions, cell, task):
+    """A stage of the large tiles of a step of many rows, in bfloat16."""
+    wanted = rf"run_block_tilesINS0_\d+{TASKS[task]}INS0_\w*?{CLASSES[cell]}E"
+    found = [function for name, function in functions.items() if re.search(wanted, name)]
+    if not found:
+        raise sass.Error(f"there is no kernel {wanted} in this machine code")
+    walked = sass.walk(sass.longest_way(found[0], lambda _: False), lambda _: False)
+    if missing := {"HMMA", "LDSM", "LDGSTS", "BAR"} - {one.name for one, _ in walked}:
+        raise sass.Error(f"{cell} tiles {task}: the loop found has no {', '.join(missing)}")
+    return Reckoned(f"{cell} tiles {task}", {"team": "block", "blocks": 1, "warps": 8}, _sections(walked))
 
 
 def plan_of(case):
@@ -335,6 +356,7 @@ def main(arguments=None):
                 texts = [sass.disassemble(cubin) for cubin in cubins]
         functions = {name: function for text in texts for name, function in sass.read(text).items()}
         rows = [reckon(functions, case, plan_of(case)) for case in CASES]
+        rows += [reckon_tiles(functions, *case) for case in TILES]
     except (sass.Error, OSError) as error:
         print(f"benchmarks.cycles: {error}", file=sys.stderr)
         return 2

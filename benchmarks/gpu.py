@@ -103,6 +103,7 @@ def rows() -> list[Row]:
         Row("LSTM", 32, 512, "bf16", steps=1),
         *(Row("LSTM", 16, hidden, "fp16") for hidden in (256, 512)),
         *(Row("LSTM", 256, hidden, "bf16") for hidden in (256, 1024)),
+        Row("LSTM", 1024, 512, "bf16", steps=128),
         *(Row("LSTM", 16, hidden, "bf16", steps=128) for hidden in (256, 1024)),
         *(Row("RNN", 16, hidden, "bf16") for hidden in (256, 512)),
         *(Row("LSTM", 16, hidden, "bf16") for hidden in (64, 768, 2048)),

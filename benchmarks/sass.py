@@ -14,7 +14,8 @@ from pathlib import Path
 # Cycles until a result is there, for what does not always take the same: estimates. What always takes as long
 # has it in its control code, as the cycles until the next instruction.
 LATENCIES = {
-    "LDS": 30,  # shared memory
+    "LDS": 30,
+    "LDSM": 30,  # shared memory
     "STS": 20,
     "STAS": 20,  # to another block's
     "LDG": 280,  # global memory, in the second cache

@@ -195,7 +195,8 @@ def last_run() -> dict:
     that function. `cuda` is the last one on a GPU, or None: `op`, `kernel` ("resident", "stepwise" or
     "single", as of set_cuda_kernel), and how a resident one lies on the device:
 
-    - `team`: "block", "cluster" or "grid", and `blocks` of a team, `warps` of a block;
+    - `team`: "block", "cluster" or "grid", and `blocks` of a team, `warps` of a block; of a launch a step
+      with many rows, those that make a tile of the largest step together (0 warps: small tiles);
     - `split`: warps that share a sum;
     - `held`: parts of W in shared memory;
     - `batches`: times 8 rows that a team takes;

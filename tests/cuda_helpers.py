@@ -194,13 +194,16 @@ def layer_case(seed):
     return [mode, x, numbers(D, B, P), c0, *weights, sizes, form == "batch"], dtype, rng, numbers
 
 
-def resident_case(seed, H=None):
-    """A layer that the resident kernel takes: of H units, or sizes around its tiles, warps and cluster."""
+def resident_case(seed, H=None, rows=None):
+    """A layer that the resident kernel takes: of H units and so many rows, or sizes around its tiles, warps
+    and cluster.
+    """
     rng = random.Random(seed)
     mode = list(GATES)[seed % len(GATES)]
     dtype = [torch.bfloat16, torch.float16, torch.float32][seed // 4 % 3]
     T, B = rng.randint(1, 5), rng.choice([1, 7, 8, 9, 17])
     inputs, D = rng.choice([1, 8]), rng.choice([1, 2])
+    B = rows or B
     H = H or [1, 7, 16, 33, 64, 65, 100, 128, 129, 200, 256, 257, 400][seed % 13]
 
     def numbers(*shape, scale=0.5):

@@ -86,12 +86,14 @@ def both_ways(case, seed, expected_by, found_by, near):
     assert not needs[0] or (found[0][case.beyond] == 0).all()
 
 
-def by(on_gpu, kernel):
-    """The ops of a GPU with one of its kernels."""
+def by(on_gpu, kernel, device=None):
+    """The ops of a GPU with one of its kernels, planned as for this device if one is said."""
 
     def op(name):
         def call(*arguments):
             on_gpu.set_kernel(kernel)
+            if device:
+                on_gpu.set_device(*device)
             results = on_gpu(name, *arguments)
             assert on_gpu.last_run()["kernel"] == kernel
             return results

@@ -68,11 +68,13 @@ def test_infinity_spreads_on_the_gpu_as_on_the_cpu(on_gpu, seed):
         assert torch.equal(found.isnan(), expected.isnan())
 
 
+@pytest.mark.parametrize("B, device", [(35, (90, 132)), (150, (80, 4)), (150, (90, 4))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", GATES)
-def test_tensor_cores_take_a_wide_layer_step_by_step(on_gpu, mode, dtype):
-    """More rows than a block's tile and a sum longer than its warps take at once; float32 as TF32."""
-    B, inputs, H = 35, 3, 275
+def test_tensor_cores_take_a_wide_layer_step_by_step(on_gpu, mode, dtype, B, device):
+    """More rows than a block's tile, small or large, and a sum longer than its warps take at once, or its
+    stages; float32 as TF32, an LSTM with a projection."""
+    inputs, H = 3, 275
     P = 19 if mode == "lstm" else H
 
     def numbers(*shape, scale=0.5):
@@ -85,6 +87,7 @@ def test_tensor_cores_take_a_wide_layer_step_by_step(on_gpu, mode, dtype):
     arguments = [mode, numbers(2, B, inputs), numbers(1, B, P), c0, *weights, None, False]
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
     on_gpu.set_kernel("stepwise")
+    on_gpu.set_device(*device)
     expected = ops.recurrent(*arguments, True)
     found = on_gpu("recurrent", *arguments, True)
 

@@ -110,6 +110,7 @@ def test_sections_and_the_table(functions, capsys, monkeypatch, tmp_path, text):
     assert sections["receive"] == sections["sums"] == 0
     assert row.issue == 4 * row.instructions
     monkeypatch.setattr(cycles, "CASES", [CASE])
+    monkeypatch.setattr(cycles, "TILES", [])
     monkeypatch.setattr(cycles, "plan_of", lambda case: PLAN)
     (tmp_path / "toy.sass").write_text(text)
     arguments = ["--sass", str(tmp_path / "toy.sass"), "--json", str(tmp_path / "found.json")]

@@ -28,6 +28,15 @@ struct Real<float> : Constants<float> {
 #include "cells/all.h"
 }  // namespace rough
 // clang-format on
+template <class Cell>
+struct RoughOf;
+#define RNNFAST_ROUGH(name, Cell) \
+  template <>                     \
+  struct RoughOf<Cell> {          \
+    typedef rough::Cell Type;     \
+  };
+RNNFAST_CELLS(RNNFAST_ROUGH)
+#undef RNNFAST_ROUGH
 
 // Which gate's product with h goes to a slot, and which gate's with x; -1: none
 template <class Cell>

@@ -1,12 +1,12 @@
 // The deep-transition RNN one launch per layer and time step, by the tiles of the recurrent layer.
 #pragma once
 #include "cuda/kernels.h"
-#include "cuda/tiles.cuh"
+#include "cuda/launch_tiles.cuh"
 
 namespace rnnfast::cuda {
 
 template <class Params, class Element, class Row>
-struct DeepTask {
+struct DeepTask : OfSumsAlone {
   typedef Element W;
   typedef typename ComputeType<W>::type A;
   typedef Row R;
@@ -27,7 +27,7 @@ struct DeepLayerTask : DeepTask<DeepLayer<E>, E, typename ComputeType<E>::type> 
   RNNFAST_INLINE const E* weights(int64_t unit, int) const { return p.w + unit * p.K; }
   RNNFAST_INLINE const A* row(int64_t b) const { return p.rows + b * p.ld; }
 
-  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+  RNNFAST_INLINE void finish(const A* sums, const OfSumsAlone::Given&, int64_t unit, int64_t b) const {
     A sum = sums[0];
     if (p.bias) sum += A(widened(p.bias[unit]));
     if (p.input) sum += p.input[b * p.units + unit];
@@ -45,7 +45,7 @@ struct DeepInnerTask : DeepTask<DeepInnerBackward<E>, E, E> {
   RNNFAST_INLINE const E* weights(int64_t unit, int) const { return p.w_t + unit * p.K; }
   RNNFAST_INLINE const E* row(int64_t b) const { return p.above + b * p.ld; }
 
-  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+  RNNFAST_INLINE void finish(const A* sums, const OfSumsAlone::Given&, int64_t unit, int64_t b) const {
     narrow(leaky_relu_backward(p.acts[b * p.lda + unit], sums[0], p.slope), p.da[b * p.ldd + unit]);
   }
 };
@@ -58,7 +58,7 @@ struct DeepStateTask : DeepTask<DeepStateBackward<E>, E, E> {
   RNNFAST_INLINE const E* weights(int64_t unit, int) const { return p.w_t + unit * p.K; }
   RNNFAST_INLINE const E* row(int64_t b) const { return p.below + b * p.ld; }
 
-  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+  RNNFAST_INLINE void finish(const A* sums, const OfSumsAlone::Given&, int64_t unit, int64_t b) const {
     const int64_t at = b * p.units + unit;
     A sum = sums[0];
     if (p.K == 0) sum = p.dhn ? p.dhn[at] : A(0);
@@ -73,17 +73,17 @@ struct DeepStateTask : DeepTask<DeepStateBackward<E>, E, E> {
 
 template <class E>
 const char* deep_layer(const DeepLayer<E>& layer, void* stream) {
-  return launch_tiles(DeepLayerTask<E>{{layer}}, layer.follows, stream);
+  return launch_tiles(DeepLayerTask<E>{{{}, layer}}, layer.follows, stream);
 }
 
 template <class E>
 const char* deep_inner_backward(const DeepInnerBackward<E>& layer, void* stream) {
-  return launch_tiles(DeepInnerTask<E>{{layer}}, /*follows=*/true, stream);
+  return launch_tiles(DeepInnerTask<E>{{{}, layer}}, /*follows=*/true, stream);
 }
 
 template <class E>
 const char* deep_state_backward(const DeepStateBackward<E>& layer, void* stream) {
-  return launch_tiles(DeepStateTask<E>{{layer}}, layer.follows, stream);
+  return launch_tiles(DeepStateTask<E>{{{}, layer}}, layer.follows, stream);
 }
 
 }  // namespace rnnfast::cuda

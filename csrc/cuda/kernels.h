@@ -104,6 +104,11 @@ struct BackwardStep {
 template <class E>
 const char* backward_step(Mode mode, const BackwardLayer<E>& layer, const BackwardStep& step, void* stream);
 
+// A step of many rows, in halves or as TF32, is made in tiles of so many rows of the batch by the sums of so
+// many units, a block each, or a cluster of blocks that each have a part of every sum.
+constexpr int kBlockRows = 128, kBlockWarps = 8;
+constexpr int block_units(int sums) { return sums == 1 ? 128 : 32; }
+
 // How a resident kernel cuts a layer: one matrix instruction takes 8 rows of the batch and 8 words of a sum
 // (16 halves, or 8 floats, of which it reads TF32); a warp has 8 units for each sum of a thread; shared rows
 // are 16 bytes apart, so that a warp's loads meet all banks.

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "cells/facts.h"
+#include "cuda/step_cycles.h"
 
 namespace rnnfast::cuda {
 namespace {
@@ -37,8 +38,6 @@ State& state() {
   static State instance;
   return instance;
 }
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // what the sums of a layer are made of
 struct Sums {
@@ -200,13 +199,22 @@ Weighed scatter_plan(const Shape& s, const Sums& sums, int units) {
   return of_all_rows(p, s, sums, s.device.clusters[p.blocks]);
 }
 
+// A launch a step; of many rows by blocks, or clusters, of eight warps
+ResidentPlan stepwise_plan(const Shape& s) {
+  ResidentPlan p = kOneLaunchAStep;
+  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
+  const int split = matrix && !s.projected ? cycles_of_step(s).split : 0;
+  if (split > 0) p.blocks = split, p.warps = kBlockWarps, p.team = split > 1 ? Team::kCluster : Team::kBlock;
+  return p;
+}
+
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
 // of 128 units, with 64 registers. Wider layers take several blocks of twelve warps with 88 registers for W:
 // a cluster if there is one that holds it, else a part of the grid; or backward a cluster of blocks of eight
 // warps with 128 registers for W, which exchange sums. What the registers do not hold of W goes to shared
 // memory.
-ResidentPlan resident_plan(const Shape& s) {
+Weighed resident_plan(const Shape& s) {
   const Sums sums = sums_of(s);
   if (s.H <= 8 * sums.tile) {
     ResidentPlan p{};
@@ -215,7 +223,7 @@ ResidentPlan resident_plan(const Shape& s) {
     p.warps = static_cast<int>(divide_up(s.H, sums.units) * p.split);
     p.bytes = bytes_of(p, sums, s.backward);
     p.directions = s.directions;
-    return p.bytes <= s.device.shared_bytes ? p : kOneLaunchAStep;
+    return p.bytes <= s.device.shared_bytes ? Weighed{p} : Weighed{};
   }
   for (const Team team : {Team::kCluster, Team::kGrid}) {
     Weighed best;
@@ -223,9 +231,9 @@ ResidentPlan resident_plan(const Shape& s) {
       best.take(team_plan(s, sums, team, split));
     if (s.backward && s.sums && team == Team::kCluster)
       for (const int units : {32, 64}) best.take(scatter_plan(s, sums, units));
-    if (is_resident(best.plan)) return best.plan;
+    if (is_resident(best.plan)) return best;
   }
-  return kOneLaunchAStep;
+  return {};
 }
 
 // The team of a deep transition whose products take the fewest cycles, as benchmarks.cycles reckons them:
@@ -260,8 +268,6 @@ Weighed deep_plan(const DeepShape& s) {
   return best;
 }
 
-constexpr int64_t kLaunch = 4400;  // cycles until the next one runs, an estimate
-
 // Whether one step backward takes less by the two launches of SingleBackward, whose products are plain
 // multiply-adds, than by thirteen, among them torch's products. A multiprocessor makes 128 multiply-adds a
 // cycle in float, of which half are reckoned with.
@@ -281,22 +287,34 @@ bool folds(const Shape& s) {
   return !s.lengths && !s.resets && (s.steps == 0 || s.steps >= least_steps);
 }
 
-}  // namespace
-
 // A call of one step, of as many rows as one tile has, is a launch that reads everything as it is; backward
-// two launches (see single_takes_less). Both directions of a layer run side by side where a team is no grid:
-// however few clusters there are at once, those of both in one row take no longer than two rows.
-ResidentPlan make_plan(const Shape& s) {
+// two launches (see single_takes_less). Of so many rows that teams would take longer each step is a launch.
+// Both directions of a layer run side by side where a team is no grid: however few clusters there are at
+// once, those of both in one row take no longer than two rows.
+ResidentPlan plan_of(const Shape& s, bool only_resident) {
   const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
   const bool few = s.B <= (matrix ? kSingleMatrixRows : kSingleRows);
   if (s.steps == 1 && (s.backward ? single_takes_less(s) : few) && !s.lengths && !s.projected)
     return kSingleStep;
-  if (!matrix || s.device.capability < 80 || (s.projected && !folds(s))) return kOneLaunchAStep;
-  const ResidentPlan both = resident_plan(s);
-  if (is_resident(both) || s.directions == 1) return both;
-  Shape one = s;
-  one.directions = 1;
-  return resident_plan(one);
+  if (!matrix || s.device.capability < 80 || (s.projected && !folds(s))) return stepwise_plan(s);
+  Shape side_by_side = s;
+  Weighed best = resident_plan(s);
+  if (!is_resident(best.plan) && s.directions > 1) {
+    side_by_side.directions = 1;
+    best = resident_plan(side_by_side);
+  }
+  if (!is_resident(best.plan)) return stepwise_plan(s);
+  // with a projection a step is two launches
+  const bool less = s.projected || best.cycles <= side_by_side.directions * cycles_of_step(s).cycles;
+  return only_resident || less ? best.plan : stepwise_plan(s);
+}
+
+}  // namespace
+
+ResidentPlan make_plan(const Shape& s) { return plan_of(s, /*only_resident=*/false); }
+
+int block_split(int64_t units, int sums, int64_t rows, int64_t bytes, const Device& device) {
+  return cycles_of_step(units, sums, rows, bytes, device).split;
 }
 
 bool two_at_once(const ResidentPlan& plan, int64_t batch, const Device& device) {
@@ -378,7 +396,7 @@ ResidentPlan choose_plan(const Shape& shape) {
   const Forced now = forced().load();
   Shape with_tiles = shape;
   if (now == kResident) with_tiles.steps = 0;
-  const ResidentPlan plan = now == kStepwise ? kOneLaunchAStep : make_plan(with_tiles);
+  const ResidentPlan plan = now == kStepwise ? stepwise_plan(shape) : plan_of(with_tiles, now == kResident);
   if (now == kResident && !is_resident(plan))
     throw std::runtime_error(
         "the resident CUDA kernel is forced, but it takes layers of bfloat16, float16 or (where TF32 is "

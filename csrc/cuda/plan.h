@@ -31,6 +31,10 @@ inline bool is_resident(const ResidentPlan& plan) { return plan.tiles > 0 || pla
 
 ResidentPlan make_plan(const Shape& shape);
 
+// Of a step of many rows the blocks that share out the bytes of a sum of so many units (block_tiles.cuh), or
+// 0 where smaller tiles take less; `sums` of a unit
+int block_split(int64_t units, int sums, int64_t rows, int64_t bytes, const Device& device);
+
 // whether a device has room for the teams of two such layers at the same time
 bool two_at_once(const ResidentPlan& plan, int64_t batch, const Device& device);
 

@@ -278,6 +278,46 @@ RNNFAST_INLINE int64_t nanoseconds() {
   return now;
 }
 
+// 16 bytes on their way from global to shared memory, or zeros, of which nothing is read. They are there for
+// the thread that asked after wait_for_copies<n>(), if no more than n commits have come after theirs, and for
+// its block after a barrier.
+RNNFAST_INLINE void copy_async(void* to, const void* from, bool present) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(present ? 16 : 0)
+               : "memory");
+}
+RNNFAST_INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int n>
+RNNFAST_INLINE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
+// Four times 8 rows of 16 bytes of shared memory, by a warp: lane l gives the place of row l % 8 of the l /
+// 8-th, and gets of each, in word[i], of row l / 4 word l % 4.
+RNNFAST_INLINE void load_matrices(uint32_t (&word)[4], const void* place) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(shared_address(place))
+               : "memory");
+}
+
+// a number at this place of the shared memory of block `rank` of the cluster
+RNNFAST_INLINE float load_of_block(const float* place, int rank) {
+  float value = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [there];\n"
+      "}"
+      : "=f"(value)
+      : "r"(shared_address(place)), "r"(rank)
+      : "memory");
+#endif
+  return value;
+}
+
 // c [16, 8] += a [16, 8 words] b [8 words, 8] by a warp, in float. Lane l has of a: row l / 4 (a[0], a[2])
 // and l / 4 + 8 (a[1], a[3]), words l % 4 (a[0], a[1]) and l % 4 + 4 (a[2], a[3]); of b: column l / 4, the
 // same words; of c: row l / 4 (c[0], c[1]) and l / 4 + 8 (c[2], c[3]), columns 2 (l % 4) and one on.
@@ -303,6 +343,17 @@ RNNFAST_INLINE void multiply_tile(float* c, const uint32_t* a, uint32_t b0, uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// lets a block of a kernel have so many bytes of shared memory
+template <class Argument>
+cudaError_t allow_shared_memory(void (*kernel)(Argument), size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  // the most there is, not `bytes`: another thread may be launching the same kernel with more
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
 // Clusters of so many blocks, of so many threads and bytes of shared memory each; block i is of cluster
 // i / cluster. `together`: instead of clusters the whole grid runs at the same time. Null, or what went
 // wrong.
@@ -325,39 +376,40 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = together || cluster > 1;
-  cudaError_t error = cudaSuccess;
+  cudaError_t error = allow_shared_memory(kernel, bytes);
   // more than every device can do: the plan asks for no more than this one can
-  if (!together && cluster > 8)
+  if (error == cudaSuccess && !together && cluster > 8)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error == cudaSuccess && bytes > 48 * 1024) {
-    // the most there is, not `bytes`: another thread may be launching the same kernel with more
-    int device = 0, most = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  }
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, argument);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Every block of a grid by itself, with no more than 48 KB of shared memory. `follows`: the launch before it
-// in the stream was of such a kernel, too, and this one may begin before that has ended; it must wait for it.
-// Not while a graph is captured: older drivers know no such order of its kernels.
+// Every block of a grid by itself, or with those of its cluster. `follows`: the launch before it in the
+// stream was of such a kernel, too, and this one may begin before that has ended; it must wait for it. Not
+// while a graph is captured: older drivers know no such order of its kernels.
 template <class Argument>
 const char* launch_blocks(void (*kernel)(Argument), int64_t blocks, int threads, size_t bytes, bool follows,
-                          void* stream, const Argument& argument) {
+                          void* stream, const Argument& argument, int cluster = 1) {
   if (blocks == 0) return nullptr;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
+  if (follows && current_device().capability >= 90 && !capturing(stream)) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = follows && current_device().capability >= 90 && !capturing(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, argument);
+  config.attrs = attributes;
+  config.numAttrs = count;
+  cudaError_t error = allow_shared_memory(kernel, bytes);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, argument);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 template <class Argument>

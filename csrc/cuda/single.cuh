@@ -30,7 +30,7 @@ bool all_even(int64_t n, std::initializer_list<const E*> first) {
 }
 
 template <class Cell, class Element>
-struct SingleTask {
+struct SingleTask : OfSumsAlone {
   typedef Element W, R;
   typedef typename ComputeType<W>::type A;
   static constexpr int G = Cell::kGates, S = Cell::kSlots, kSums = S;
@@ -56,7 +56,7 @@ struct SingleTask {
     return part == kOfInput ? p.x + b * p.I : hidden_before(p, b);
   }
 
-  RNNFAST_INLINE void finish(const A* sums, int64_t unit, int64_t b) const {
+  RNNFAST_INLINE void finish(const A* sums, const Given&, int64_t unit, int64_t b) const {
     A slots[S], cell{}, blended{};
 #pragma unroll
     for (int j = 0; j < S; ++j) slots[j] = sums[j];
@@ -83,7 +83,7 @@ const char* single_step(Mode mode, const SingleStep<E>& p, void* stream) {
   const bool of_input = all_even<E>(p.I, {p.x, p.w_ih});
   const bool of_hidden = all_even<E>(p.H, {p.h0, p.w_hh, p.reset_h});
   return with_cell(mode, [&](auto cell) {
-    return launch_tiles(SingleTask<decltype(cell), E>{p, {of_input, of_hidden}}, false, stream);
+    return launch_tiles(SingleTask<decltype(cell), E>{{}, p, {of_input, of_hidden}}, false, stream);
   });
 }
 

@@ -3,7 +3,9 @@
 //   units(), rows(), length()    units of the output, rows of the batch, numbers of a sum
 //   kSums, weights(unit, sum)    how many sums a unit has, and the row of W of each
 //   row(b)                       of the batch
-//   finish(sums, unit, b)        what is done with the sums of a unit
+//   given(unit, b), Given        what else its unit is made of, which may be asked for early
+//   finish(sums, given, unit, b) what is done with the sums of a unit
+//   of_many_rows()               the task as block_tiles.cuh takes it, where it may have many rows
 // Rows begin at multiples of 16 bytes, and their length is a multiple of them. A sum may have several parts
 // (kParts): then weights, row and length take the part's number as a last argument. A row of the batch may be
 // missing then (null: zeros); rows may be of any length and begin anywhere unless even(part) is true; and
@@ -19,6 +21,14 @@ constexpr int kMatrixWarps = 8;  // of a block that multiplies by the matrix ins
 constexpr int kMatrixTiles = 4;  // times 8 rows of the batch
 // of the sums that a warp leaves for the others: 4 more, so that both sides meet all banks
 constexpr int kMatrixStride = kMatrixTiles * 8 + 4;
+
+// what load_matrices gives, as multiply_tile reads it
+template <class W>
+RNNFAST_INLINE void load_operands(uint32_t (&word)[4], const void* place) {
+  load_matrices(word, place);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) word[i] = as_operand<W>(word[i]);
+}
 
 // Four words for multiply_tile, and zeros beyond the end of a row; floats become what W is.
 template <class W>
@@ -63,6 +73,12 @@ RNNFAST_INLINE Chunk<E> load_rest(const E* of, int64_t k, int64_t left) {
 
 template <class Task>
 constexpr int kParts = 1;
+
+// A task whose units are made of their sums and little more
+struct OfSumsAlone {
+  struct Given {};
+  RNNFAST_INLINE Given given(int64_t, int64_t) const { return {}; }
+};
 
 // One part of a task's sums
 template <class Task>
@@ -196,7 +212,7 @@ RNNFAST_KERNEL void run_tiles(Task task) {
 #pragma unroll
   for (int i = 0; i < Task::kSums; ++i) sums[i] = kOne ? sum : shuffle(sum, i * kRows + lane % kRows);
   const int64_t unit = group + (kOne ? lane / kRows : 0), b = first + lane % kRows;
-  if (unit < units && b < rows && (kOne || lane < kRows)) task.finish(sums, unit, b);
+  if (unit < units && b < rows && (kOne || lane < kRows)) task.finish(sums, task.given(unit, b), unit, b);
 }
 
 // How a lane's rows of W (two halves of each instruction) become units: 8 with all of their sums, or 16 with
@@ -298,33 +314,7 @@ RNNFAST_KERNEL void __launch_bounds__(kMatrixWarps* kLanes, 2) run_matrix_tiles(
 #pragma unroll
       for (int j = 0; j < Task::kSums; ++j)
         sums[j] += parts[place(other, kOne ? i % kUnits / 8 : j, i % 8, i / kUnits)];
-    task.finish(sums, unit, b);
-  }
-}
-
-// `follows`: the launch before it in the stream was one of these, and did not make W; see launch_blocks.
-template <class Task>
-const char* launch_tiles(const Task& task, bool follows, void* stream) {
-  typedef typename Task::W W;
-  if constexpr (sizeof(W) <= 4) {
-    if (sizeof(W) == 2 || task.p.tf32) {
-      const int64_t blocks =
-          divide_up(task.units(), kMatrixUnits<Task>) * divide_up(task.rows(), kMatrixTiles * 8);
-      int64_t length = 0;
-      for (int i = 0; i < kParts<Task>; ++i) length = most(length, PartOf<Task>{task, i}.length());
-      const int64_t pieces = divide_up(length, 4 * Chunk<W>::kNumbers);
-      const int warps = static_cast<int>(pieces == 0 ? 1 : least<int64_t>(pieces, kMatrixWarps));
-      const size_t bytes = sizeof(float) * warps * kMatrixSlots<Task> * 8 * kMatrixStride;
-      return launch_blocks(run_matrix_tiles<Task>, blocks, warps * kLanes, bytes, follows, stream, task);
-    }
-  }
-  if constexpr (sizeof(W) == 2) {
-    return nullptr;
-  } else {
-    const int64_t warps =
-        divide_up(task.units(), Task::kSums == 1 ? kColumns : 1) * divide_up(task.rows(), kRows);
-    return launch_blocks(run_tiles<Task>, divide_up(warps, kWarps), kWarps * kLanes, 0, follows, stream,
-                         task);
+    task.finish(sums, task.given(unit, b), unit, b);
   }
 }
 

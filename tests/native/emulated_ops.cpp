@@ -54,6 +54,7 @@ TORCH_LIBRARY_FRAGMENT(rnnfast_emulated, m) {
     rnnfast::cuda::device.patience = each || silent_block >= 0 ? 300'000 : rnnfast::cuda::kPatience;
   });
   m.def("launches() -> int", [] { return rnnfast::cuda::launches; });
+  m.def("copies() -> int", [] { return rnnfast::cuda::copies; });
   m.def("open_stack(int layers) -> ()", [](int64_t layers) {
     rnnfast::cuda::waits.clear();
     rnnfast::cuda::stack.emplace(at::Device(at::kCPU), layers);

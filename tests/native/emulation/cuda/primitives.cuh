@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <random>
 #include <utility>
 #include <vector>
@@ -60,6 +62,13 @@ V* peer(V* place, int rank) {
     std::abort();
   }
   return reinterpret_cast<V*>(cluster.shared(rank) + offset);
+}
+
+inline void check_chunk(const void* p, const char* what) {
+  if (reinterpret_cast<uintptr_t>(p) % 16) {
+    std::fprintf(stderr, "emulation: a %s of 16 bytes at %p\n", what, p);
+    std::abort();
+  }
 }
 
 // in the 8 bytes of the real one
@@ -123,6 +132,78 @@ void store_async(V* place, const V& value, uint64_t* barrier, int rank) {
 }
 
 inline void prefetch(const void*) {}
+
+// so many copies of 16 bytes to shared memory have been asked for
+inline int64_t copies = 0;
+// What is copied comes at the last moment that it may, and until then there is NaN.
+struct Copies {
+  std::vector<std::function<void()>> open;
+  std::vector<std::vector<std::function<void()>>> committed;
+
+  static std::map<std::pair<int64_t, int>, Copies>& of_all() {
+    static thread_local std::map<std::pair<int64_t, int>, Copies> copies;
+    return copies;
+  }
+  static Copies& mine() { return of_all()[{block_index(), thread_index()}]; }
+  // of blocks that have ended
+  static void forget() {
+    for (const auto& [_, copies] : of_all())
+      for (const auto& some : copies.committed)
+        if (!some.empty()) {
+          std::fprintf(stderr, "emulation: a block has left before its copies came\n");
+          std::abort();
+        }
+    of_all().clear();
+  }
+};
+inline void copy_async(void* to, const void* from, bool present) {
+  check_chunk(to, "copy to"), check_chunk(from, "copy");
+  peer(static_cast<Quad*>(to), cluster_rank());  // it is in this block's shared memory
+  std::memset(to, 0xff, 16);
+  ++copies;
+  Copies::mine().open.push_back([=] {
+    if (present)
+      std::memcpy(to, from, 16);
+    else
+      std::memset(to, 0, 16);
+  });
+}
+inline void commit_copies() {
+  Copies& mine = Copies::mine();
+  mine.committed.push_back(std::move(mine.open));
+  mine.open.clear();
+}
+template <int n>
+void wait_for_copies() {
+  auto& committed = Copies::mine().committed;
+  while (committed.size() > n) {
+    for (const auto& copy : committed.front()) copy();
+    committed.erase(committed.begin());
+  }
+}
+
+inline void load_matrices(uint32_t (&word)[4], const void* place) {
+  check_chunk(place, "load of a row");
+  struct Asked {
+    const void* place;
+    uint32_t* word;
+  };
+  Cluster::current()->meet_warp(Asked{place, word}, [](const auto& of) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const char* const row = static_cast<const char*>(of(i * 8 + lane / 4).place);
+        std::memcpy(of(lane).word + i, row + lane % 4 * 4, 4);
+      }
+  });
+}
+
+inline float load_of_block(const float* place, int rank) {
+  if (Cluster::current()->left(rank)) {
+    std::fprintf(stderr, "emulation: a load from the shared memory of a block that has left\n");
+    std::abort();
+  }
+  return *peer(const_cast<float*>(place), rank);
+}
 
 // A store is seen late: when the scheduler says so.
 inline void store_packet(uint64_t* p, uint64_t v) {
@@ -211,12 +292,6 @@ struct Chunk {
   static constexpr int kNumbers = 16 / sizeof(E);
   alignas(16) E number[kNumbers];
 };
-inline void check_chunk(const void* p, const char* what) {
-  if (reinterpret_cast<uintptr_t>(p) % 16) {
-    std::fprintf(stderr, "emulation: a %s of 16 bytes at %p\n", what, p);
-    std::abort();
-  }
-}
 template <class E>
 Chunk<E> load_chunk(const E* p) {
   check_chunk(p, "load");
@@ -301,15 +376,17 @@ const char* launch_clusters(void (*kernel)(Argument), int64_t clusters, int clus
   for (const int64_t i : order) {
     Cluster blocks(i * cluster, cluster, threads, bytes, random());
     blocks.run([&] { kernel(argument); });
+    Copies::forget();
   }
   return nullptr;
 }
 
 template <class Argument>
 const char* launch_blocks(void (*kernel)(Argument), int64_t blocks, int threads, size_t bytes, bool follows,
-                          void* stream, const Argument& argument) {
+                          void* stream, const Argument& argument, int cluster = 1) {
   waited = 0;
-  const char* const error = launch_clusters(kernel, blocks, 1, threads, bytes, false, stream, argument);
+  const char* const error =
+      launch_clusters(kernel, blocks / cluster, cluster, threads, bytes, false, stream, argument);
   if (follows && waited != blocks * threads) {
     std::fprintf(stderr, "emulation: of %lld threads %lld wait for the kernel before\n",
                  static_cast<long long>(blocks * threads), static_cast<long long>(waited));
