@@ -9,8 +9,9 @@ namespace rnnfast::cuda {
 constexpr int kBlockThreads = kBlockWarps * kLanes;
 constexpr int kStages = 4;  // of what is read: one is multiplied while the others are on their way
 constexpr int kStageChunks = 4, kStageWords = 4 * kStageChunks;  // of each row
-constexpr int kSumStride = kBlockRows + 5;  // of a row of sums in shared memory: a warp that leaves some
-                                            // meets each bank twice at most, who reads them once
+// from a row of sums in shared memory to the next: a warp that leaves some meets each bank twice at most, one
+// that reads them once
+constexpr int kSumStride = kBlockRows + 5;
 constexpr int kAtOnce = 4;  // cells of a thread whose numbers are asked for at the same time
 
 template <class Task>
