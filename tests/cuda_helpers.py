@@ -12,7 +12,7 @@ import compiling
 import device_check
 import pytest
 import torch
-from helpers import COMPILER, EMULATION, GPU, MODES, ROOT, draw
+from helpers import COMPILER, EMULATION, GPU, GRADIENTS, MODES, ROOT, draw
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from rnnfast import _C, info
@@ -43,6 +43,7 @@ def on_a_gpu(test):
 
 GATES = {mode: facts["gates"] for mode, facts in MODES.items()}
 PLAN = ("team", "blocks", "warps", "split", "held", "batches")
+ROUNDED = [pytest.param(getattr(torch, name), id=name) for name in ("bfloat16", "float16", "float32")]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 1e-2}
 
 
@@ -260,3 +261,30 @@ def device_of(seed):
         if all(plan["tiles"] for plan in plans):
             break
     return capability, multiprocessors
+
+
+def errors_of(on_gpu, mode, dtype, T, B, H):
+    """A function that runs a layer and gives the root mean square errors, against float64, of y and dx."""
+    inputs, rows = 3, MODES[mode]["gates"] * H
+    shapes = (T, B, inputs), (1, B, H), (1, B, H), (rows, inputs), (rows, H), (rows,), (rows,), (T, B, H)
+    scales = 1, 0.5, 0.5, 0.5, 0.9 / H**0.5, 0.2, 0.2, 1  # W_hh's: errors do not grow from step to step
+    drawn = [
+        draw(*shape, seed=seed) * scale
+        for seed, (shape, scale) in enumerate(zip(shapes, scales, strict=True))
+    ]
+    x, h0, c0, *weights, dy = (t.to(dtype) for t in drawn)
+
+    def run(op, of):
+        c = of(c0) if MODES[mode]["has_cell"] else None
+        layer = [mode, of(x), of(h0), c, *map(of, weights), None, *[None] * 5, None, False]
+        out = op("recurrent", *layer, True)
+        given = [of(dy), None, None, *layer, out[0], *out[3:5]]
+        return out[0], op("recurrent_backward", *given, [True] * GRADIENTS)[0]
+
+    exact = run(lambda name, *given: getattr(torch.ops.rnnfast, name).default(*given), torch.Tensor.double)
+
+    def errors():
+        found = run(on_gpu, lambda t: t)
+        return [(a.double() - b).pow(2).mean().sqrt().item() for a, b in zip(found, exact, strict=True)]
+
+    return errors

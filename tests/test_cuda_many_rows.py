@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cuda_helpers import MARKS, resident_case, resident_near
-from helpers import GRADIENTS
+from cuda_helpers import MARKS, ROUNDED, errors_of, resident_case, resident_near
+from helpers import GRADIENTS, MODES
 from test_cuda_episodes import Case, both_ways, by
 
 from rnnfast import _C
@@ -114,3 +114,18 @@ def test_rows_that_end_or_begin_anew_equal_those_of_small_tiles(on_gpu, seed):
     case = Case(seed, arguments, dtype, numbers)
     both_ways(case, seed, by(on_gpu, "stepwise", WHOLE), by(on_gpu, "stepwise", device), resident_near(dtype))
     assert ran_by(on_gpu, backward=True)[0] == 8
+
+
+@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_devices_own_exp2_and_reciprocal_lose_nothing(on_gpu, mode, dtype):
+    """Beside small tiles, whose cells are exact."""
+    errors = errors_of(on_gpu, mode, dtype, T=100, B=65, H=64)
+    on_gpu.set_kernel("stepwise")
+    found = {}
+    for device in (WHOLE, (80, 1)):
+        on_gpu.set_device(*device)
+        found[device] = errors()
+        assert (ran_by(on_gpu, backward=True)[0] == 8) == (device != WHOLE)
+    for rough, exact in zip(found[80, 1], found[WHOLE], strict=True):
+        assert 0 < rough <= 1.1 * exact
