@@ -38,6 +38,9 @@ struct ComputeType<Half> {
   typedef float type;
 };
 
+// Rows of hidden units, and of what is made of them, are padded to a multiple of so many numbers.
+constexpr int64_t kPad = 16;
+
 // Before which steps a row forgets its state, and what it begins anew from
 template <class A>
 struct Resets {

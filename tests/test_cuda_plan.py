@@ -98,9 +98,9 @@ def of_plan(found):
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=14), ("cluster", 11, 12, 2, 5, 1)),
         (dict(mode="lstm", bytes=2, H=512, multiprocessors=4), None),
         # so many rows that the large tiles of a launch a step take fewer cycles: blocks that share a sum
-        (dict(mode="lstm", bytes=2, H=512, B=320), ("cluster", 16, 12, 3, 0, 5)),
-        (dict(mode="lstm", bytes=2, H=512, B=328), 2),
-        (dict(mode="lstm", bytes=2, H=512, B=512, backward=True), 8),
+        (dict(mode="lstm", bytes=2, H=512, B=384), ("cluster", 16, 12, 3, 0, 6)),
+        (dict(mode="lstm", bytes=2, H=512, B=392), 2),
+        (dict(mode="lstm", bytes=2, H=512, B=800, backward=True), 4),
         (dict(mode="lstm", bytes=2, H=512, B=1024, directions=2), 1),
         (dict(mode="lstm", bytes=2, H=512, B=1024, capability=80), 1),
         (dict(mode="lstm", bytes=2, H=1024, B=256), 2),
@@ -187,6 +187,15 @@ def test_the_plan_of_a_layer_on_a_gpu(arguments, plan):
         return
     assert of_plan(found) == plan
     assert_plan_holds(arguments, found)
+
+
+@pytest.mark.parametrize("H, blocks", [(240, 1), (250, 2), (256, 2)])
+def test_what_pads_a_row_counts_for_the_tiles_of_a_launch_a_step(H, blocks):
+    _C.set_cuda_kernel("stepwise")
+    try:
+        assert _C.cuda_plan("lstm", 2, H, 1024)["blocks"] == blocks
+    finally:
+        _C.set_cuda_kernel("")
 
 
 @pytest.mark.parametrize(

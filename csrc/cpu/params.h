@@ -99,8 +99,7 @@ struct Plan {
   Plan of_direction() const { return split == Split::kDirections ? Plan{Split::kSerial, 1} : *this; }
 };
 
-// Hidden widths are padded to whole vectors of every instruction set, so that what is saved suits them all.
-constexpr int64_t kPad = 16;
+// kPad is a whole number of vectors of every instruction set, so that what is saved suits them all.
 RNNFAST_INLINE constexpr int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 // Where some values of each unit and row stand: value s of unit u of row n at

@@ -9,9 +9,6 @@ namespace rnnfast::cuda {
 constexpr int kBlockThreads = kBlockWarps * kLanes;
 constexpr int kStages = 4;  // of what is read: one is multiplied while the others are on their way
 constexpr int kStageChunks = 4, kStageWords = 4 * kStageChunks;  // of each row
-// from a row of sums in shared memory to the next: a warp that leaves some meets each bank twice at most, one
-// that reads them once
-constexpr int kSumStride = kBlockRows + 5;
 constexpr int kAtOnce = 4;  // cells of a thread whose numbers are asked for at the same time
 
 template <class Task>
@@ -34,7 +31,10 @@ struct BlockThread {
   static constexpr int kCopies = (kOfStage + kBlockThreads - 1) / kBlockThreads;
   static constexpr int kOwn = kRowsOfW / 32;  // times 16 rows of W, and 32 of the batch: a warp's sums
   static constexpr int kStageBytes = kStages * kOfStage * 16;
-  static constexpr int kSumBytes = kRowsOfW * kSumStride * static_cast<int>(sizeof(A));
+  // From the sums of a row of the batch to those of the next, in shared memory: they stand one after the
+  // other, so that another block's come as whole segments, and a warp that leaves some meets each bank once.
+  static constexpr int kSumStride = kRowsOfW + 4;
+  static constexpr int kSumBytes = kBlockRows * kSumStride * static_cast<int>(sizeof(A));
   static constexpr int kBytes = kStageBytes > kSumBytes ? kStageBytes : kSumBytes;
 
   const Task& task;
@@ -99,7 +99,7 @@ struct BlockThread {
     }
   }
 
-  RNNFAST_INLINE static int sum_place(int row, int column) { return row * kSumStride + column; }
+  RNNFAST_INLINE static int sum_place(int row, int column) { return column * kSumStride + row; }
   RNNFAST_INLINE void leave(const A (&sum)[kOwn][4][4]) const {
     A* const sums = shared_memory<A>();
 #pragma unroll

@@ -199,15 +199,6 @@ Weighed scatter_plan(const Shape& s, const Sums& sums, int units) {
   return of_all_rows(p, s, sums, s.device.clusters[p.blocks]);
 }
 
-// A launch a step; of many rows by blocks, or clusters, of eight warps
-ResidentPlan stepwise_plan(const Shape& s) {
-  ResidentPlan p = kOneLaunchAStep;
-  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
-  const int split = matrix && !s.projected ? cycles_of_step(s).split : 0;
-  if (split > 0) p.blocks = split, p.warps = kBlockWarps, p.team = split > 1 ? Team::kCluster : Team::kBlock;
-  return p;
-}
-
 // W must fit the registers: 8 units of four gates take a register of each of a warp's threads for 2 halves or
 // for one number of TF32 of a unit's H (forward; backward as many), which leaves room for 16 warps, a block
 // of 128 units, with 64 registers. Wider layers take several blocks of twelve warps with 88 registers for W:
@@ -310,6 +301,14 @@ ResidentPlan plan_of(const Shape& s, bool only_resident) {
 }
 
 }  // namespace
+
+ResidentPlan stepwise_plan(const Shape& s) {
+  ResidentPlan p = kOneLaunchAStep;
+  const bool matrix = s.bytes == 2 || (s.bytes == 4 && s.tf32);
+  const int split = matrix && !s.projected ? cycles_of_step(s).split : 0;
+  if (split > 0) p.blocks = split, p.warps = kBlockWarps, p.team = split > 1 ? Team::kCluster : Team::kBlock;
+  return p;
+}
 
 ResidentPlan make_plan(const Shape& s) { return plan_of(s, /*only_resident=*/false); }
 

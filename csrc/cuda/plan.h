@@ -30,6 +30,8 @@ constexpr ResidentPlan kSingleStep{0, 0, 1, 0, 1, 1, Team::kBlock, 0, 1, true, 0
 inline bool is_resident(const ResidentPlan& plan) { return plan.tiles > 0 || plan.held > 0; }
 
 ResidentPlan make_plan(const Shape& shape);
+// A launch a step; of many rows by blocks, or clusters, of eight warps
+ResidentPlan stepwise_plan(const Shape& shape);
 
 // Of a step of many rows the blocks that share out the bytes of a sum of so many units (block_tiles.cuh), or
 // 0 where smaller tiles take less; `sums` of a unit

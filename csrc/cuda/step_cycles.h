@@ -13,7 +13,8 @@ constexpr int64_t kLaunch = 4400;  // cycles until the next one runs, an estimat
 // A launch a step, as tiles.cuh makes its products or (split > 0) block_tiles.cuh, a tile by so many blocks:
 // `rows` of W and of the batch, `bytes` of each, are read for each block from the second cache, which gives a
 // multiprocessor 24 bytes a cycle while all read; before the first block some time passes, and `cells` after
-// each. All of these are estimates.
+// each, in which the blocks of a cluster give each other sums, at 14 bytes a cycle. All of these are
+// estimates.
 inline int64_t cycles_of_tiles(int64_t blocks, int64_t rows, int64_t bytes, int64_t cells,
                                const Device& device) {
   return 1500 + divide_up(blocks, device.multiprocessors) * (rows * bytes / 24 + cells);
@@ -33,7 +34,8 @@ inline StepCycles cycles_of_step(int64_t units, int64_t sums, int64_t rows, int6
   const int64_t tiles = divide_up(units, wide) * divide_up(rows, kBlockRows);
   for (int split = 1; split <= kMostParts; split *= 2) {
     if (split > 1 && (device.clusters[split] == 0 || bytes < split * kLeastStages * kStageBytes)) break;
-    const int64_t cells = split > 1 ? 2000 : 1000;
+    const int64_t sums_of_others = kBlockRows * wide * sums * 4 * (split - 1) / split;
+    const int64_t cells = 1000 + sums_of_others / 14;
     const int64_t cycles = cycles_of_tiles(tiles * split, read, bytes / split, cells, device);
     if (cycles < best.cycles) best = {split, cycles};
   }
@@ -42,9 +44,9 @@ inline StepCycles cycles_of_step(int64_t units, int64_t sums, int64_t rows, int6
 
 // The same of a layer, whose largest step may be of so many rows
 inline StepCycles cycles_of_step(const Shape& s) {
-  const int64_t gates = facts_of(s.mode).gates;
-  const StepCycles found = s.backward ? cycles_of_step(s.H, 1, s.B, gates * s.H * s.bytes, s.device)
-                                      : cycles_of_step(s.H, gates, s.B, s.H * s.bytes, s.device);
+  const int64_t gates = facts_of(s.mode).gates, sums = s.backward ? 1 : gates;
+  const int64_t numbers = divide_up(s.backward ? gates * s.H : s.H, kPad) * kPad;
+  const StepCycles found = cycles_of_step(s.H, sums, s.B, numbers * s.bytes, s.device);
   return {found.split, found.cycles < kLaunch ? kLaunch : found.cycles};
 }
 

@@ -41,7 +41,8 @@ ResidentPlan plan_of(const LayerSizes& s, const Tensor& x, const EpisodeArgument
   check_waited();
   const bool countable = s.N <= std::numeric_limits<int32_t>::max();
   const bool resident = countable && !(s.packed && capturing(current_stream(x.device())));
-  const ResidentPlan plan = resident ? choose_plan(shape_of(s, x, episodes, backward)) : kOneLaunchAStep;
+  const Shape shape = shape_of(s, x, episodes, backward);
+  const ResidentPlan plan = resident ? choose_plan(shape) : stepwise_plan(shape);
   set_last_run(backward ? "recurrent_backward" : "recurrent", plan);
   return plan;
 }
